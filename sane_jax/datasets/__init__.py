@@ -1,0 +1,1 @@
+"""Photos, pairs of them, and what is known about them."""

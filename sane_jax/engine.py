@@ -1,0 +1,208 @@
+"""Runs a model over rendered images: on all devices inside one jitted loop, or on the host.
+
+The engine is where images enter the encoder, so it is also where passes are counted.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sane_jax.models import model as model_lib
+from sane_jax.ops import effects
+
+# One call into the jitted loop lasts about this long: progress is shown, Ctrl-C heard, in between.
+SECONDS_PER_CALL = 1.0
+
+
+@dataclasses.dataclass
+class Engine:
+  """A model with the devices and the chunk that it is run in.
+
+  Attributes:
+    model: what is run.
+    chunk: images a step.
+    mesh: devices that share a chunk; None for one device and for host models.
+    params: the model's parameters, on those devices.
+    passes: images that went through the encoder so far.
+    embedding_size: d; for a host model None until it has been run once.
+    on_progress: called with (images done, images in all) now and then.
+  """
+
+  model: model_lib.Model
+  chunk: int
+  mesh: Mesh | None
+  params: Any
+  passes: int = 0
+  embedding_size: int | None = None
+  on_progress: Callable[[int, int], None] | None = None
+
+
+def make_engine(
+  model: model_lib.Model, *, chunk: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Engine:
+  """An engine on `devices` (all local ones by default), `chunk` images a step.
+
+  Default chunk: 64 on a CPU and for host models, 512 on an accelerator.
+  """
+  devices = list(devices) if devices is not None else jax.local_devices()
+  if chunk is None:
+    chunk = 64 if model.on_host or devices[0].platform == "cpu" else 512
+  if chunk < 1:
+    raise ValueError(f"the chunk is how many masked images exist at once, 1 or more; given {chunk}")
+  if model.on_host:
+    return Engine(model, chunk, None, None)
+  if len(devices) == 1:
+    return Engine(model, chunk, None, jax.device_put(model.params, devices[0]))
+  mesh = Mesh(np.asarray(devices), ("masks",))
+  return Engine(
+    model, chunk, mesh, jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
+  )
+
+
+def run(
+  engine: Engine,
+  render: Callable[..., Any],
+  update: Callable[..., Any],
+  args: Any,
+  total: Any,
+  count: int,
+  *,
+  first: int = 0,
+  score: Callable[[np.ndarray, Any], Any] | None = None,
+) -> tuple[Any, int]:
+  """Renders images first .. first + count − 1, runs the model on them and reduces what it gives.
+
+  Args:
+    engine: counts the passes.
+    render: (args, indices [n]) -> (images [n h w 3], features); pure, hashable.
+    update: (args, total, outputs [n k], features, indices) -> total; pure, hashable. Outputs are
+      unit embeddings, or scores where `score` is given.
+    args: pytree of arrays for both.
+    total: initial value of what is reduced.
+    count: how many images. Exactly as many enter the encoder: no padding.
+    first: index of the first.
+    score: (images, features) -> scores [n k], on the host, in place of the embedding.
+
+  Returns:
+    The total, and how many outputs had no direction (zero norm, taken as a cosine of 0).
+
+  Raises:
+    ModelError: a NaN or an infinity in the outputs; a host model's output of a wrong shape.
+  """
+  state = effects.start_reduction(total)
+  done = 0
+  started = time.monotonic()
+  batch = min(engine.chunk, count)
+  calls = 1  # chunks a call, grown until a call takes about a second
+  mesh, params = engine.mesh, engine.params
+  while done < count:
+    size = min(batch, count - done)
+    chunks = min(calls, (count - done) // size)
+    began = time.monotonic()
+    if engine.model.on_host or score is not None:
+      chunks = max(1, (count - done) // size)
+      state = _run_on_host(engine, render, update, args, state, first + done, chunks, size, score)
+    else:
+      if mesh is not None and size % mesh.size:  # no even share for each device: one does the rest
+        params, state = on_one_device(engine), jax.device_put(state, _first_device(engine))
+        mesh = None
+      state = effects.stream(
+        engine.model.embed, params, render, update, args, state,
+        jnp.int32(first + done), jnp.int32(chunks), chunk=size, mesh=mesh,
+      )  # fmt: skip
+      jax.block_until_ready(state.passes)
+    done += chunks * size
+    calls = max(1, round(calls * min(4, SECONDS_PER_CALL / max(time.monotonic() - began, 1e-3))))
+    if engine.on_progress is not None and time.monotonic() - started > 0.5:
+      engine.on_progress(done, count)
+  if score is None:
+    engine.passes += int(state.passes)  # a score function counts its own
+  if int(state.not_finite):
+    raise model_lib.ModelError(
+      f"{engine.model.name} gave NaN or infinity for {int(state.not_finite)} of {count} images;"
+      " check its weights and the range it expects (images come in [0, 1])"
+    )
+  total = state.total
+  if engine.mesh is not None:  # results meet later: keep all on one device
+    total = jax.device_put(total, _first_device(engine))
+  return total, int(state.without_direction)
+
+
+def on_one_device(engine: Engine) -> Any:
+  """The parameters on the first device, whatever mesh they are on."""
+  if engine.mesh is None:
+    return engine.params
+  return jax.device_put(engine.model.params, _first_device(engine))
+
+
+def _first_device(engine: Engine) -> jax.Device:
+  return engine.mesh.devices.ravel()[0]  # pyright: ignore[reportOptionalMemberAccess]
+
+
+_render = jax.jit(lambda render, args, indices: render(args, indices), static_argnums=0)
+_reduce = jax.jit(
+  effects.reduce_outputs, static_argnums=0, static_argnames="unit", donate_argnums=2
+)
+
+
+def _run_on_host(engine, render, update, args, state, start, chunks, size, score):
+  """The same loop around a host model; the next batch is rendered while the model works."""
+  ahead = _render(render, args, start + jnp.arange(size))
+  for step in range(chunks):
+    (images, features), indices = ahead, start + step * size + jnp.arange(size)
+    batch = np.array(images)  # a copy: what the model does to it harms no one
+    if step + 1 < chunks:
+      ahead = _render(render, args, indices + size)
+    if score is not None:
+      outputs = score(batch, features)
+    else:
+      embeddings = engine.model.embed(engine.params, batch)  # pyright: ignore[reportOptionalCall]
+      outputs = model_lib.host_outputs(engine.model, embeddings, size)
+    state = _reduce(
+      update, args, state, jnp.asarray(outputs), features, indices, unit=score is None
+    )
+    if engine.on_progress is not None:
+      engine.on_progress((step + 1) * size, chunks * size)
+  return state
+
+
+# --- whole images ---------------------------------------------------------------------------------
+
+
+_embed = jax.jit(lambda embed, params, images: embed(params, images), static_argnums=0)
+
+
+def embed_images(engine: Engine, images: np.ndarray) -> np.ndarray:
+  """Unit embeddings [n d] of whole images [n h w 3]; one pass each.
+
+  Raises:
+    ModelError: an embedding with NaN, infinity, or zero norm, which has no cosine.
+  """
+  model, out, done = engine.model, [], 0
+  while done < len(images):
+    # Singly, or in full chunks: two batch sizes to compile, whatever the number of images.
+    size = engine.chunk if len(images) - done >= engine.chunk else 1
+    batch = np.array(images[done : done + size], np.float32)
+    if model.on_host:
+      raw = model_lib.host_outputs(model, model.embed(engine.params, batch), size)  # pyright: ignore[reportOptionalCall]
+    else:
+      raw = np.asarray(_embed(model.embed, on_one_device(engine), batch), np.float32)
+    engine.passes += size
+    engine.embedding_size = raw.shape[1]
+    norms = np.linalg.norm(raw, axis=1, keepdims=True)
+    for bad, what in ((~np.isfinite(norms), "NaN or infinity in"), (norms == 0, "zero norm for")):
+      if bad.any():
+        raise model_lib.ModelError(
+          f"{model.name}: {what} the embedding of {int(bad.sum())} of {size} whole images, which"
+          " has no cosine with anything; check its weights and the range it expects (images come"
+          " in [0, 1])"
+        )
+    out.append(raw / norms)
+    done += size
+  return np.concatenate(out)

@@ -1,0 +1,575 @@
+"""Explainer: a model and a mask design; explanations of pairs come out."""
+
+import dataclasses
+import functools
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sane_jax import engine as engine_lib
+from sane_jax.datasets import images as images_lib
+from sane_jax.explanation import Effects, Explanation, Photo, ReferenceSide, SaliencyMap
+from sane_jax.models import model as model_lib
+from sane_jax.models.model import Model
+from sane_jax.ops import designs, fills, learned_mask
+from sane_jax.ops import effects as effects_lib
+
+DESIGNS = {**designs.DESIGNS, "learned_mask": learned_mask.LearnedMask}
+MODES = ("fixed", "both")
+
+# Scores that differ by less than float32's rounding do not differ.
+FLAT = 1e-6
+
+
+def make_design(design: Any, num_masks: int | None = None, **options: Any) -> Any:
+  """The design of that name with `num_masks` and other fields set; a design as it is.
+
+  Raises:
+    ValueError: unknown name or field, a number of masks that the design can't have.
+  """
+  if not isinstance(design, str):
+    if type(design) not in DESIGNS.values():
+      raise ValueError(f"a design is one of {', '.join(DESIGNS)}, or made from {', '.join(c.__name__ for c in DESIGNS.values())}; given {design!r}")  # fmt: skip
+    options = {k: v for k, v in options.items() if v is not None}
+    if num_masks is not None:
+      options["num_masks"] = num_masks
+    return dataclasses.replace(design, **options) if options else design
+  if design not in DESIGNS:
+    raise ValueError(f"no design {design!r}; there is {', '.join(DESIGNS)}")
+  cls = DESIGNS[design]
+  known = [field.name for field in dataclasses.fields(cls)]
+  if num_masks is not None:
+    if "num_masks" not in known:
+      raise ValueError(
+        f"{design} does not take num_masks; what it takes is {', '.join(known)}. Leave num_masks"
+        " out"
+      )
+    options["num_masks"] = num_masks
+  for name, value in options.items():
+    if name not in known:
+      raise ValueError(f"{design} has no {name!r}; it has {', '.join(known)}")
+    if isinstance(value, list):
+      options[name] = tuple(value)
+  return cls(**options)
+
+
+class Explainer:
+  """Explains why a similarity model gives two images their score.
+
+  Args:
+    model: from `load_model` or one of the `from_...` functions.
+    design: name of the generator (`rise`, `sliding_window`, `lime`, `kernel_shap`, `hadamard`,
+      `learned_mask`, `random`) or a design object such as `Hadamard(num_masks=256)`.
+    num_masks: masked images an image; the design's own number by default.
+    fill: what is shown where a mask hides: 'mean', 'black', 'grey', 'white', 'blur', a colour in
+      [0, 1], or an image; the design's own by default.
+    key: seed or typed JAX key. All masks are a function of it: the same key, the same answer.
+    mode: 'fixed' perturbs the query alone, 'both' the reference as well.
+    chunk_size: at most this many masked images exist at once.
+    devices: JAX devices that share each chunk; all local ones by default.
+    on_progress: called with (images done, images in all) while a long pass runs.
+    **options: further fields of the design, such as `grid=(7, 7)`.
+
+  Attributes:
+    encoder_passes: images that went through the encoder since the explainer was made.
+  """
+
+  def __init__(
+    self,
+    model: Model,
+    *,
+    design: Any = "rise",
+    num_masks: int | None = None,
+    fill: Any = None,
+    key: Any = 0,
+    mode: str = "fixed",
+    chunk_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+  ):
+    if not isinstance(model, Model):
+      raise TypeError(f"the model is made by sane_jax.load_model, from_jax, from_numpy, from_torch, from_onnx or from_score; given {type(model).__name__}")  # fmt: skip
+    if mode not in MODES:
+      raise ValueError(f"the mode is 'fixed' or 'both'; given {mode!r}")
+    self.model = model
+    self.design = make_design(design, num_masks, **options)
+    self.fill = self.design.default_fill if fill is None else fill
+    self.mode = mode
+    self.key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+    self.engine = engine_lib.make_engine(model, chunk=chunk_size, devices=devices)
+    self.engine.on_progress = on_progress
+    if self._learned and (model.on_host or model.embed is None):
+      raise ValueError(
+        f"learned_mask follows gradients, which {model.name} on the host can't give; use"
+        " design='rise' or 'hadamard', or bring the model in with sane_jax.from_jax"
+      )
+    if self.fill != "median" or not self._learned:
+      fills.fill_image(self.fill, np.zeros((*model.image_size, 3), np.float32))  # raises early
+
+  @property
+  def _learned(self) -> bool:
+    return isinstance(self.design, learned_mask.LearnedMask)
+
+  @property
+  def _scores_only(self) -> bool:
+    return self.model.embed is None
+
+  @property
+  def encoder_passes(self) -> int:
+    return self.engine.passes
+
+  @property
+  def settings(self) -> dict[str, Any]:
+    """All that fixes the answer, in plain types."""
+    name = next(n for n, cls in DESIGNS.items() if cls is type(self.design))
+    options = {"num_masks": self.design.num_masks} if hasattr(self.design, "num_masks") else {}
+    options |= dataclasses.asdict(self.design)
+    fill = self.fill if isinstance(self.fill, str) else f"array of shape {np.shape(self.fill)}"
+    return {
+      "model": self.model.name,
+      "image_size": list(self.model.image_size),
+      "fit": self.model.fit,
+      "design": name,
+      **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+      "fill": fill,
+      "mode": self.mode,
+      "key": np.asarray(jax.random.key_data(self.key)).tolist(),
+      "jax": jax.__version__,
+    }
+
+  # --- images -------------------------------------------------------------------------------------
+
+  def photo(self, source: Any, name: str | None = None) -> Photo:
+    """An image as the model sees it, from a path, PIL image, uint8 or float array.
+
+    Raises:
+      ImageError: it can't be read; says what was given and what would do.
+    """
+    if isinstance(source, Photo):
+      return source
+    if name is None:
+      is_path = isinstance(source, str | os.PathLike)
+      name = os.path.basename(os.fspath(source)) if is_path else ""
+    pixels = images_lib.fit_image(
+      images_lib.read_image(source),
+      self.model.image_size,
+      fit=self.model.fit,
+      crop_fraction=self.model.crop_fraction,
+      interpolation=self.model.interpolation,
+    )
+    return Photo(name, pixels)
+
+  def embed(self, images: Sequence[Any]) -> np.ndarray:
+    """Unit embeddings [n d] of whole images; one encoder pass each."""
+    self._needs_embeddings("embed")
+    return engine_lib.embed_images(self.engine, np.stack([self.photo(i).pixels for i in images]))
+
+  def _fill(self, photo: Photo) -> np.ndarray:
+    if self._learned and self.fill == "median":
+      return fills.median_blur(photo.pixels, self.design.blur)
+    return fills.fill_image(self.fill, photo.pixels)
+
+  def _needs_embeddings(self, what: str) -> None:
+    if self._scores_only:
+      raise ValueError(
+        f"{what} takes embeddings, and {self.model.name} gives nothing but scores; bring the model"
+        " in with sane_jax.from_numpy, from_torch, from_onnx or from_jax"
+      )
+
+  def _masking(self, photo: Photo, whole: np.ndarray) -> effects_lib.Masking:
+    return effects_lib.Masking(
+      self.key,
+      designs.design_cells(self.design, photo.pixels),
+      jnp.asarray(photo.pixels),
+      jnp.asarray(self._fill(photo)),
+      jnp.asarray(whole),
+    )
+
+  # --- effects ------------------------------------------------------------------------------------
+
+  def effects(self, image: Any) -> Effects:
+    """What every explanation of this image needs: N masked passes and one whole.
+
+    The result may be given wherever an image is, and then costs no further pass.
+
+    Raises:
+      ModelError: NaN or zero-norm embeddings.
+    """
+    if isinstance(image, Effects):
+      if image.design != self.design:
+        raise ValueError(f"these effects were measured by {image.design}, not {self.design}")
+      return image
+    self._needs_embeddings("effects")
+    if self._learned:
+      raise ValueError("a learned mask belongs to one pair: use explain, or another design")
+    photo = self.photo(image)
+    before = self.encoder_passes
+    whole = self.embed([photo])[0]
+    masking = self._masking(photo, whole)
+    moments, lost = self._moments(masking, whole.shape[0])
+    notes = []
+    if lost:
+      notes.append(
+        f"{lost} of {self.design.num_masks} masked images have an embedding of zero norm; their"
+        " score was taken as 0"
+      )
+    return Effects(
+      photo, self.design, self.key, masking.cells, moments, whole,
+      self.encoder_passes - before, tuple(notes),
+    )  # fmt: skip
+
+  def _moments(self, masking, k, score=None):
+    design = self.design
+    moments = effects_lib.zero_moments(design, masking.cells, k)
+    if design.num_masks == 0:
+      return moments, 0
+    return engine_lib.run(
+      self.engine, effects_lib.RenderMasked(design), effects_lib.AddToMoments(design), masking, moments,
+      design.num_masks, score=score,
+    )  # fmt: skip
+
+  def _reference_masking(
+    self, photo: Photo
+  ) -> tuple[effects_lib.Masking, designs.Design, int, int]:
+    """What perturbs a reference when both images are perturbed: masks of a key of their own."""
+    design, start, count = self.design.reference_masks()
+    # Indices fold in from 0 up, so this key meets none of the query's masks.
+    key = jax.random.fold_in(self.key, np.uint32(2**32 - 1))
+    cells = designs.design_cells(design, photo.pixels)
+    empty = jnp.zeros(0)
+    masking = effects_lib.Masking(
+      key, cells, jnp.asarray(photo.pixels), jnp.asarray(self._fill(photo)), empty
+    )
+    return masking, design, start, count
+
+  def _perturbed_embeddings(self, photo: Photo, d: int) -> np.ndarray:
+    """Unit embeddings [k d] of the K masked versions of a reference."""
+    masking, design, start, count = self._reference_masking(photo)
+    total, _ = engine_lib.run(
+      self.engine, effects_lib.RenderMasked(design), effects_lib.StoreFrom(start), masking,
+      jnp.zeros((count, d)), count, first=start,
+    )  # fmt: skip
+    return np.asarray(total)
+
+  # --- maps ---------------------------------------------------------------------------------------
+
+  def _read(self, e: Effects, directions: list[np.ndarray]) -> list[SaliencyMap]:
+    """Maps of an image against each direction [k d], averaged over its k rows."""
+    mean = jnp.asarray(np.stack([d.mean(axis=0) for d in directions], axis=1))  # [d r]
+    moments = e.moments._replace(response=jnp.matmul(e.moments.response, mean, precision="highest"))
+    out = self._maps(e.cells, moments)
+    for index, rows in enumerate(directions):
+      if len(rows) > 3 and not isinstance(self.design, designs.SlidingWindow):
+        # The K masked references were drawn too: their spread joins that of the query's masks. It
+        # is taken between pairs of neighbours, which are each other's complement in some designs.
+        each = np.asarray(e.matrix @ jnp.asarray(rows).T)
+        each = each[:, : len(rows) // 2 * 2].reshape(len(each), -1, 2).mean(axis=2)
+        spread = each.var(axis=1, ddof=1) / each.shape[1]
+        values = np.sqrt(out[index].cell_errors ** 2 + spread)
+        out[index] = self._saliency_map(e.cells, out[index].cells, values)
+    return out
+
+  def _maps(self, cells: designs.Cells, moments: effects_lib.Moments) -> list[SaliencyMap]:
+    """One map for each column of the moments' response."""
+    key = jax.random.fold_in(self.key, 2**31)
+    values = np.asarray(effects_lib.effect_matrix(self.design, key, cells, moments))
+    exact = self.design.num_fixed == self.design.num_masks > 0
+    if exact:
+      errors = np.zeros_like(values)  # every mask was shown: nothing was sampled
+    else:
+      left_out = effects_lib.leave_one_out(self.design, key, cells, moments)
+      errors = effects_lib.standard_error(left_out, np.asarray(cells.valid))
+    return [self._saliency_map(cells, *pair) for pair in zip(values.T, errors.T, strict=True)]
+
+  def _saliency_map(self, cells, values, errors) -> SaliencyMap:
+    notes = ()
+    if np.abs(values).max() < FLAT and self.design.num_masks:
+      values, errors = np.zeros_like(values), np.zeros_like(errors)
+      notes = ("hiding any region leaves the score as it is: the map is flat",)
+    up = [np.asarray(self.design.upsample(jnp.asarray(v), cells)) for v in (values, errors)]
+    return SaliencyMap(*up, values, errors, notes)
+
+  # --- explanations -------------------------------------------------------------------------------
+
+  def explain(self, query: Any, reference: Any) -> Explanation:
+    """Why the model gives `query` and `reference` their score.
+
+    Costs N masked passes and one for each whole image; with mode 'both', K more for the masked
+    reference. The map on the reference, and the correspondence, cost as much again, when asked
+    for.
+
+    Args:
+      query: path, PIL image, uint8 array, float array in [0, 1], or `effects` of an image.
+      reference: likewise.
+
+    Raises:
+      ImageError: an image can't be read.
+      ModelError: the model's output is no embedding or score.
+    """
+    return self.explain_many(query, [reference])[0]
+
+  def explain_many(self, query: Any, references: Sequence[Any]) -> list[Explanation]:
+    """Why `query` matches each of `references`: one pass over its masks serves them all.
+
+    Each explanation's `encoder_passes` are those that it rests on, shared ones included;
+    `Explainer.encoder_passes` counts what was really spent.
+    """
+    if not len(references):
+      raise ValueError("explain_many needs at least one reference; given none")
+    if self._learned:
+      return self.explain_pairs([(query, reference) for reference in references])
+    if self._scores_only:
+      return self._explain_scores(query, references)
+    measured = self.effects(query)
+    sides = [self._side(reference) for reference in references]
+    maps = self._read(measured, [side.directions for side in sides])
+    return [
+      self._explanation(measured, side, saliency)
+      for side, saliency in zip(sides, maps, strict=True)
+    ]
+
+  def explain_pairs(self, pairs: Sequence[tuple[Any, Any]]) -> list[Explanation]:
+    """Explains many pairs; a learned mask learns all of theirs in one loop."""
+    if self._learned:
+      return self._explain_learned(pairs)
+    return [self.explain(query, reference) for query, reference in pairs]
+
+  def contrast(self, query: Any, a: Any, b: Any) -> Explanation:
+    """Why `query` matches `a` rather than `b`: the map of s(query, a) − s(query, b).
+
+    `score` is that difference; the explanation's reference is `a` and its contrast `b`.
+    """
+    if self._learned:
+      raise ValueError("contrast needs a design of masks, not learned_mask; use design='hadamard'")
+    if self._scores_only:
+      return self._explain_scores(query, [a, b], contrast=True)[0]
+    measured = self.effects(query)
+    one, other = self._side(a), self._side(b)
+    side = dataclasses.replace(
+      one,
+      directions=one.directions - other.directions,
+      whole=one.whole - other.whole,
+      passes=one.passes + other.passes,
+    )
+    explanation = self._explanation(measured, side, self._read(measured, [side.directions])[0])
+    explanation.contrast = other.photo
+    return explanation
+
+  def _side(self, reference: Any) -> "_Side":
+    """A reference: its whole embedding, and those that the query's effects are read against."""
+    before = self.encoder_passes
+    if isinstance(reference, Effects):
+      photo, whole, measured = reference.photo, reference.whole, self.effects(reference)
+    else:
+      photo, measured = self.photo(reference), None
+      whole = self.embed([photo])[0]
+    directions = whole[None]
+    if self.mode == "both":
+      perturbed = self._perturbed_embeddings(photo, len(whole))
+      directions = perturbed if len(perturbed) else directions
+    passes = self.encoder_passes - before + (measured.passes if measured is not None else 0)
+    return _Side(photo, whole, directions, measured, passes)
+
+  def _explanation(self, measured: Effects, side: "_Side", saliency: SaliencyMap) -> Explanation:
+    def reference_side() -> ReferenceSide:
+      before = self.encoder_passes
+      other = side.effects if side.effects is not None else self.effects(side.photo)
+      query = self._side(measured)
+      saliency = self._read(other, [query.directions])[0]
+      labels = np.asarray(other.cells.labels)
+      spent = self.encoder_passes - before
+      if isinstance(self.design, designs.Random):
+        return ReferenceSide(saliency, labels, None, None, spent)
+      valid = (np.asarray(measured.cells.valid), np.asarray(other.cells.valid))
+      return ReferenceSide(saliency, labels, (measured.matrix, other.matrix), valid, spent)
+
+    return Explanation(
+      query=measured.photo,
+      reference=side.photo,
+      score=float(measured.whole @ side.whole),
+      saliency=saliency,
+      grid=self.design.grid,
+      query_cells=np.asarray(measured.cells.labels),
+      settings=self.settings,
+      warnings=_warn([*measured.notes, *saliency.notes]),
+      passes=measured.passes + side.passes,
+      make_reference_side=reference_side,
+    )
+
+  # --- nothing but scores -------------------------------------------------------------------------
+
+  def _explain_scores(
+    self, query: Any, references: Sequence[Any], contrast: bool = False
+  ) -> list[Explanation]:
+    """Every reference scores every masked query: N passes each, N·K when both are masked."""
+    photo, others = self.photo(query), [self.photo(r) for r in references]
+    before = self.encoder_passes
+    whole = np.array([self.scores(photo.pixels[None], o.pixels)[0] for o in others])
+    shown = [self._perturbed_images(o) if self.mode == "both" else o.pixels[None] for o in others]
+
+    def score(images, features):
+      return np.stack(
+        [np.mean([self.scores(images, r) for r in versions], axis=0) for versions in shown], axis=1
+      )
+
+    masking = self._masking(photo, whole.astype(np.float32))
+    moments, _ = self._moments(masking, len(others), score)
+    spent = self.encoder_passes - before
+    if contrast:
+      moments = moments._replace(response=moments.response[..., :1] - moments.response[..., 1:])
+      whole = whole[:1] - whole[1:]
+    maps = self._maps(masking.cells, moments)
+    explanations = []
+    for other, value, saliency in zip(others, whole, maps, strict=False):
+      explanations.append(
+        Explanation(
+          query=photo,
+          reference=other,
+          score=float(value),
+          saliency=saliency,
+          grid=self.design.grid,
+          query_cells=np.asarray(masking.cells.labels),
+          settings=self.settings,
+          warnings=_warn(list(saliency.notes)),
+          passes=spent if contrast else spent // len(others),
+          make_reference_side=functools.partial(self._score_reference_side, photo, other),
+          contrast=others[1] if contrast else None,
+        )
+      )
+    return explanations
+
+  def _score_reference_side(self, query: Photo, reference: Photo) -> ReferenceSide:
+    """The map on the reference: its masked versions come second in the score, one at a time."""
+    before = self.encoder_passes
+    shown = self._perturbed_images(query) if self.mode == "both" else query.pixels[None]
+    whole = self.scores(query.pixels[None], reference.pixels)
+    masking = self._masking(reference, whole)
+
+    def score(images, features):
+      return np.array([[self.scores(shown, image).mean()] for image in images], np.float32)
+
+    moments, _ = self._moments(masking, 1, score)
+    saliency = self._maps(masking.cells, moments)[0]
+    labels = np.asarray(masking.cells.labels)
+    return ReferenceSide(saliency, labels, None, None, self.encoder_passes - before)
+
+  def scores(self, queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Scores [b] of queries [b h w 3] with one reference; b passes."""
+    raw = self.model.score(queries.copy(), reference.copy())  # pyright: ignore[reportOptionalCall]
+    scores = model_lib.host_outputs(self.model, raw, len(queries))[:, 0]
+    self.engine.passes += len(queries)
+    if not np.isfinite(scores).all():
+      raise model_lib.ModelError(
+        f"{self.model.name} gave NaN or infinity for {int((~np.isfinite(scores)).sum())} of"
+        f" {len(scores)} images; check its weights and the range it expects (images come in [0, 1])"
+      )
+    return scores
+
+  def _perturbed_images(self, photo: Photo) -> np.ndarray:
+    """The K masked versions [k h w 3] of an image."""
+    masking, design, start, count = self._reference_masking(photo)
+    if count == 0:
+      return photo.pixels[None]
+    return np.asarray(effects_lib.RenderMasked(design)(masking, start + jnp.arange(count))[0])
+
+  # --- learned masks ------------------------------------------------------------------------------
+
+  def _explain_learned(self, pairs: Sequence[tuple[Any, Any]]) -> list[Explanation]:
+    """All pairs' masks in one loop; a pair's result does not depend on its company."""
+    photos = [(self.photo(query), self.photo(reference)) for query, reference in pairs]
+    out: list[Explanation] = []
+    # What is alive at a time is one image a side and a pair, forward and backward.
+    size = max(1, self.engine.chunk // 2)
+    for begin in range(0, len(photos), size):
+      out += self._learn(photos[begin : begin + size])
+    return out
+
+  def _learn(self, photos: list[tuple[Photo, Photo]]) -> list[Explanation]:
+    settings, both, model = self.design, self.mode == "both", self.model
+    before = self.encoder_passes
+    queries, references = zip(*photos, strict=True)
+    wholes = [self.embed(list(side)) for side in (queries, references)]
+    whole_passes = self.encoder_passes - before
+
+    def stack(arrays):
+      return jnp.asarray(np.stack(arrays))
+
+    problem = learned_mask.Problem(
+      jnp.broadcast_to(self.key, (len(photos),)),
+      stack([p.pixels for p in queries]),
+      stack([self._fill(p) for p in queries]),
+      stack([p.pixels for p in references]),
+      stack([self._fill(p) for p in references]),
+      jnp.asarray(wholes[1]),
+    )
+    state = learned_mask.start(settings, len(photos), both=both)
+    params = engine_lib.on_one_device(self.engine)
+    while int(state.step) < settings.num_steps:
+      steps = min(25, settings.num_steps - int(state.step))
+      state = learned_mask.optimize(
+        model.embed, params, settings, problem, state, jnp.int32(steps), both=both
+      )
+      self.engine.passes += steps * len(photos) * (1 + both)
+      if self.engine.on_progress is not None:
+        self.engine.on_progress(int(state.step), settings.num_steps)
+    masks = np.asarray(state.masks)
+    large = np.asarray(learned_mask.enlarge(state.masks, model.image_size))
+    grid = (settings.cells, settings.cells)
+    labels = np.asarray(designs.grid_cells(model.image_size, grid).labels)
+
+    def saliency(pair, side):
+      missing = np.full(masks.shape[-2:], np.nan)
+      return SaliencyMap(
+        1 - large[pair, side], np.full(model.image_size, np.nan),
+        1 - masks[pair, side].ravel(), missing.ravel(),
+      )  # fmt: skip
+
+    out = []
+    for pair, (query, reference) in enumerate(photos):
+      other = functools.partial(self._learned_reference_side, query, reference, labels)
+      explanation = Explanation(
+        query=query,
+        reference=reference,
+        score=float(wholes[0][pair] @ wholes[1][pair]),
+        saliency=saliency(pair, 0),
+        grid=grid,
+        query_cells=labels,
+        settings=self.settings,
+        warnings=_warn([] if np.isfinite(masks[pair]).all() else ["the mask holds NaN"]),
+        passes=whole_passes // len(photos) + settings.num_steps * (1 + both),
+        make_reference_side=other,
+      )
+      if both:
+        explanation._reference_side = ReferenceSide(saliency(pair, 1), labels, None, None, 0)
+      out.append(explanation)
+    return out
+
+  def _learned_reference_side(self, query: Photo, reference: Photo, labels) -> ReferenceSide:
+    """The same with the roles exchanged."""
+    before = self.encoder_passes
+    swapped = self._learn([(reference, query)])[0]
+    return ReferenceSide(swapped.saliency, labels, None, None, self.encoder_passes - before)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Side:
+  """A reference as the query's effects are read against it."""
+
+  photo: Photo
+  whole: np.ndarray
+  directions: np.ndarray  # [k d]: the whole's embedding, or those of its masked versions
+  effects: Effects | None
+  passes: int
+
+
+def _warn(notes: list[str]) -> list[str]:
+  """Says each note as a Python warning too, and returns them."""
+  for note in notes:
+    warnings.warn(note, stacklevel=4)
+  return notes

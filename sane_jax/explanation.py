@@ -1,0 +1,289 @@
+"""What the explainer hands back: maps, errors, correspondences; saved, drawn, shown as a page."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from sane_jax import report
+from sane_jax.ops import designs, effects
+
+# The page lists at most this many cells a side: more can't be told apart by hovering.
+PAGE_GRID = 14
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+  """An image as the model sees it: [h w 3] float32 in [0, 1]."""
+
+  name: str
+  pixels: Float[np.ndarray, "h w 3"]
+
+  @property
+  def uint8(self) -> np.ndarray:
+    return np.round(self.pixels * 255).astype(np.uint8)
+
+
+class SaliencyMap(NamedTuple):
+  """A signed map with its standard error, over pixels [h w] and over cells [c]."""
+
+  values: Float[np.ndarray, "h w"]
+  errors: Float[np.ndarray, "h w"]
+  cells: Float[np.ndarray, " c"]
+  cell_errors: Float[np.ndarray, " c"]
+  notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Effects:
+  """The effect matrix of one image, with its replicates: enough to explain it against anything.
+
+  Attributes:
+    photo: the image.
+    design, key: the masks that were shown.
+    cells: the regions they switch.
+    moments: sums over the masks, a block a replicate.
+    whole: unit embedding [d] of the unmasked image.
+    passes: encoder passes spent.
+    notes: what a reader should know.
+  """
+
+  photo: Photo
+  design: designs.Design
+  key: Any
+  cells: designs.Cells
+  moments: effects.Moments
+  whole: np.ndarray
+  passes: int
+  notes: tuple[str, ...] = ()
+
+  @functools.cached_property
+  def matrix(self) -> jax.Array:
+    """E [c d]: how much each cell moves each axis of the embedding."""
+    return effects.effect_matrix(self.design, self.key, self.cells, self.moments)
+
+
+class ReferenceSide(NamedTuple):
+  """The other half of an explanation, made when it is asked for."""
+
+  saliency: SaliencyMap
+  labels: Int[np.ndarray, "h w"]
+  matrices: tuple[Any, Any] | None  # E of query and reference, where there are embeddings
+  valid: tuple[np.ndarray, np.ndarray] | None
+  passes: int
+
+
+@dataclasses.dataclass(eq=False)
+class Explanation:
+  """Why a model gives a query and a reference their score. Made by `Explainer`.
+
+  Attributes:
+    query, reference: the images as the model saw them (`contrast`: what the reference is
+      preferred to, for `Explainer.contrast`).
+    score: cosine similarity of the two; for a contrast, the difference of two.
+    grid: (rows, columns) of the cells, row-major; None for superpixels and learned masks.
+    query_cells: [h w], the cell of each pixel of the query.
+    settings: all that fixes the answer.
+    warnings: what a reader of the map should know.
+  """
+
+  query: Photo
+  reference: Photo
+  score: float
+  saliency: SaliencyMap
+  grid: tuple[int, int] | None
+  query_cells: Int[np.ndarray, "h w"]
+  settings: dict[str, Any]
+  warnings: list[str]
+  passes: int
+  make_reference_side: Callable[[], ReferenceSide] | None = dataclasses.field(repr=False)
+  contrast: Photo | None = None
+  seconds: float | None = None
+  metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+  _reference_side: ReferenceSide | None = dataclasses.field(default=None, repr=False)
+
+  @property
+  def saliency_map(self) -> Float[np.ndarray, "h w"]:
+    """[h w], signed: above zero where showing the query's region raises the score."""
+    return self.saliency.values
+
+  @property
+  def standard_error(self) -> Float[np.ndarray, "h w"]:
+    """[h w], of the saliency map, from replicates of the design; 0 where nothing was sampled.
+
+    NaN where there is no second replicate to compare with, and for learned masks.
+    """
+    return self.saliency.errors
+
+  @property
+  def reference_side(self) -> ReferenceSide:
+    if self._reference_side is None:
+      if self.make_reference_side is None:
+        raise ValueError("this explanation has no map on the reference")
+      self._reference_side = self.make_reference_side()
+    return self._reference_side
+
+  @property
+  def reference_saliency_map(self) -> Float[np.ndarray, "h w"]:
+    """[h w] over the reference. Perturbing it takes N further passes, spent on first use."""
+    return self.reference_side.saliency.values
+
+  @property
+  def reference_standard_error(self) -> Float[np.ndarray, "h w"]:
+    """[h w], of `reference_saliency_map`."""
+    return self.reference_side.saliency.errors
+
+  @property
+  def reference_cells(self) -> Int[np.ndarray, "h w"]:
+    """[h w], the cell of each pixel of the reference."""
+    return self.reference_side.labels
+
+  @functools.cached_property
+  def correspondence(self) -> Float[np.ndarray, "cq cr"]:
+    """[c_q c_r] in [−1, 1]: which region of the query matches which of the reference.
+
+    Row-major in `grid`, or by `query_cells` and `reference_cells`. The cosine between the
+    effects of two regions on the embedding, each centred over its image's regions.
+
+    Raises:
+      ValueError: a design or a model without effect matrices.
+    """
+    side = self.reference_side
+    if side.matrices is None or side.valid is None:
+      raise ValueError(
+        "correspondence compares effects on embeddings: it needs a model that gives embeddings"
+        f" and a design of masks; here the design is {self.settings['design']}"
+      )
+    query, reference = (m[v] for m, v in zip(side.matrices, side.valid, strict=True))
+    return np.asarray(effects.correspondence(query, reference))
+
+  @property
+  def encoder_passes(self) -> int:
+    """Images that went through the encoder for this explanation, counted at the model."""
+    side = self._reference_side
+    return self.passes + (side.passes if side is not None else 0)
+
+  # --- out ----------------------------------------------------------------------------------------
+
+  def view(self) -> report.PairView:
+    """What the page and the figure show. Computes the reference's side if there is one."""
+    side = self.reference_side if self.make_reference_side or self._reference_side else None
+    query_cells = reference_cells = table = None
+    if side is not None and side.matrices is not None:
+      query_cells, reference_cells = self.query_cells, side.labels
+      table = self.correspondence
+      if self.grid is not None:
+        query_cells, pool = _page_cells(query_cells.shape, self.grid)
+        reference_cells, _ = _page_cells(reference_cells.shape, self.grid)
+        table = pool @ table @ pool.T
+    return report.PairView(
+      query_name=self.query.name or "query",
+      reference_name=self.reference.name or "reference",
+      query=self.query.uint8,
+      reference=self.reference.uint8,
+      score=self.score,
+      saliency_map=self.saliency_map,
+      standard_error=self.standard_error,
+      reference_saliency_map=None if side is None else side.saliency.values,
+      reference_standard_error=None if side is None else side.saliency.errors,
+      query_cells=query_cells,
+      reference_cells=reference_cells,
+      correspondence=table,
+      encoder_passes=self.encoder_passes,
+      seconds=self.seconds,
+      metrics=self.metrics,
+      settings=self.settings,
+      command=self.snippet(),
+      warnings=self.warnings,
+      contrast_name=None if self.contrast is None else (self.contrast.name or "contrast"),
+      contrast=None if self.contrast is None else self.contrast.uint8,
+    )
+
+  def snippet(self) -> str:
+    """Python that reproduces the explanation."""
+    skip = ("model", "image_size", "fit", "mode", "design", "fill", "key", "jax")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.settings.items()}
+    lines = [f"design={options['design']!r}"]
+    lines += [f"{k}={v!r}" for k, v in options.items() if k not in skip]
+    lines += [f"fill={options['fill']!r}", f"mode={options['mode']!r}", f"key={options['key'][-1]}"]
+    names = [p.name or w for p, w in ((self.query, "query"), (self.reference, "reference"))]
+    call = "explain"
+    if self.contrast is not None:
+      names, call = [*names, self.contrast.name or "contrast"], "contrast"
+    return (
+      f"explainer = sane_jax.Explainer(model, {', '.join(lines)})\n"
+      f"explainer.{call}({', '.join(map(repr, names))})"
+    )
+
+  def plot(self):
+    """A matplotlib figure of the pair with its maps."""
+    return report.draw_figure(self.view())
+
+  def to_html(self, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes the pair as one self-contained page, and returns its path."""
+    title = f"{self.query.name or 'query'} and {self.reference.name or 'reference'}"
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report.render_page([self.view()], title=title), encoding="utf-8")
+    return path
+
+  def record(self) -> dict[str, Any]:
+    """Everything but the arrays, for JSON."""
+    return {
+      "query": self.query.name,
+      "reference": self.reference.name,
+      **({"contrast": self.contrast.name} if self.contrast is not None else {}),
+      "score": self.score,
+      "encoder_passes": self.encoder_passes,
+      "seconds": self.seconds,
+      "metrics": dict(self.metrics),
+      "warnings": list(self.warnings),
+      "settings": self.settings,
+    }
+
+  def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes explanation.json, maps.npz, figure.png and index.html into `folder`."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    view = self.view()
+    arrays = {
+      "query": view.query,
+      "reference": view.reference,
+      "saliency_map": self.saliency_map,
+      "standard_error": self.standard_error,
+      "cell_values": self.saliency.cells,
+      "query_cells": self.query_cells,
+    }
+    if view.reference_saliency_map is not None:
+      arrays["reference_saliency_map"] = view.reference_saliency_map
+      arrays["reference_standard_error"] = view.reference_standard_error
+      arrays["reference_cells"] = self.reference_cells
+    if view.correspondence is not None:
+      arrays["correspondence"] = self.correspondence
+    np.savez_compressed(folder / "maps.npz", **arrays)
+    (folder / "figure.png").write_bytes(report.figure_png(view))
+    (folder / "index.html").write_text(
+      report.render_page([view], title=f"{view.query_name} and {view.reference_name}"),
+      encoding="utf-8",
+    )
+    text = json.dumps(self.record(), indent=2, allow_nan=False)
+    (folder / "explanation.json").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+  def _repr_png_(self) -> bytes:
+    """Notebooks show the figure."""
+    return report.figure_png(self.view())
+
+
+def _page_cells(shape: tuple[int, int], grid: tuple[int, int]):
+  """Labels [h w] of at most 14 x 14 page cells, and how they average a grid's cells [page c]."""
+  page = (min(grid[0], PAGE_GRID), min(grid[1], PAGE_GRID))
+  rows, columns = (designs.averaging(g, p) for g, p in zip(grid, page, strict=True))
+  return np.asarray(designs.grid_cells(shape, page).labels), np.kron(rows, columns)

@@ -1,0 +1,1 @@
+"""Similarity models: real ones, and how any other is brought in."""

@@ -1,0 +1,1 @@
+"""Pure mathematics of the explanation: designs, effects, learned masks and metrics."""

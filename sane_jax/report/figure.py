@@ -1,0 +1,139 @@
+"""A still figure of one explained pair, for papers, notebooks and logs."""
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sane_jax.report.page import (
+  PairView,
+  check_pair,
+  error_summary,
+  format_number,
+  format_score,
+  largest,
+  mute,
+  overlay,
+  saliency_colors,
+)
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+_OPACITY = 0.8
+_MUTED = "#5d5a54"
+_PANEL, _GAP, _MARGIN, _HEAD, _FOOT = 2.5, 0.12, 0.15, 0.85, 0.55  # inches
+_BAR_GROUND = 0.83  # grey behind the colour bar's transparent middle
+
+
+def _shorten(name: str, length: int) -> str:
+  """Keeps both ends of a long name, which tell files apart better than the start alone."""
+  if len(name) <= length:
+    return name
+  head = (length - 1) // 2
+  return f"{name[:head]}…{name[head + 1 - length :]}"
+
+
+def draw_figure(pair: PairView) -> "Figure":
+  """Draws a pair: the query, its saliency map, the reference's, a colour bar and the numbers.
+
+  The figure belongs to no window and no pyplot state: `figure.savefig(path)` is all it takes.
+
+  Args:
+    pair: what to draw. Both maps share one limit, so one colour is one change of the score.
+
+  Returns:
+    A matplotlib figure on an Agg canvas.
+
+  Raises:
+    ValueError: the pair's arrays do not fit together.
+  """
+  # Only here, for the page has no need of matplotlib.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  check_pair(pair)
+  limit = largest(pair.saliency_map, pair.reference_saliency_map)
+  panels = [
+    ("Query", pair.query_name, pair.query),
+    ("Query, saliency map", "", _paint(pair.query, pair.saliency_map, limit)),
+  ]
+  if pair.reference_saliency_map is None:
+    panels.append(("Reference", pair.reference_name, pair.reference))
+  else:
+    painted = _paint(pair.reference, pair.reference_saliency_map, limit)
+    panels.append(("Reference, saliency map", pair.reference_name, painted))
+  if pair.contrast is not None:
+    panels.append(("Rather than", pair.contrast_name or "", pair.contrast))
+
+  # Laid out in inches: panels of one height, as wide as their images are.
+  widths = [_PANEL * min(max(image.shape[1] / image.shape[0], 0.5), 2) for _, _, image in panels]
+  size = (sum(widths) + _GAP * (len(panels) - 1) + 2 * _MARGIN, _PANEL + _HEAD + _FOOT)
+  figure = Figure(figsize=size, dpi=150, facecolor="white")
+  FigureCanvasAgg(figure)
+
+  def add_axes(left: float, bottom: float, width: float, height: float) -> "Axes":
+    box = (left / size[0], bottom / size[1], width / size[0], height / size[1])
+    return figure.add_axes(box, anchor="NW")
+
+  left = _MARGIN
+  for (title, name, image), width in zip(panels, widths, strict=True):
+    axes = add_axes(left, _FOOT, width, _PANEL)
+    axes.imshow(image, interpolation="lanczos")
+    axes.set_title(title, fontsize=9, loc="left", pad=4)
+    if name:
+      # Names are text, never mathematics: a file name may hold dollar signs.
+      name = _shorten(name, int(13 * width))
+      axes.set_xlabel(name, fontsize=8, color=_MUTED, loc="left", parse_math=False)
+    else:
+      _draw_bar(add_axes(left, _FOOT - 0.17, width, 0.09), limit)
+    for each in figure.axes:
+      each.spines[:].set_visible(False)
+      each.set_yticks([])
+    axes.set_xticks([])
+    left += width + _GAP
+
+  def write(inches_from_top: float, text: str, **style: Any) -> None:
+    at = (_MARGIN / size[0], 1 - inches_from_top / size[1])
+    figure.text(*at, text, va="top", **style)
+
+  kind = "Score" if pair.contrast is None else "Score difference"
+  write(0.14, f"{kind} {format_score(pair)}", fontsize=13, weight="bold")
+  write(0.42, _notes(pair), fontsize=8, color=_MUTED)
+  return figure
+
+
+def _paint(image: np.ndarray, saliency_map: np.ndarray, limit: float) -> np.ndarray:
+  return overlay(mute(image), saliency_map, opacity=_OPACITY, limit=limit)
+
+
+def _draw_bar(axes: "Axes", limit: float) -> None:
+  """Draws the overlay's colours with the score changes that they stand for."""
+  rgba = saliency_colors(np.linspace(-1, 1, 255))
+  alpha = _OPACITY * rgba[:, 3:]
+  colors = rgba[:, :3] * alpha + _BAR_GROUND * (1 - alpha)
+  axes.imshow(colors[None], extent=(-1, 1, 0, 1), aspect="auto", interpolation="bilinear")
+  ends = (format_number(-limit), format_number(limit, signed=True)) if limit else ("", "")
+  axes.set_xticks([-1, 0, 1], [ends[0], "0", ends[1]], fontsize=8)
+  for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+    label.set_horizontalalignment(side)
+  axes.tick_params(length=2, pad=2)
+  axes.set_xlabel("score change", fontsize=8, labelpad=1)
+
+
+def _notes(pair: PairView) -> str:
+  """How sure the map is, and what it cost."""
+  median_error, beyond = error_summary(pair)
+  notes = []
+  if median_error is not None and beyond is not None:
+    notes.append(f"median standard error (SE) {format_number(median_error)}")
+    notes.append(f"{100 * beyond:.0f} % of pixels beyond 2 SE")
+  return " · ".join([*notes, f"{pair.encoder_passes:,} encoder passes"])
+
+
+def figure_png(pair: PairView, *, dpi: int = 120) -> bytes:
+  """The figure of a pair as a PNG file's bytes."""
+  out = io.BytesIO()
+  draw_figure(pair).savefig(out, format="png", dpi=dpi)
+  return out.getvalue()

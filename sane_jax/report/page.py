@@ -1,0 +1,470 @@
+"""One self-contained HTML page that shows why pairs of images match.
+
+The page asks for nothing over the network, and says so in its content security policy: pictures are
+data URLs, the one style sheet and the one script are inlined and allowed by their hashes alone.
+Everything a caller hands over is text to the page, never markup.
+
+Arrays travel as 8 or 16-bit codes, difference-coded, deflated and in base64: a pair at 224 px takes
+100 to 200 kB. `page.js` holds the other half of that code.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import pathlib
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import jinja2
+import markupsafe
+import numpy as np
+from PIL import Image
+
+_FOLDER = pathlib.Path(__file__).parent
+_NO_CELL = 0xFFFF
+_NO_VALUE = -128
+_THUMBNAIL_PX = 72
+
+# Opaque colours from weak to strong. Orange against blue stays apart under every common colour
+# blindness, and both darken towards their end, so strength survives a grey print.
+_WARM = np.array([(255, 184, 56), (244, 109, 20), (190, 22, 12)], np.float32)
+_COOL = np.array([(86, 196, 255), (28, 112, 232), (34, 32, 150)], np.float32)
+_ERROR = np.array([(214, 170, 255), (150, 80, 220), (84, 20, 140)], np.float32)
+
+
+class PairView(NamedTuple):
+  """All that the page shows of one explained pair: plain arrays and text.
+
+  `h w` are the query's pixels, `h2 w2` the reference's, `c_q c_r` their cells.
+
+  Attributes:
+    query_name: what to call the query, often its file name.
+    reference_name: what to call the reference.
+    query: [h w 3] uint8, as the model saw it.
+    reference: [h2 w2 3] uint8, as the model saw it.
+    score: the score of the pair, or with a contrast the score's difference.
+    saliency_map: [h w], signed: above 0 raises the score, below 0 lowers it, NaN is unknown.
+    standard_error: [h w], at least 0, in the saliency map's unit.
+    reference_saliency_map: [h2 w2], the same over the reference.
+    reference_standard_error: [h2 w2].
+    query_cells: [h w] int, the cell of each pixel (of a grid, or a superpixel), -1 for none.
+    reference_cells: [h2 w2] int.
+    correspondence: [c_q c_r] in [-1, 1], which region matches which; needs both sides' cells.
+    encoder_passes: how many images the encoder saw for this explanation.
+    seconds: how long it took, None where nobody looked.
+    metrics: name to value, as {"insertion AUC": 71.2}.
+    settings: what the explanation was made with: design, number of masks, fill, key, model, ...
+    command: a shell line or Python snippet that makes this explanation again.
+    warnings: what a reader should know before trusting the map.
+    contrast_name: set with `contrast`: why the reference rather than this image.
+    contrast: [h3 w3 3] uint8.
+  """
+
+  query_name: str
+  reference_name: str
+  query: np.ndarray
+  reference: np.ndarray
+  score: float
+  saliency_map: np.ndarray
+  standard_error: np.ndarray
+  reference_saliency_map: np.ndarray | None
+  reference_standard_error: np.ndarray | None
+  query_cells: np.ndarray | None
+  reference_cells: np.ndarray | None
+  correspondence: np.ndarray | None
+  encoder_passes: int
+  seconds: float | None
+  metrics: Mapping[str, float | None]
+  settings: Mapping[str, Any]
+  command: str
+  warnings: Sequence[str]
+  contrast_name: str | None = None
+  contrast: np.ndarray | None = None
+
+
+def check_pair(pair: PairView) -> None:
+  """Raises ValueError, naming the pair and the field, where shapes or types do not fit together."""
+
+  def fail(message: str) -> NoReturn:
+    raise ValueError(f"{pair.query_name!r} against {pair.reference_name!r}: {message}")
+
+  for field in ("query", "reference", "contrast"):
+    image = getattr(pair, field)
+    if image is None and field == "contrast":
+      continue
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+      fail(f"{field} must be uint8 [h w 3], got {image.dtype} {list(image.shape)}")
+  if (pair.contrast is None) != (pair.contrast_name is None):
+    fail("give contrast and contrast_name together")
+  for field, image in (
+    ("saliency_map", pair.query),
+    ("standard_error", pair.query),
+    ("query_cells", pair.query),
+    ("reference_saliency_map", pair.reference),
+    ("reference_standard_error", pair.reference),
+    ("reference_cells", pair.reference),
+  ):
+    if getattr(pair, field) is None:
+      if field in ("saliency_map", "standard_error"):
+        fail(f"{field} must be given")
+      continue
+    array = np.asarray(getattr(pair, field))
+    if array.shape != image.shape[:2]:
+      fail(f"{field} must be {list(image.shape[:2])} as its image, got {list(array.shape)}")
+    if field.endswith("cells"):
+      if not np.issubdtype(array.dtype, np.integer):
+        fail(f"{field} must be integers, got {array.dtype}")
+      if array.min() < -1 or array.max() >= _NO_CELL:
+        fail(f"{field} must lie in [-1, {_NO_CELL}), got [{array.min()}, {array.max()}]")
+  if pair.correspondence is not None:
+    if pair.query_cells is None or pair.reference_cells is None:
+      fail("correspondence needs query_cells and reference_cells")
+    shape = np.shape(pair.correspondence)
+    least = (int(pair.query_cells.max()) + 1, int(pair.reference_cells.max()) + 1)
+    if len(shape) != 2 or shape[0] < least[0] or shape[1] < least[1]:
+      fail(f"correspondence must be at least {list(least)} (cells by cells), got {list(shape)}")
+
+
+def _ramp(strength: np.ndarray, stops: np.ndarray) -> np.ndarray:
+  """Colours [... 3] in [0, 255] of strengths [...] in [0, 1], linear between the stops."""
+  at = np.linspace(0, 1, len(stops))
+  return np.stack([np.interp(strength, at, stops[:, channel]) for channel in range(3)], axis=-1)
+
+
+def saliency_colors(relative: np.ndarray) -> np.ndarray:
+  """Colours [... 4], RGBA in [0, 1], of saliencies [...] relative to their limit, in [-1, 1].
+
+  Warm above 0, cool below, transparent at 0 and for NaN.
+  """
+  relative = np.clip(np.nan_to_num(np.asarray(relative, np.float32), nan=0.0), -1, 1)
+  strength = np.abs(relative)
+  rgb = np.where(relative[..., None] > 0, _ramp(strength, _WARM), _ramp(strength, _COOL))
+  return np.concatenate([rgb / 255, strength[..., None]], axis=-1)
+
+
+def error_colors(relative: np.ndarray) -> np.ndarray:
+  """Colours [... 4], RGBA in [0, 1], of standard errors [...] in [0, 1], relative to a limit."""
+  strength = np.clip(np.nan_to_num(np.asarray(relative, np.float32), nan=0.0), 0, 1)
+  return np.concatenate([_ramp(strength, _ERROR) / 255, strength[..., None]], axis=-1)
+
+
+def largest(*arrays: np.ndarray | None) -> float:
+  """The largest magnitude among the finite entries, 0 where there are none."""
+  found = 0.0
+  for array in arrays:
+    if array is not None:
+      finite = np.abs(np.asarray(array, np.float64))
+      found = max(found, float(np.max(finite, where=np.isfinite(finite), initial=0.0)))
+  return found
+
+
+def overlay(
+  image: np.ndarray, saliency: np.ndarray, *, opacity: float = 0.8, limit: float | None = None
+) -> np.ndarray:
+  """Paints a signed saliency map over an image.
+
+  Args:
+    image: [h w 3] uint8.
+    saliency: [h w], signed; where it is 0 or NaN the image stays as it is.
+    opacity: in [0, 1], of the strongest colour.
+    limit: the magnitude that gets the strongest colour; by default the map's own largest. Give two
+      maps one limit to compare them.
+
+  Returns:
+    [h w 3] uint8: warm where the saliency is above 0, cool below.
+  """
+  image, saliency = np.asarray(image), np.asarray(saliency, np.float64)
+  if image.dtype != np.uint8 or image.shape != (*saliency.shape, 3):
+    raise ValueError(
+      "overlay takes a uint8 image [h w 3] and a saliency map [h w], got "
+      f"{image.dtype} {list(image.shape)} and {list(saliency.shape)}"
+    )
+  if not 0 <= opacity <= 1:
+    raise ValueError(f"opacity must lie in [0, 1], got {opacity}")
+  limit = largest(saliency) if limit is None else limit
+  if not limit > 0:
+    return image.copy()
+  rgba = saliency_colors(saliency / limit)
+  alpha = opacity * rgba[..., 3:]
+  return np.rint(image * (1 - alpha) + 255 * rgba[..., :3] * alpha).astype(np.uint8)
+
+
+def mute(image: np.ndarray) -> np.ndarray:
+  """Takes most colour out of an image [h w 3] uint8, so that only the overlay's colour speaks."""
+  image = np.asarray(image)
+  grey = image @ np.array([0.2126, 0.7152, 0.0722])
+  return np.rint(0.15 * image + 0.85 * grey[..., None]).astype(np.uint8)
+
+
+def format_number(value: float | None, *, signed: bool = False, digits: int = 3) -> str:
+  """A number for reading, with a true minus sign; an en dash where there is none."""
+  if value is None or not math.isfinite(value):
+    return "–"
+  if value == 0:
+    return "0"
+  style = ",.0f" if abs(value) >= 1000 else f".{digits}g"
+  return f"{float(value):{'+' if signed else ''}{style}}".replace("-", "−")
+
+
+def format_score(pair: PairView) -> str:
+  """The score with three decimals, as scores are compared; signed where it is a difference."""
+  if not math.isfinite(pair.score) or not 5e-4 <= abs(pair.score) < 1000:
+    return format_number(pair.score, signed=pair.contrast is not None)
+  return f"{float(pair.score):{'+' if pair.contrast is not None else ''}.3f}".replace("-", "−")
+
+
+def _format_setting(value: Any) -> str:
+  return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _pack(codes: np.ndarray) -> str:
+  """Integers to base64 of deflated differences, which smooth maps make small."""
+  flat = np.ascontiguousarray(codes).ravel()
+  differences = np.diff(flat, prepend=flat.dtype.type(0))  # wraps, as its undoing does
+  if differences.dtype.itemsize == 2:
+    differences = differences.astype("<u2")
+  return base64.b64encode(zlib.compress(differences.tobytes(), 6)).decode("ascii")
+
+
+def _pack_signed(values: np.ndarray, limit: float) -> str:
+  """Values in [-limit, limit] as codes -127 .. 127, NaN as -128."""
+  values = np.asarray(values, np.float64)
+  codes = np.rint(127 * np.clip(values / (limit or 1.0), -1, 1))
+  return _pack(np.where(np.isfinite(values), codes, _NO_VALUE).astype(np.int8))
+
+
+def _pack_error(values: np.ndarray, limit: float) -> str:
+  """Values in [0, limit] as codes 0 .. 254, NaN as 255."""
+  values = np.asarray(values, np.float64)
+  codes = np.rint(254 * np.clip(values / (limit or 1.0), 0, 1))
+  return _pack(np.where(np.isfinite(values), codes, 255).astype(np.uint8))
+
+
+def _json_number(value: float) -> float | None:
+  return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _cell_means(values: np.ndarray, cells: np.ndarray) -> list[float | None]:
+  """The mean of the finite values [h w] in each cell; None for a cell that has none."""
+  values = np.asarray(values, np.float64)
+  use = np.isfinite(values) & (cells >= 0)
+  length = int(cells.max()) + 1
+  total = np.bincount(cells[use], weights=values[use], minlength=length)
+  count = np.bincount(cells[use], minlength=length)
+  return [_json_number(t / n) if n else None for t, n in zip(total, count, strict=True)]
+
+
+def _best_matches(correspondence: np.ndarray) -> list[list[float | None] | None]:
+  """For each row [index, value] of its largest entry; None for a row with nothing above 0."""
+  rows = np.where(np.isfinite(correspondence), correspondence, -np.inf)
+  best = rows.argmax(axis=1)
+  return [
+    [int(index), _json_number(row[index])] if row[index] > 0 else None
+    for row, index in zip(rows, best, strict=True)
+  ]
+
+
+def _side(
+  image: np.ndarray,
+  saliency_map: np.ndarray | None,
+  standard_error: np.ndarray | None,
+  cells: np.ndarray | None,
+  limit: float,
+  error_limit: float,
+) -> dict[str, Any]:
+  """What the page's script needs of one image of a pair."""
+  side = {"height": image.shape[0], "width": image.shape[1]}
+  side["map"] = None if saliency_map is None else _pack_signed(saliency_map, limit)
+  side["error"] = None if standard_error is None else _pack_error(standard_error, error_limit)
+  side["cells"] = side["cellMeans"] = side["cellErrors"] = None
+  if cells is not None:
+    cells = np.asarray(cells)
+    side["cells"] = _pack(np.where(cells < 0, _NO_CELL, cells).astype(np.uint16))
+    if saliency_map is not None:
+      side["cellMeans"] = _cell_means(saliency_map, cells)
+    if standard_error is not None:
+      # The mean over a cell errs by at most the mean of its pixels' errors, and neighbours in a
+      # cell err together, so the bound is close.
+      side["cellErrors"] = _cell_means(standard_error, cells)
+  return side
+
+
+def _pair_data(pair: PairView) -> dict[str, Any]:
+  """The arrays of one pair, as the page's script reads them."""
+  # One limit for both images: the same colour is the same change of the score.
+  limit = largest(pair.saliency_map, pair.reference_saliency_map)
+  error_limit = largest(pair.standard_error, pair.reference_standard_error)
+  data: dict[str, Any] = {"limit": limit, "errorLimit": error_limit, "correspondence": None}
+  data["query"] = _side(
+    pair.query, pair.saliency_map, pair.standard_error, pair.query_cells, limit, error_limit
+  )
+  data["reference"] = _side(
+    pair.reference,
+    pair.reference_saliency_map,
+    pair.reference_standard_error,
+    pair.reference_cells,
+    limit,
+    error_limit,
+  )
+  if pair.correspondence is not None:
+    matrix = np.asarray(pair.correspondence, np.float64)
+    largest_entry = largest(matrix)
+    data["correspondence"] = {
+      "columns": matrix.shape[1],
+      "limit": largest_entry,
+      "codes": _pack_signed(matrix, largest_entry),
+      "ofQuery": _best_matches(matrix),
+      "ofReference": _best_matches(matrix.T),
+    }
+  return data
+
+
+def _json_block(data: Any) -> markupsafe.Markup:
+  """JSON that cannot end the script element it stands in; NaN is an error rather than a value."""
+  text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+  for character in "<>&\u2028\u2029":
+    text = text.replace(character, f"\\u{ord(character):04x}")
+  return markupsafe.Markup(text)
+
+
+def _encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
+  buffer = io.BytesIO()
+  image.save(buffer, image_format, **options)
+  return buffer.getvalue()
+
+
+def _data_url(image: np.ndarray, *, thumbnail: bool = False) -> str:
+  """An image [h w 3] uint8 as a data URL: PNG where that is no larger than a fine JPEG."""
+  picture = Image.fromarray(np.ascontiguousarray(image))
+  if thumbnail:
+    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
+  jpeg = _encode(picture, "JPEG", quality=80 if thumbnail else 90, subsampling=0, optimize=True)
+  png = _encode(picture, "PNG")
+  kind, data = ("png", png) if len(png) <= len(jpeg) else ("jpeg", jpeg)
+  return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def error_summary(pair: PairView) -> tuple[float | None, float | None]:
+  """The median standard error of the query's map, and the share of its pixels beyond two of them.
+
+  None for both where no standard error is known.
+  """
+  saliency = np.asarray(pair.saliency_map, np.float64)
+  error = np.asarray(pair.standard_error, np.float64)
+  known = np.isfinite(saliency) & np.isfinite(error)
+  if not known.any():
+    return None, None
+  beyond = np.abs(saliency[known]) > 2 * error[known]
+  return float(np.median(error[known])), float(beyond.mean())
+
+
+def _card(number: int, pair: PairView) -> dict[str, Any]:
+  """What the template needs of one pair."""
+  check_pair(pair)
+  limit = largest(pair.saliency_map, pair.reference_saliency_map)
+  median_error, beyond = error_summary(pair)
+  facts = [
+    ("Median SE", format_number(median_error)),
+    ("Pixels beyond 2 SE", "–" if beyond is None else f"{100 * beyond:.0f} %"),
+    ("Encoder passes", f"{pair.encoder_passes:,}"),
+    ("Seconds", format_number(pair.seconds)),
+  ]
+  metrics = [
+    (name[:1].upper() + name[1:], format_number(value, digits=4))
+    for name, value in pair.metrics.items()
+  ]
+  images = [
+    ("query", "Query", pair.query_name, pair.query, pair.saliency_map),
+    ("reference", "Reference", pair.reference_name, pair.reference, pair.reference_saliency_map),
+  ]
+  if pair.contrast is not None:
+    images.append(("contrast", "Rather than", pair.contrast_name, pair.contrast, None))
+  return {
+    "number": number,
+    "pair": pair,
+    "name": f"{pair.query_name} {pair.reference_name} {pair.contrast_name or ''}".strip(),
+    "images": [
+      {
+        "side": side,
+        "kicker": kicker,
+        "name": name,
+        "url": _data_url(image),
+        "thumbnail": _data_url(image, thumbnail=True),
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "has_map": saliency_map is not None,
+      }
+      for side, kicker, name, image, saliency_map in images
+    ],
+    "score": format_score(pair),
+    "sort_score": f"{pair.score:.9g}" if math.isfinite(pair.score) else "",
+    "facts": facts + metrics,
+    "limit": format_number(limit),
+    "settings": [(name, _format_setting(value)) for name, value in pair.settings.items()],
+    "data": _json_block(_pair_data(pair)),
+  }
+
+
+def _lookup_table(colors: np.ndarray) -> list[int]:
+  """RGBA [n 4] in [0, 1] as one list of bytes."""
+  return np.rint(255 * colors).astype(int).ravel().tolist()
+
+
+def _inline(name: str) -> tuple[markupsafe.Markup, str]:
+  """A file of ours to inline, and the source expression that lets the policy allow only it."""
+  text = (_FOLDER / name).read_text(encoding="utf-8")
+  digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+  return markupsafe.Markup(text), f"'sha256-{digest}'"
+
+
+def render_page(
+  pairs: Sequence[PairView],
+  *,
+  title: str,
+  subtitle: str = "",
+  failures: Sequence[tuple[str, str]] = (),
+) -> str:
+  """Renders explained pairs as one HTML page that works from a file, offline.
+
+  Args:
+    pairs: what to show, in the order given.
+    title: the page's heading.
+    subtitle: a line under it.
+    failures: (which pair, what went wrong) for the pairs that have no explanation.
+
+  Returns:
+    The page. Write it as UTF-8.
+
+  Raises:
+    ValueError: a pair's arrays do not fit together.
+  """
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_FOLDER),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  style, style_source = _inline("page.css")
+  script, script_source = _inline("page.js")
+  colors = {
+    "saliency": _lookup_table(saliency_colors(np.arange(-127, 128) / 127)),
+    "error": _lookup_table(error_colors(np.arange(255) / 254)),
+  }
+  page = environment.get_template("page.html.j2").render(
+    title=title,
+    subtitle=subtitle,
+    failures=failures,
+    cards=[_card(number, pair) for number, pair in enumerate(pairs)],
+    colors=_json_block(colors),
+    style=style,
+    style_source=markupsafe.Markup(style_source),
+    script=script,
+    script_source=markupsafe.Markup(script_source),
+  )
+  # File names may hold bytes that are no text (lone surrogates), and a page must be writable.
+  return page.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,38 @@
+"""Shapes are checked here and nowhere else; small encoders whose answers are known."""
+
+import os
+
+import jax
+import jaxtyping
+
+jax.config.update("jax_num_cpu_devices", 2)
+# Array shapes and types in ops' annotations are enforced in tests alone.
+jaxtyping.install_import_hook(["sane_jax.ops"], "beartype.beartype")
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from sane_jax import hosts  # noqa: E402
+
+hosts.cache_compilations(os.environ.get("SANE_JAX_TEST_CACHE"))
+
+SIZE = 28
+
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(0)
+
+
+@pytest.fixture
+def photo(rng):
+  """Smooth random image [28 28 3] float32 in [0, 1]."""
+  coarse = rng.uniform(size=(4, 4, 3))
+  image = jax.image.resize(jnp.asarray(coarse), (SIZE, SIZE, 3), "linear")
+  return np.asarray(image + 0.1 * rng.uniform(size=image.shape), np.float32).clip(0, 1)
+
+
+@pytest.fixture
+def photos(rng):
+  return rng.uniform(size=(5, SIZE, SIZE, 3)).astype(np.float32)

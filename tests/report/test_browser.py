@@ -1,0 +1,485 @@
+"""Tests of the page in a real browser: what a reader points at, and what then shows."""
+
+import contextlib
+import shutil
+
+import numpy as np
+import pytest
+
+from sane_jax.report import PairView, render_page
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+  pytest.mark.browser,
+  pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
+]
+
+SIDE = 4
+SIZE = 64
+# No cell matches itself, nor the cell that its match matches: a transposed matrix would show.
+MATCH = (np.arange(SIDE * SIDE) * 3 + 5) % (SIDE * SIDE)
+NASTY = "\"'><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>.png"
+
+# The veil's darkness at the middle of each cell of an image's marks, in rows; null when not lit.
+VEIL = """(stage) => {
+  const marks = stage.querySelector('[data-role="marks"]');
+  if (!marks.width || !stage.classList.contains("lit")) return null;
+  const context = marks.getContext("2d");
+  const alphas = [];
+  for (let row = 0; row < 4; row++)
+    for (let column = 0; column < 4; column++) {
+      const x = Math.round((column + 0.5) * marks.width / 4);
+      const y = Math.round((row + 0.5) * marks.height / 4);
+      alphas.push(context.getImageData(x, y, 1, 1).data[3]);
+    }
+  return alphas;
+}"""
+OVERLAY = """(stage, [x, y]) => {
+  const canvas = stage.querySelector('[data-role="overlay"]');
+  return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data];
+}"""
+
+
+def make_pair(**changes):
+  """A 4x4 grid on both images; the query's map raises the score above and lowers it below."""
+  y, x = np.mgrid[:SIZE, :SIZE]
+  cells = (y * SIDE // SIZE) * SIDE + x * SIDE // SIZE
+  saliency_map = np.where(y < SIZE // 2, 0.02, -0.01)
+  correspondence = np.full((SIDE**2, SIDE**2), -0.2)
+  correspondence[np.arange(SIDE**2), MATCH] = 0.8
+  fields = {
+    "query_name": "query.png",
+    "reference_name": "reference.png",
+    "query": np.full((SIZE, SIZE, 3), 128, np.uint8),
+    "reference": np.full((SIZE, SIZE, 3), 200, np.uint8),
+    "score": 0.75,
+    "saliency_map": saliency_map,
+    "standard_error": np.where(x < SIZE // 2, 0.004, 0.04),
+    "reference_saliency_map": 0.03 * (cells + 1.0) / SIDE**2,
+    "reference_standard_error": np.full((SIZE, SIZE), 0.001),
+    "query_cells": cells,
+    "reference_cells": cells,
+    "correspondence": correspondence,
+    "encoder_passes": 2030,
+    "seconds": 1.5,
+    "metrics": {"insertion AUC": 71.2},
+    "settings": {"num_masks": 2000},
+    "command": "python -m sane_jax.main --job=explain",
+    "warnings": [],
+  }
+  return PairView(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def browser():
+  arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+  arguments += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+  with sync_api.sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+  """Opens pairs as a page from a file, and holds it to silence: no errors, no requests."""
+  with contextlib.ExitStack() as stack:
+    troubles = []
+
+    def open_pairs(pairs, *, title="A title", failures=(), **context_options):
+      path = tmp_path / "page.html"
+      path.write_text(render_page(pairs, title=title, failures=failures), encoding="utf-8")
+      context = browser.new_context(
+        **{"viewport": {"width": 1280, "height": 900}, **context_options}
+      )
+      stack.callback(context.close)
+      page = context.new_page()
+      page.set_default_timeout(10_000)
+      # These tests read canvases back, which a reader's page does not, and Chromium remarks on it.
+      page.on(
+        "console",
+        lambda message: (
+          "getImageData" in message.text or troubles.append(f"console: {message.text}")
+        ),
+      )
+      page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+      page.on("dialog", lambda dialog: (troubles.append("dialog"), dialog.dismiss()))
+
+      def on_request(request):
+        if request.url != path.as_uri() and not request.url.startswith("data:"):
+          troubles.append(f"request: {request.url}")
+
+      page.on("request", on_request)
+      page.goto(path.as_uri())
+      if pairs:
+        page.wait_for_selector("#pair-0[data-drawn]")
+      return page
+
+    open_pairs.troubles = troubles
+    yield open_pairs
+    assert not troubles
+
+
+def stage(page, side, pair=0):
+  return page.locator(f'#pair-{pair} [data-role="stage"][data-side="{side}"]')
+
+
+def hover(page, locator, cell):
+  locator.scroll_into_view_if_needed()
+  box = locator.bounding_box()
+  row, column = divmod(cell, SIDE)
+  page.mouse.move(
+    box["x"] + (column + 0.5) * box["width"] / SIDE, box["y"] + (row + 0.5) * box["height"] / SIDE
+  )
+
+
+def readout(page, pair=0):
+  return page.locator(f'#pair-{pair} [data-role="readout"]').inner_text()
+
+
+def assert_lit(locator, cell):
+  """Exactly this cell is left bright, and outlined as the match."""
+  alphas = np.array(locator.evaluate(VEIL))
+  assert alphas[cell] == 0
+  assert (np.delete(alphas, cell) > 150).all()
+  assert locator.get_attribute("data-match") == str(cell)
+
+
+@pytest.mark.parametrize("cell", [1, 6, 15])
+def test_pointing_at_the_query_lights_up_its_match_in_the_reference(open_page, cell):
+  page = open_page([make_pair()])
+  hover(page, stage(page, "query"), cell)
+  assert stage(page, "query").get_attribute("data-cell") == str(cell)
+  assert stage(page, "query").evaluate(VEIL) is None
+  assert_lit(stage(page, "reference"), int(MATCH[cell]))
+  value = "+0.02" if cell < 8 else "−0.01"
+  error = "0.004" if cell % SIDE < 2 else "0.04, within 2 SE of 0"
+  assert readout(page) == (
+    f"Query region {cell}: score change {value} ± {error}. Best match: reference region "
+    f"{MATCH[cell]}, correspondence 0.8, and each is the other’s best."
+  )
+
+
+@pytest.mark.parametrize("cell", [0, 9])
+def test_pointing_at_the_reference_lights_up_its_match_in_the_query(open_page, cell):
+  page = open_page([make_pair()])
+  hover(page, stage(page, "reference"), cell)
+  back = MATCH.tolist().index(cell)
+  assert_lit(stage(page, "query"), back)
+  assert f"Reference region {cell}: score change +0.0" in readout(page)
+  assert f"query region {back}, correspondence 0.8" in readout(page)
+
+
+def test_leaving_puts_everything_back(open_page):
+  page = open_page([make_pair()])
+  before = readout(page)
+  hover(page, stage(page, "query"), 5)
+  assert readout(page) != before
+  page.mouse.move(2, 2)
+  assert readout(page) == before
+  assert stage(page, "reference").evaluate(VEIL) is None
+  assert stage(page, "reference").get_attribute("data-match") is None
+
+
+def test_weak_matches_are_dimmer_and_no_match_is_said(open_page):
+  correspondence = make_pair().correspondence.copy()
+  correspondence[0] = -0.1
+  correspondence[1] = 0.0
+  correspondence[1, 7] = 0.4  # half of the largest entry
+  page = open_page([make_pair(correspondence=correspondence)])
+  hover(page, stage(page, "query"), 0)
+  assert "Matches no reference region." in readout(page)
+  assert min(stage(page, "reference").evaluate(VEIL)) > 150
+  hover(page, stage(page, "query"), 1)
+  alphas = stage(page, "reference").evaluate(VEIL)
+  assert alphas[7] == pytest.approx(max(alphas) / 2, abs=3)
+
+
+def test_arrow_keys_walk_over_regions(open_page):
+  page = open_page([make_pair()])
+  query = stage(page, "query")
+  query.focus()
+  page.keyboard.press("Tab")
+  page.keyboard.press("Shift+Tab")  # back on the query, by keyboard
+  start = int(query.get_attribute("data-cell"))
+  assert start in (5, 6, 9, 10)
+  for key in ("ArrowUp", "ArrowUp", "ArrowUp", "ArrowLeft", "ArrowLeft", "ArrowLeft"):
+    page.keyboard.press(key)
+  assert query.get_attribute("data-cell") == "0"  # and the edge holds
+  page.keyboard.press("ArrowRight")
+  page.keyboard.press("ArrowDown")
+  assert query.get_attribute("data-cell") == "5"
+  assert_lit(stage(page, "reference"), MATCH[5])
+  assert page.evaluate("window.scrollY") == 0
+  page.keyboard.press("Escape")
+  assert query.get_attribute("data-cell") is None
+
+
+def test_tapping_one_image_and_then_the_other(open_page):
+  page = open_page([make_pair()], has_touch=True, viewport={"width": 390, "height": 800})
+  for side, other, cell, match in (
+    ("query", "reference", 6, MATCH[6]),
+    ("reference", "query", 9, MATCH.tolist().index(9)),
+  ):
+    box = stage(page, side).bounding_box()
+    row, column = divmod(cell, SIDE)
+    stage(page, side).tap(
+      position={"x": (column + 0.5) * box["width"] / SIDE, "y": (row + 0.5) * box["height"] / SIDE}
+    )
+    page.wait_for_timeout(100)  # for the focus to have moved, which must not clear what shows
+    assert_lit(stage(page, other), match)
+
+
+def test_without_correspondence_pointing_shows_values(open_page):
+  bare = {"query_cells": None, "reference_cells": None, "correspondence": None}
+  page = open_page([make_pair(**bare), make_pair(correspondence=None)])
+  hover(page, stage(page, "query"), 0)
+  assert readout(page) == "Query pixel 8, 8: score change +0.02 ± 0.0039."  # from 8 bits
+  assert page.locator('#pair-0 [data-role="no-correspondence"]').is_visible()
+  hover(page, stage(page, "query", pair=1), 1)
+  assert readout(page, pair=1) == "Query region 1: score change +0.02 ± 0.004."
+  assert stage(page, "reference", pair=1).evaluate(VEIL) is None
+
+
+def test_overlay_colours_follow_the_map(open_page):
+  page = open_page([make_pair()])
+  query = stage(page, "query")
+  # The larger of the maps, the reference's 0.03, sets the scale.
+  red, _, blue, alpha = query.evaluate(OVERLAY, [8, 8])
+  assert red > blue + 40
+  assert alpha == pytest.approx(255 * 0.8 * 0.02 / 0.03, abs=2)
+  red, _, blue, alpha = query.evaluate(OVERLAY, [8, 56])
+  assert blue > red + 40
+  assert alpha == pytest.approx(255 * 0.8 * 0.01 / 0.03, abs=2)
+  bar = page.locator('#pair-0 [data-role="bar"]').inner_text().split("\n")
+  assert bar[:3] == ["−0.03", "0", "+0.03"]
+
+
+def test_opacity_and_toggle_change_the_canvas(open_page):
+  page = open_page([make_pair()])
+  query, opacity = stage(page, "query"), page.locator('#pair-0 [data-role="opacity"]')
+  before = query.evaluate(OVERLAY, [8, 8])[3]
+  opacity.fill("40")
+  assert query.evaluate(OVERLAY, [8, 8])[3] == pytest.approx(before / 2, abs=1)
+  opacity.press("ArrowRight")
+  assert query.evaluate(OVERLAY, [8, 8])[3] == pytest.approx(before * 45 / 80, abs=1)
+  # The image is muted under the overlay, and comes back in its own colours without it.
+  assert query.locator("img").evaluate("(image) => getComputedStyle(image).filter") != "none"
+  toggle = page.get_by_role("switch", name="Overlay")
+  toggle.press("Space")
+  assert query.evaluate(OVERLAY, [8, 8])[3] == 0
+  page.wait_for_function(
+    """() => getComputedStyle(document.querySelector('#pair-0 [data-side="query"] img')).filter
+               === "none" """
+  )
+  toggle.press("Space")
+  assert query.evaluate(OVERLAY, [8, 8])[3] > 0
+
+
+def test_only_what_is_beyond_two_standard_errors(open_page):
+  saliency_map = make_pair().saliency_map.copy()
+  saliency_map[0, 0] = 0.0078  # 1.95 of its standard errors
+  saliency_map[0, 1] = 0.0086  # 2.15
+  standard_error = make_pair().standard_error.copy()
+  saliency_map[0, 2], standard_error[0, 2] = 0.1, np.nan
+  pair = make_pair(
+    saliency_map=saliency_map, standard_error=standard_error, reference_standard_error=None
+  )
+  page = open_page([pair])
+  query = stage(page, "query")
+  points = ([8, 8], [8, 56], [56, 8], [56, 56], [0, 0], [1, 0], [2, 0])
+  assert all(query.evaluate(OVERLAY, point)[3] > 0 for point in points)
+  page.get_by_role("radio", name="Beyond 2 SE").check(force=True)
+  shown = [query.evaluate(OVERLAY, point)[3] > 0 for point in points]
+  assert shown == [True, True, False, False, False, True, False]
+  assert stage(page, "reference").evaluate(OVERLAY, [56, 56])[3] == 0  # no error is known there
+
+
+def test_standard_error_view(open_page):
+  page = open_page([make_pair()])
+  page.get_by_role("radio", name="Standard error").check(force=True)
+  query = stage(page, "query")
+  low, high = query.evaluate(OVERLAY, [8, 8])[3], query.evaluate(OVERLAY, [56, 8])[3]
+  assert high == pytest.approx(204, abs=2)
+  assert low == pytest.approx(20, abs=2)
+  bar = page.locator('#pair-0 [data-role="bar"]').inner_text().split("\n")
+  assert bar[:3] == ["0", "0.02", "0.04"]
+  assert "Standard error" in bar[3]
+
+
+def test_missing_map_and_unknown_values_are_drawn_as_nothing(open_page):
+  nothing = np.full((SIZE, SIZE), np.nan)
+  pair = make_pair(
+    score=np.nan,
+    saliency_map=nothing,
+    standard_error=nothing,
+    reference_saliency_map=None,
+    reference_standard_error=None,
+  )
+  page = open_page([pair])
+  for side in ("query", "reference"):
+    assert stage(page, side).evaluate(OVERLAY, [8, 8]) == [0, 0, 0, 0]
+  hover(page, stage(page, "reference"), 0)
+  assert readout(page).startswith("Reference region 0: no value. Best match: query region")
+  assert "NaN" not in page.inner_text("body")
+
+
+def test_names_do_not_run_even_without_the_policy(open_page):
+  pair = make_pair(
+    query_name=NASTY,
+    reference_name=NASTY,
+    settings={NASTY: NASTY},
+    metrics={NASTY: 1.0},
+    command=NASTY,
+    warnings=[NASTY],
+  )
+  page = open_page([pair, pair], title=NASTY, failures=[(NASTY, NASTY)], bypass_csp=True)
+  hover(page, stage(page, "query"), 3)
+  page.locator('[data-role="filter"]').fill("pwned")
+  assert page.evaluate("window.pwned") is None
+  assert page.title() == NASTY
+  assert NASTY in page.locator('#pair-0 [data-role="title"]').inner_text()
+  assert page.locator('#pair-0 [data-role="command"]').text_content() == NASTY
+
+
+def test_the_policy_stops_requests(open_page):
+  page = open_page([make_pair()])
+  refused = page.evaluate(
+    """() => new Promise((resolve) => {
+        document.addEventListener("securitypolicyviolation", (e) => resolve(e.violatedDirective));
+        const frame = document.createElement("iframe");
+        frame.src = "data:text/html,hello";
+        document.body.append(frame);
+        setTimeout(() => resolve("nothing was refused"), 3000);
+      })"""
+  )
+  assert refused == "frame-src"
+  (remark,) = open_page.troubles  # Chromium says so on the console, here alone as it should
+  assert "Content Security Policy" in remark
+  open_page.troubles.clear()
+
+
+def test_copying_the_command(open_page):
+  page = open_page([make_pair()], permissions=["clipboard-read", "clipboard-write"])
+  page.locator('#pair-0 [data-role="provenance"] summary').click()
+  button = page.locator('#pair-0 [data-role="copy"]')
+  button.click()
+  sync_api.expect(button).to_have_text("Copied")
+  assert page.evaluate("navigator.clipboard.readText()") == make_pair().command
+
+
+@pytest.mark.parametrize("width", [320, 390, 800])
+def test_narrow_windows_do_not_scroll_sideways(open_page, width):
+  long_name = "a_file_name_without_any_space_" * 6 + ".png"
+  pair = make_pair(
+    query_name=long_name,
+    reference_name=long_name,
+    contrast_name=long_name,
+    contrast=make_pair().query,
+    settings={long_name: long_name},
+    command=f"python {long_name}",
+    warnings=[long_name],
+    metrics={"a metric with a rather long name": 12.5},
+  )
+  page = open_page(
+    [pair, make_pair()],
+    failures=[(long_name, long_name)],
+    viewport={"width": width, "height": 800},
+  )
+  page.locator('#pair-0 [data-role="provenance"] summary').click()
+  assert page.evaluate("document.documentElement.scrollWidth") == width
+  assert stage(page, "query").bounding_box()["width"] > width / 3 - 60
+
+
+def visible_order(page, role):
+  return page.locator(f'[data-role="{role}"]:visible').evaluate_all(
+    "(elements) => elements.map((element) => Number(element.dataset.pair))"
+  )
+
+
+def test_filter_and_sort_the_index_and_the_cards(open_page):
+  pairs = [
+    make_pair(query_name="b10.png", score=0.5),
+    make_pair(query_name="b9.png", score=np.nan),
+    make_pair(query_name="A.png", score=-0.7),
+    make_pair(query_name="c.png", score=0.9),
+  ]
+  page = open_page(pairs)
+  for order, expected in (
+    ("high", [3, 0, 2, 1]),
+    ("low", [2, 0, 3, 1]),
+    ("name", [2, 1, 0, 3]),
+    ("given", [0, 1, 2, 3]),
+  ):
+    page.locator('[data-role="sort"]').select_option(order)
+    assert visible_order(page, "index-item") == expected
+    assert visible_order(page, "card") == expected
+  box = page.get_by_label("Filter by name")
+  box.fill("B")
+  assert visible_order(page, "index-item") == visible_order(page, "card") == [0, 1]
+  assert page.locator('[data-role="index-count"]').inner_text() == "2 of 4 pairs"
+  box.fill("nowhere")
+  assert visible_order(page, "card") == []
+  assert page.locator('[data-role="no-matches"]').is_visible()
+  box.fill("")
+  assert visible_order(page, "card") == [0, 1, 2, 3]
+
+
+def test_many_pairs_are_drawn_only_near_the_window(open_page):
+  page = open_page([make_pair(query_name=f"query_{i}.png") for i in range(60)])
+  assert page.locator('[data-role="card"]').count() == 60
+  assert page.locator("[data-drawn]").count() < 20
+  page.locator('[data-role="index-item"][data-pair="59"] a').click()
+  page.wait_for_selector("#pair-59[data-drawn]")
+  page.wait_for_selector("#pair-0:not([data-drawn])", state="attached")
+  hover(page, stage(page, "query", pair=59), 6)
+  assert_lit(stage(page, "reference", pair=59), MATCH[6])
+  page.locator('[data-role="index-item"][data-pair="0"] a').click()
+  page.wait_for_selector("#pair-0[data-drawn]")
+  assert stage(page, "query").evaluate(OVERLAY, [8, 8])[3] > 0
+
+
+def test_few_pairs_are_all_drawn_for_print(open_page):
+  page = open_page([make_pair() for _ in range(12)])
+  page.wait_for_function("() => document.querySelectorAll('[data-drawn]').length === 12")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast_enough(open_page, scheme):
+  """WCAG AA: 4.5 to 1, for every element that holds text of its own."""
+  page = open_page(
+    [make_pair(warnings=["A warning."]), make_pair(correspondence=None)],
+    failures=[("a.png", "broken")],
+    color_scheme=scheme,
+  )
+  page.evaluate("document.querySelectorAll('details').forEach((details) => (details.open = true))")
+  found = page.evaluate("""() => {
+    const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+    const luminance = (rgb) => {
+      const [r, g, b] = rgb.map((v) => v / 255)
+        .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ground = (element) => {
+      for (let at = element; at; at = at.parentElement) {
+        const [r, g, b, a = 1] = channels(getComputedStyle(at).backgroundColor);
+        if (a === 1) return [r, g, b];
+      }
+      return [255, 255, 255];
+    };
+    const low = [];
+    let count = 0;
+    for (const element of document.querySelectorAll("body *")) {
+      const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+      if (!own || !element.checkVisibility() || element.matches("script")) continue;
+      count += 1;
+      const [a, b] = [channels(getComputedStyle(element).color).slice(0, 3), ground(element)]
+        .map(luminance).sort((x, y) => y - x);
+      const ratio = (a + 0.05) / (b + 0.05);
+      if (ratio < 4.5) low.push(`${element.className || element.tagName}: ${ratio.toFixed(2)}`);
+    }
+    return [count, low];
+  }""")
+  assert found[0] > 40
+  assert found[1] == []

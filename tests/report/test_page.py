@@ -1,0 +1,496 @@
+"""Tests of the page's text and data, without a browser."""
+
+import base64
+import collections
+import hashlib
+import html.parser
+import io
+import json
+import math
+import zlib
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from sane_jax.report import PairView, overlay, render_page
+from sane_jax.report import page as page_lib
+
+NASTY = "\"'><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>&lt;\u2028.png"
+
+
+def grid_cells(height, width, cells_per_side):
+  y, x = np.mgrid[:height, :width]
+  return (y * cells_per_side // height) * cells_per_side + x * cells_per_side // width
+
+
+def make_pair(**changes):
+  """A pair of different sizes, with everything on it."""
+  rng = np.random.default_rng(0)
+  fields = {
+    "query_name": "query.png",
+    "reference_name": "reference.png",
+    "query": np.full((12, 16, 3), 90, np.uint8),
+    "reference": np.full((8, 10, 3), 160, np.uint8),
+    "score": 0.75,
+    "saliency_map": rng.normal(size=(12, 16)),
+    "standard_error": rng.uniform(0.1, 1, size=(12, 16)),
+    "reference_saliency_map": rng.normal(size=(8, 10)),
+    "reference_standard_error": rng.uniform(0.1, 1, size=(8, 10)),
+    "query_cells": grid_cells(12, 16, 3),
+    "reference_cells": grid_cells(8, 10, 2),
+    "correspondence": rng.uniform(-1, 1, size=(9, 4)),
+    "encoder_passes": 2030,
+    "seconds": 1.5,
+    "metrics": {"insertion AUC": 71.2},
+    "settings": {"num_masks": 2000},
+    "command": "python -m sane_jax.main",
+    "warnings": [],
+  }
+  return PairView(**{**fields, **changes})
+
+
+class Parsed(html.parser.HTMLParser):
+  """The page as a browser's parser splits it."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags = collections.Counter()
+    self.attributes = collections.Counter()
+    self.sources = []
+    self.scripts = []
+    self.styles = []
+    self.policy = None
+    self.text = []
+    self.ids = []
+    self._inside = None
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    values = dict(attributes)
+    if tag not in ("bdi", "span", "a"):
+      self.text.append(" ")
+    self.tags[tag] += 1
+    self.attributes.update(name for name, _ in attributes)
+    self.sources += [values[name] for name in ("src", "href", "srcset") if name in values]
+    if "id" in values:
+      self.ids.append(values["id"])
+    if values.get("http-equiv") == "Content-Security-Policy":
+      self.policy = values["content"]
+    if tag in ("script", "style"):
+      self._inside = self.scripts if tag == "script" else self.styles
+      self._inside.append([values, ""])
+
+  def handle_endtag(self, tag):
+    if tag in ("script", "style"):
+      self._inside = None
+
+  def handle_data(self, data):
+    if self._inside is None:
+      self.text.append(data)
+    else:
+      self._inside[-1][1] += data
+
+  @property
+  def pair_data(self):
+    return [
+      json.loads(text, parse_constant=pytest.fail)
+      for values, text in self.scripts
+      if values.get("data-role") == "pair-data"
+    ]
+
+  @property
+  def plain(self):
+    return " ".join("".join(self.text).split())
+
+
+def render(*pairs, **options):
+  return Parsed(render_page(pairs, title="A title", **options))
+
+
+def unpack(text, dtype, shape):
+  """Undoes the page's packing by its description: base64, deflate, running sums."""
+  differences = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)
+  return np.cumsum(differences, dtype=dtype).reshape(shape)
+
+
+def decode_image(url):
+  return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1]))).convert("RGB"))
+
+
+def test_maps_reach_the_page_to_within_half_a_step():
+  saliency_map = np.random.default_rng(1).normal(size=(12, 16))
+  saliency_map[3, 5] = np.nan
+  pair = make_pair(saliency_map=saliency_map)
+  (data,) = render(pair).pair_data
+  # One limit for both images, so that one colour is one change of the score.
+  limit = max(np.nanmax(np.abs(saliency_map)), np.abs(pair.reference_saliency_map).max())
+  assert data["limit"] == pytest.approx(limit)
+  codes = unpack(data["query"]["map"], np.int8, (12, 16))
+  assert codes[3, 5] == -128
+  codes = np.where(codes == -128, np.nan, codes)
+  np.testing.assert_allclose(codes / 127 * limit, saliency_map, atol=limit / 253)
+  codes = unpack(data["reference"]["map"], np.int8, (8, 10))
+  np.testing.assert_allclose(codes / 127 * limit, pair.reference_saliency_map, atol=limit / 253)
+  assert (data["query"]["height"], data["query"]["width"]) == (12, 16)
+  assert (data["reference"]["height"], data["reference"]["width"]) == (8, 10)
+
+
+def test_standard_errors_reach_the_page_to_within_half_a_step():
+  standard_error = np.random.default_rng(1).uniform(0, 3, size=(12, 16))
+  standard_error[0, 0] = np.nan
+  (data,) = render(make_pair(standard_error=standard_error)).pair_data
+  limit = data["errorLimit"]
+  assert limit == pytest.approx(np.nanmax(standard_error))
+  codes = unpack(data["query"]["error"], np.uint8, (12, 16))
+  assert codes[0, 0] == 255
+  codes = np.where(codes == 255, np.nan, codes)
+  np.testing.assert_allclose(codes / 254 * limit, standard_error, atol=limit / 507)
+
+
+def test_cells_reach_the_page_exactly():
+  cells = grid_cells(12, 16, 3) + 290
+  cells[2, 2] = -1
+  (data,) = render(make_pair(query_cells=cells, correspondence=None)).pair_data
+  expected = np.where(cells < 0, 0xFFFF, cells)
+  np.testing.assert_array_equal(unpack(data["query"]["cells"], "<u2", (12, 16)), expected)
+
+
+def test_cell_values_are_means_over_the_finite_pixels():
+  cells = np.zeros((12, 16), int)
+  cells[:, 8:] = 2
+  cells[0, :] = -1
+  saliency_map = np.where(cells == 2, -3.0, 1.0)
+  saliency_map[0] = 100.0
+  saliency_map[1, 0] = np.nan
+  saliency_map[2, 0] = 1.0 + 87  # one pixel of the 87 that count in cell 0
+  pair = make_pair(
+    query_cells=cells,
+    saliency_map=saliency_map,
+    standard_error=np.where(cells == 2, 0.25, np.nan),
+    correspondence=None,
+  )
+  (data,) = render(pair).pair_data
+  assert data["query"]["cellMeans"] == [2.0, None, -3.0]
+  assert data["query"]["cellErrors"] == [None, None, 0.25]
+
+
+def test_best_matches_of_rows_and_columns():
+  matrix = np.full((9, 4), -0.5)
+  matrix[0] = [0.1, 0.2, 0.9, 0.3]
+  matrix[1] = [0.8, np.nan, 0.7, 0.6]
+  matrix[2] = np.nan
+  matrix[8, 3] = 0.65
+  (data,) = render(make_pair(correspondence=matrix)).pair_data
+  found = data["correspondence"]
+  assert found["ofQuery"] == [[2, 0.9], [0, 0.8], *[None] * 6, [3, 0.65]]
+  assert found["ofReference"] == [[1, 0.8], [0, 0.2], [0, 0.9], [8, 0.65]]
+  assert found["columns"] == 4
+  codes = unpack(found["codes"], np.int8, (9, 4))
+  np.testing.assert_array_equal(codes == -128, np.isnan(matrix))
+  known = ~np.isnan(matrix)
+  np.testing.assert_allclose(codes[known] / 127 * 0.9, matrix[known], atol=0.9 / 253)
+
+
+def test_no_nan_reaches_the_page():
+  nothing = np.full((12, 16), np.nan)
+  pair = make_pair(
+    score=math.nan,
+    seconds=math.nan,
+    saliency_map=nothing,
+    standard_error=nothing,
+    reference_saliency_map=np.full((8, 10), np.inf),
+    correspondence=np.full((9, 4), np.nan),
+    metrics={"insertion AUC": math.nan, "deletion AUC": None},
+  )
+  parsed = render(pair)
+  (data,) = parsed.pair_data  # its parser fails on NaN and Infinity
+  assert (data["limit"], data["correspondence"]["limit"]) == (0, 0)
+  assert data["query"]["cellMeans"] == [None] * 9
+  assert "nan" not in parsed.plain.lower()
+  assert "Insertion AUC – " in parsed.plain
+  assert "Median SE – " in parsed.plain
+
+
+def test_absent_parts_are_said_to_be_absent():
+  bare = make_pair(
+    reference_saliency_map=None,
+    reference_standard_error=None,
+    query_cells=None,
+    reference_cells=None,
+    correspondence=None,
+    seconds=None,
+    metrics={},
+    settings={},
+  )
+  parsed = render(bare)
+  (data,) = parsed.pair_data
+  assert data["correspondence"] is None
+  assert [data["reference"][field] for field in ("map", "error", "cells")] == [None] * 3
+  assert "No correspondence was computed" in parsed.plain
+  assert "No map was computed for the reference." in parsed.plain
+  assert "Seconds – " in parsed.plain
+  full = render(make_pair())
+  assert "No correspondence" not in full.plain
+  assert "No map was computed" not in full.plain
+
+
+def test_the_numbers_are_on_the_page():
+  plain = render(
+    make_pair(
+      score=-0.0521,
+      encoder_passes=60030,
+      seconds=12.34,
+      saliency_map=np.where(np.arange(16) < 4, 1.0, 0.4) * np.ones((12, 1)),
+      standard_error=np.full((12, 16), 0.25),
+      metrics={"insertion AUC": 71.25, "deletion AUC": 22},
+      settings={"design": "rise", "keep": 0.1 + 0.2},
+      warnings=["Two replicates only."],
+      command="python -m sane_jax.main --job=explain",
+    ),
+    subtitle="A subtitle",
+  ).plain
+  for expected in (
+    "−0.052 score",
+    "Encoder passes 60,030",
+    "Seconds 12.3",
+    "Median SE 0.25",
+    "Pixels beyond 2 SE 25 %",
+    "Insertion AUC 71.25",
+    "Deletion AUC 22",
+    "design rise",
+    "keep 0.3 ",
+    "Two replicates only.",
+    "python -m sane_jax.main --job=explain",
+    "A subtitle",
+    "1 pair explained",
+  ):
+    assert expected in plain, expected
+
+
+def test_contrast_makes_the_score_a_difference():
+  contrast = np.full((6, 6, 3), 10, np.uint8)
+  parsed = render(make_pair(score=0.134, contrast_name="other.png", contrast=contrast))
+  assert "+0.134 score difference" in parsed.plain
+  assert "rather than other.png" in parsed.plain
+  assert parsed.tags["img"] == render(make_pair()).tags["img"] + 1
+
+
+def test_failures_are_counted_and_listed():
+  parsed = render(make_pair(), failures=[("a.png", "too small"), ("b.png", "not an image")])
+  assert "1 pair explained, 2 failed" in parsed.plain
+  assert "2 pairs without an explanation" in parsed.plain
+  assert "a.png too small b.png not an image" in parsed.plain
+  assert "failures" in parsed.ids
+  assert "failed" not in render(make_pair()).plain
+
+
+def test_index_only_where_there_is_something_to_choose():
+  assert render().tags["nav"] == 0
+  assert "No pair was explained." in render().plain
+  assert render(make_pair()).tags["nav"] == 0
+  parsed = render(make_pair(), make_pair())
+  assert parsed.tags["nav"] == 1
+  assert parsed.sources.count("#pair-0") == parsed.sources.count("#pair-1") == 1
+  assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_names_are_text_never_markup():
+  def page_with(text):
+    pair = make_pair(
+      query_name=text,
+      reference_name=text,
+      contrast_name=text,
+      contrast=np.zeros((4, 4, 3), np.uint8),
+      metrics={text: 1.0},
+      settings={text: text},
+      command=text,
+      warnings=[text],
+    )
+    return Parsed(render_page([pair, pair], title=text, subtitle=text, failures=[(text, text)]))
+
+  nasty, plain = page_with(NASTY), page_with("plain")
+  assert nasty.tags == plain.tags
+  assert nasty.attributes == plain.attributes
+  assert " ".join(NASTY.split()) in nasty.plain
+
+
+def test_json_cannot_end_its_script_element():
+  data = {"</script><!--": ["a & b > c \u2028 \u2029"]}
+  text = page_lib._json_block(data)
+  assert json.loads(text) == data
+  assert not set("<>&\u2028\u2029") & set(text)
+  with pytest.raises(ValueError, match="JSON compliant"):
+    page_lib._json_block(math.nan)
+
+
+def test_undecodable_names_can_be_written():
+  page = render_page([make_pair(query_name="caf\udce9.png")], title="\ud800")
+  assert "caf?.png" in page.encode("utf-8").decode("utf-8")
+
+
+def test_the_policy_allows_nothing_but_what_is_inlined():
+  parsed = render(make_pair(), make_pair())
+  directives = dict(part.strip().split(" ", 1) for part in parsed.policy.split(";"))
+  assert directives["default-src"] == "'none'"
+  assert directives["img-src"] == "data:"
+  assert directives["base-uri"] == directives["form-action"] == "'none'"
+  executable = [text for values, text in parsed.scripts if "type" not in values]
+  ((_, style),) = parsed.styles
+  (script,) = executable
+  for directive, text in (("script-src", script), ("style-src", style)):
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    assert directives[directive] == f"'sha256-{digest}'"
+  for source in parsed.sources:
+    assert source.startswith(("data:", "#")), source
+  assert "//" not in style
+  assert "@import" not in style
+  assert "url(" not in style
+  # Either would be refused by the policy.
+  assert not [name for name in parsed.attributes if name.startswith("on") or name == "style"]
+
+
+def test_images_are_exact_where_small_and_close_where_photographs():
+  flat = np.zeros((12, 16, 3), np.uint8)
+  flat[:, 8:] = (200, 30, 90)
+  photograph = np.random.default_rng(0).normal(size=(8, 10, 1)).cumsum(0).cumsum(1)
+  photograph = np.uint8(128 + 100 * photograph / np.abs(photograph).max()) + np.zeros(3, np.uint8)
+  large = np.asarray(Image.fromarray(photograph).resize((160, 128), Image.Resampling.BICUBIC))
+  noise = np.random.default_rng(1).integers(-8, 8, size=large.shape)
+  large = np.uint8(np.clip(large + noise, 0, 255))
+  pair = make_pair(
+    query=flat,
+    reference=large,
+    **dict.fromkeys(
+      ("reference_saliency_map", "reference_standard_error", "reference_cells"), None
+    ),
+    correspondence=None,
+  )
+  images = [source for source in render(pair).sources if source.startswith("data:image/")]
+  assert len(images) == 2
+  np.testing.assert_array_equal(decode_image(images[0]), flat)
+  decoded = decode_image(images[1])
+  assert decoded.shape == large.shape
+  assert images[1].startswith("data:image/jpeg")
+  assert np.abs(decoded.astype(int) - large).mean() < 4
+
+
+def test_a_pair_at_224_pixels_takes_at_most_200_kilobytes():
+  rng = np.random.default_rng(0)
+  image = np.asarray(Image.fromarray(skimage.data.chelsea()[:, 60:360]).resize((224, 224)))
+  coarse = rng.normal(size=(8, 8)).astype(np.float32)
+  saliency_map = np.asarray(Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC))
+  pair = make_pair(
+    query=image,
+    reference=image,
+    saliency_map=saliency_map,
+    standard_error=np.abs(saliency_map) / 7,
+    reference_saliency_map=saliency_map,
+    reference_standard_error=np.abs(saliency_map) / 7,
+    query_cells=grid_cells(224, 224, 14),
+    reference_cells=grid_cells(224, 224, 14),
+    correspondence=rng.uniform(-1, 1, size=(196, 196)),
+  )
+  fixed = len(render_page([], title=""))
+  assert len(render_page([pair], title="")) - fixed < 200_000
+  assert fixed < 60_000
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"query": np.zeros((12, 16, 3))}, r"query must be uint8 \[h w 3\], got float64"),
+    ({"reference": np.zeros((8, 10), np.uint8)}, r"reference must be uint8 .* \[8, 10\]"),
+    ({"saliency_map": np.zeros((16, 12))}, r"saliency_map must be \[12, 16\] .* \[16, 12\]"),
+    ({"standard_error": None}, "standard_error must be given"),
+    ({"reference_saliency_map": np.zeros((12, 16))}, r"reference_saliency_map must be \[8, 10"),
+    ({"query_cells": np.zeros((12, 16))}, "query_cells must be integers, got float64"),
+    ({"query_cells": np.full((12, 16), -2)}, r"query_cells must lie in \[-1, 65535\)"),
+    ({"reference_cells": None}, "correspondence needs query_cells and reference_cells"),
+    ({"correspondence": np.zeros((4, 9))}, r"at least \[9, 4\] .* got \[4, 9\]"),
+    ({"contrast_name": "x"}, "contrast and contrast_name together"),
+  ],
+)
+def test_arrays_that_do_not_fit_are_refused_by_name(changes, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    render_page([make_pair(**changes)], title="")
+  assert "'query.png' against 'reference.png'" in str(caught.value)
+
+
+def test_inputs_are_left_as_they_were():
+  pair = make_pair()
+  before = [np.copy(field) for field in pair if isinstance(field, np.ndarray)]
+  render_page([pair], title="")
+  after = [field for field in pair if isinstance(field, np.ndarray)]
+  for one, other in zip(before, after, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+class TestOverlay:
+  def test_is_transparent_at_zero_and_where_nothing_is_known(self):
+    image = np.random.default_rng(0).integers(0, 255, size=(3, 4, 3), dtype=np.uint8)
+    saliency = np.zeros((3, 4))
+    saliency[1] = np.nan
+    saliency[2, 2] = 1.0
+    painted = overlay(image, saliency)
+    untouched = np.ones((3, 4), bool)
+    untouched[2, 2] = False
+    np.testing.assert_array_equal(painted[untouched], image[untouched])
+    assert (painted[2, 2] != image[2, 2]).any()
+    np.testing.assert_array_equal(overlay(image, np.zeros((3, 4))), image)
+
+  def test_is_warm_above_zero_and_cool_below(self):
+    grey = np.full((1, 4, 3), 128, np.uint8)
+    painted = overlay(grey, np.array([[1.0, 0.4, -0.4, -1.0]])).astype(int)
+    red_minus_blue = painted[0, :, 0] - painted[0, :, 2]
+    assert (red_minus_blue > [40, 40, -1000, -1000]).all()
+    assert (red_minus_blue < [1000, 1000, -40, -40]).all()
+    # Stronger is darker on both sides, which is left when the colour is not.
+    luma = painted[0] @ [0.2126, 0.7152, 0.0722]
+    assert luma[0] < luma[1]
+    assert luma[3] < luma[2]
+
+  def test_blends_the_strongest_colour_by_the_opacity(self):
+    image = np.full((1, 2, 3), 100, np.uint8)
+    painted = overlay(image, np.array([[2.0, 0.0]]), opacity=0.5)
+    np.testing.assert_array_equal(painted[0, 0], np.rint([(100 + c) / 2 for c in (190, 22, 12)]))
+    np.testing.assert_array_equal(overlay(image, np.ones((1, 2)), opacity=0), image)
+
+  def test_limit_makes_maps_comparable(self):
+    image = np.full((1, 2, 3), 100, np.uint8)
+    values = np.array([[0.5, -0.25]])
+    np.testing.assert_array_equal(
+      overlay(image, values, limit=1.0), overlay(image, 2 * values, limit=2.0)
+    )
+    np.testing.assert_array_equal(
+      overlay(image, values, limit=0.1), overlay(image, np.array([[1.0, -1.0]]))
+    )
+    assert (overlay(image, values, limit=1.0) != overlay(image, values)).any()
+
+  def test_refuses_what_does_not_fit(self):
+    image = np.zeros((2, 3, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"\[2, 3, 3\] and \[3, 2\]"):
+      overlay(image, np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="float64"):
+      overlay(image.astype(float), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="opacity"):
+      overlay(image, np.zeros((2, 3)), opacity=80)
+
+
+@pytest.mark.parametrize(
+  ("value", "signed", "expected"),
+  [
+    (0.0123456, False, "0.0123"),
+    (0.5, True, "+0.5"),
+    (-0.5, False, "−0.5"),
+    (0.0, True, "0"),
+    (-0.0, True, "0"),
+    (12345.6, False, "12,346"),
+    (2e-5, False, "2e−05"),
+    (None, False, "–"),
+    (math.inf, True, "–"),
+  ],
+)
+def test_format_number(value, signed, expected):
+  assert page_lib.format_number(value, signed=signed) == expected

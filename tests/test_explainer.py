@@ -1,0 +1,616 @@
+"""The explainer against brute force in float64, closed forms, planted evidence, and counters."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+import sane_jax
+from sane_jax.ops import designs, fills
+from tests import encoders
+
+SIZE = encoders.SIZE
+SAMPLING = [
+  sane_jax.Rise(num_masks=200),
+  sane_jax.SlidingWindow(grid=(7, 7)),
+  sane_jax.Lime(num_masks=200, grid=(4, 4)),
+  sane_jax.KernelShap(num_masks=201, grid=(4, 4)),
+  sane_jax.Hadamard(num_masks=128, grid=(4, 4)),
+]
+by_name = functools.partial(pytest.mark.parametrize, "design", ids=lambda d: type(d).__name__)
+
+
+def nonlinear_model():
+  return sane_jax.from_jax(encoders.nonlinear, encoders.nonlinear_params(), image_size=SIZE)
+
+
+def masks_of(design, key, start, count, shape=(SIZE, SIZE)):
+  cells = designs.grid_cells(shape, design.grid)
+  out = jax.vmap(lambda i: design.mask(key, cells, i)[0])(start + jnp.arange(count))
+  return np.asarray(out, np.float64)
+
+
+def scores_by_hand(masks, query, reference):
+  """Cosines of every masked query, and of the whole, with the reference: float64 throughout."""
+  query = np.asarray(query, np.float64)
+  fill = query.mean(axis=(0, 1))
+  images = [m[..., None] * query + (1 - m[..., None]) * fill for m in masks]
+  params = encoders.nonlinear_params()
+  embeddings = encoders.nonlinear_unit_float64(params, [*images, query])
+  return embeddings @ encoders.nonlinear_unit_float64(params, [reference])[0]
+
+
+def map_by_hand(design, masks, scores):
+  """Each method from its formula, one pair at a time, with no effect matrix."""
+  s, whole = scores[:-1], scores[-1]
+  cells = 7 if isinstance(design, sane_jax.SlidingWindow) else 4
+  z = masks[:, :: SIZE // cells, :: SIZE // cells].reshape(len(masks), -1)
+  if isinstance(design, sane_jax.Rise):
+    return (np.einsum("nhw,n->hw", masks, s) / masks.sum(0) - s.mean()).ravel()
+  if isinstance(design, sane_jax.SlidingWindow):
+    return whole - s
+  if isinstance(design, sane_jax.Hadamard):
+    return np.array([s[z[:, c] == 1].mean() - s[z[:, c] == 0].mean() for c in range(z.shape[1])])
+  if isinstance(design, sane_jax.Lime):
+    cosine = z.sum(1) / (np.linalg.norm(z, axis=1) * np.sqrt(z.shape[1]))
+    weights = np.sqrt(np.exp(-((1 - cosine) ** 2) / 0.25**2))
+    return Ridge(alpha=1.0).fit(z, s, sample_weight=weights).coef_
+  kkt = np.zeros((17, 17))
+  kkt[:16, :16], kkt[:16, 16], kkt[16, :16] = z[1:].T @ z[1:], 1, 1
+  return np.linalg.solve(kkt, np.append(z[1:].T @ (s[1:] - s[0]), whole - s[0]))[:16]
+
+
+def relative(got, want):
+  return np.abs(got - want).max() / np.abs(want).max()
+
+
+# --- identities -----------------------------------------------------------------------------------
+
+
+@by_name(SAMPLING)
+def test_effect_matrix_equals_the_computation_pair_by_pair(design, photos):
+  explainer = sane_jax.Explainer(nonlinear_model(), design=design, fill="mean")
+  query, references = photos[0], photos[1:4]
+  masks = masks_of(design, explainer.key, 0, design.num_masks)
+  for e, reference in zip(explainer.explain_many(query, references), references, strict=True):
+    scores = scores_by_hand(masks, query, reference)
+    want = map_by_hand(design, masks, scores)
+    assert relative(e.saliency.cells, want) < 1e-5 * (3 if design.grid == (28, 28) else 1)
+    assert e.score == pytest.approx(scores[-1], abs=1e-6)
+
+
+@by_name(SAMPLING)
+def test_both_images_map_is_the_mean_of_explicit_runs(design, photos):
+  explainer = sane_jax.Explainer(nonlinear_model(), design=design, mode="both", fill="mean")
+  query, reference = photos[:2]
+  e = explainer.explain(query, reference)
+  masks = masks_of(design, explainer.key, 0, design.num_masks)
+  other, start, count = design.reference_masks()
+  key = jax.random.fold_in(explainer.key, np.uint32(2**32 - 1))
+  reference_masks = masks_of(other, key, start, count)
+  fill = reference.astype(np.float64).mean(axis=(0, 1))
+  runs = []
+  for m in reference_masks:
+    shown = m[..., None] * reference + (1 - m[..., None]) * fill
+    runs.append(map_by_hand(design, masks, scores_by_hand(masks, query, shown)))
+  assert relative(e.saliency.cells, np.mean(runs, axis=0)) < 3e-5
+  assert count == (36 if isinstance(design, sane_jax.SlidingWindow) else 30)
+  # The query's masks have a key of their own: the reference is not masked by the same ones.
+  if not isinstance(design, sane_jax.SlidingWindow):
+    assert np.abs(masks[start : start + count] - reference_masks).max() > 0.5
+
+
+@by_name(SAMPLING)
+def test_chunk_size_and_repetition_do_not_matter(design, photos):
+  maps = []
+  for chunk in (1, 7, 64, design.num_masks):
+    explainer = sane_jax.Explainer(nonlinear_model(), design=design, chunk_size=chunk)
+    maps.append(explainer.explain(*photos[:2]).saliency_map)
+  for other in maps[1:]:
+    np.testing.assert_allclose(other, maps[0], atol=1e-6)
+  again = sane_jax.Explainer(nonlinear_model(), design=design, chunk_size=64)
+  np.testing.assert_array_equal(again.explain(*photos[:2]).saliency_map, maps[2])
+  different = sane_jax.Explainer(nonlinear_model(), design=design, key=1)
+  if not isinstance(design, sane_jax.SlidingWindow):
+    assert np.abs(different.explain(*photos[:2]).saliency_map - maps[0]).max() > 1e-5
+
+
+def test_one_device_and_two_give_the_same_map(photos):
+  devices = jax.local_devices()
+  assert len(devices) == 2
+  maps = [
+    sane_jax.Explainer(nonlinear_model(), design=SAMPLING[0], devices=d).explain(*photos[:2])
+    for d in (devices, devices[:1], devices[1:])
+  ]
+  for other in maps[1:]:
+    np.testing.assert_allclose(other.saliency_map, maps[0].saliency_map, atol=1e-6)
+
+
+def test_effects_serve_in_place_of_images(photos):
+  explainer = sane_jax.Explainer(nonlinear_model(), design=SAMPLING[4])
+  query, reference = explainer.effects(photos[0]), explainer.effects(photos[1])
+  before = explainer.encoder_passes
+  e = explainer.explain(query, reference)
+  table, reference_map = e.correspondence, e.reference_saliency_map
+  assert explainer.encoder_passes == before
+  assert e.encoder_passes == 2 * 129
+  fresh = explainer.explain(photos[0], photos[1])
+  np.testing.assert_array_equal(fresh.saliency_map, e.saliency_map)
+  np.testing.assert_allclose(fresh.reference_saliency_map, reference_map, atol=1e-7)
+  np.testing.assert_allclose(fresh.correspondence, table, atol=1e-5)
+  other = sane_jax.Explainer(nonlinear_model(), design=SAMPLING[0])
+  with pytest.raises(ValueError, match="measured by Hadamard"):
+    other.explain(query, reference)
+
+
+def test_correspondence_by_hand(photos):
+  explainer = sane_jax.Explainer(nonlinear_model(), design=SAMPLING[4])
+  e = explainer.explain(*photos[:2])
+  rows = []
+  for image in photos[:2]:
+    masks = masks_of(SAMPLING[4], explainer.key, 0, 128)
+    image = image.astype(np.float64)
+    shown = [m[..., None] * image + (1 - m[..., None]) * image.mean(axis=(0, 1)) for m in masks]
+    u = encoders.nonlinear_unit_float64(encoders.nonlinear_params(), shown)
+    z = masks[:, ::7, ::7].reshape(128, 16)
+    effect = np.array([u[z[:, c] == 1].mean(0) - u[z[:, c] == 0].mean(0) for c in range(16)])
+    effect -= effect.mean(0)
+    rows.append(effect / np.linalg.norm(effect, axis=1, keepdims=True))
+  assert e.grid == (4, 4)
+  np.testing.assert_allclose(e.correspondence, rows[0] @ rows[1].T, atol=1e-4)
+
+
+def test_contrast_is_the_difference_of_two_maps(photos):
+  for model in (nonlinear_model(), score_model()):
+    explainer = sane_jax.Explainer(model, design=SAMPLING[4])
+    a, b = explainer.explain_many(photos[0], photos[1:3])
+    c = explainer.contrast(photos[0], photos[1], photos[2])
+    np.testing.assert_allclose(c.saliency_map, a.saliency_map - b.saliency_map, atol=1e-6)
+    assert c.score == pytest.approx(a.score - b.score, abs=1e-6)
+    assert c.contrast is not None
+    # Its error is that of the difference, far less than two independent maps' errors would give.
+    assert np.isfinite(c.standard_error).all()
+
+
+# --- closed forms ---------------------------------------------------------------------------------
+
+
+def linear_setup(rng):
+  query = rng.uniform(size=(SIZE, SIZE, 3)).astype(np.float32)
+  coarse = rng.normal(size=(4, 4, 3))  # regions that help and regions that harm
+  weights = np.kron(coarse, np.ones((7, 7, 1))).astype(np.float32)
+  weights *= 0.9 / np.abs(weights).sum()
+  # One pixel's contribution to the score, over what stands in when it is hidden (black).
+  beta = (weights * query).astype(np.float64).sum(-1)
+
+  def embed(params, images):  # the reference, all ones, lies on the first axis
+    e = encoders.linear(params, images)
+    is_reference = (images > 1.5 / 2).all(axis=(1, 2, 3))[:, None]
+    return jnp.where(is_reference, jnp.array([[1.0, 0.0]]), e)
+
+  model = sane_jax.from_jax(embed, weights, image_size=SIZE)
+  return model, query, np.ones((SIZE, SIZE, 3), np.float32), beta
+
+
+def closed_form(design, beta):
+  """The expected map of a linear score whose pixels contribute `beta`."""
+  n = design.grid[0]
+  per_cell = beta.reshape(n, SIZE // n, n, SIZE // n).sum((1, 3)).ravel() if SIZE % n == 0 else None
+  if isinstance(design, sane_jax.SlidingWindow):
+    out = []
+    for i in range(7):
+      for j in range(7):
+        top, left = (round(-2 + k * (SIZE + 4 - 8) / 6) for k in (i, j))
+        out.append(beta[max(top, 0) : top + 8, max(left, 0) : left + 8].sum())
+    return np.array(out)
+  if isinstance(design, sane_jax.Rise):
+    # E[s | weight m(p)] − E[s] = Σ_q β(q) Cov(m(p), m(q)) / E m(p); m is separable in shift and
+    # cell, Bernoulli cells are independent with variance 1/4: average over all shifts.
+    m, step = design.mask_cells, -(-SIZE // design.mask_cells)
+    second = []
+    for shift in range(step):
+      position = np.clip((np.arange(SIZE) + shift + 0.5) / step * m / (m + 1) - 0.5, 0, m - 1)
+      weight = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(m)))
+      second.append(weight @ weight.T)
+    k = np.mean(second, axis=0)  # rows and columns shift independently
+    return (0.25 * k @ beta @ k / 0.5).ravel()
+  return per_cell
+
+
+@by_name(
+  [
+    sane_jax.Rise(num_masks=2000),
+    sane_jax.SlidingWindow(grid=(7, 7)),
+    sane_jax.Lime(num_masks=1000, grid=(4, 4), ridge=1e-3),
+    sane_jax.KernelShap(num_masks=501, grid=(4, 4)),
+    sane_jax.Hadamard(num_masks=128, grid=(4, 4)),
+  ]
+)
+def test_linear_encoder_has_its_closed_form(design, rng):
+  model, query, reference, beta = linear_setup(rng)
+  e = sane_jax.Explainer(model, design=design, fill="black").explain(query, reference)
+  want = closed_form(design, beta)
+  error = np.abs(e.saliency.cells - want)
+  assert np.abs(want).max() > 1e-3
+  # Within its standard error: the worst of the cells within four, or within rounding.
+  assert (error < 4.5 * e.saliency.cell_errors + 2e-6).all()
+  if not isinstance(design, sane_jax.Rise):
+    assert error.max() < 3e-5  # nothing but rounding and the ridge disturbs these
+
+
+@by_name([sane_jax.Rise(num_masks=400, grid=(7, 7)), sane_jax.Hadamard(num_masks=160, grid=(4, 4))])
+def test_standard_error_is_honest(design, rng):
+  """About 68 % of cells lie inside one standard error and 95 % inside two, over many keys."""
+  if isinstance(design, sane_jax.Rise):
+    model, query, reference, beta = linear_setup(rng)
+    want = closed_form(sane_jax.Rise(), beta).reshape(7, 4, 7, 4).mean((1, 3)).ravel()
+    fill = "black"
+  else:
+    model, fill = nonlinear_model(), "mean"
+    query, reference = rng.uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+    many = sane_jax.Explainer(model, design=sane_jax.Hadamard(num_masks=32 * 400, grid=(4, 4)))
+    want = many.explain(query, reference).saliency.cells
+  inside = []
+  for key in range(40):
+    e = sane_jax.Explainer(model, design=design, fill=fill, key=key).explain(query, reference)
+    inside.append(np.abs(e.saliency.cells - want) / e.saliency.cell_errors)
+  inside = np.concatenate(inside)
+  assert 0.60 < np.mean(inside < 1) < 0.76
+  assert 0.91 < np.mean(inside < 2) < 0.985
+
+
+def test_both_images_error_counts_the_references_masks(photos):
+  """The map over many keys scatters as the error says, the K reference masks' share included."""
+  query, reference = photos[:2]
+  maps, errors = [], []
+  for key in range(30):
+    explainer = sane_jax.Explainer(
+      nonlinear_model(), design="hadamard", num_masks=160, grid=(4, 4), mode="both", key=key
+    )
+    e = explainer.explain(query, reference)
+    maps.append(e.saliency.cells)
+    errors.append(e.saliency.cell_errors)
+  scatter = np.std(maps, axis=0, ddof=1)
+  claimed = np.sqrt(np.mean(np.square(errors), axis=0))
+  assert 0.7 < np.median(claimed / scatter) < 1.4
+
+
+def test_one_replicate_has_no_spread_to_see(photos):
+  explainer = sane_jax.Explainer(nonlinear_model(), design="hadamard", num_masks=32, grid=(4, 4))
+  assert np.isnan(explainer.explain(*photos[:2]).standard_error).all()
+
+
+# --- planted evidence -----------------------------------------------------------------------------
+
+REGION = ((14, 21), (7, 14))
+GENERATORS = [
+  sane_jax.Rise(num_masks=1000),
+  sane_jax.SlidingWindow(),
+  sane_jax.Lime(num_masks=300),
+  sane_jax.Lime(num_masks=300, grid=(4, 4)),
+  sane_jax.KernelShap(num_masks=301, grid=(4, 4)),
+  sane_jax.KernelShap(num_masks=301, grid=None),
+  sane_jax.Hadamard(num_masks=128, grid=(4, 4)),
+  sane_jax.Hadamard(num_masks=128, grid=(4, 4), smooth=True),
+  sane_jax.LearnedMask(cells=4, num_steps=150),
+]
+
+
+def planted(rng, sign, scale=1):
+  """A query that matches the reference in REGION alone, or is spoilt by it (sign −1).
+
+  Backgrounds differ, so that the two differ where nothing is shown (their mean colours): were
+  those alike, masking both images with probability 1/2 would by symmetry show no effect at all.
+  """
+  size = scale * SIZE
+  rows, columns = (slice(scale * low, scale * high) for low, high in REGION)
+  query = np.full((size, size, 3), [0.1, 0.1, 0.8], np.float32)
+  reference = np.full((size, size, 3), [0.1, 0.8, 0.1], np.float32)
+  query += 0.03 * rng.normal(size=query.shape).astype(np.float32)
+  query[rows, columns] = [0.9, 0.1, 0.1]
+  reference[rows, columns] = [1.0, 0.0, 0.0] if sign > 0 else [0.0, 0.0, 1.0]
+  region = tuple((scale * low, scale * high) for low, high in REGION)
+  model = sane_jax.from_jax(
+    lambda _, x: encoders.one_region(region, x), None, image_size=size, name="one_region"
+  )
+  return query.clip(0, 1), reference, model, (rows, columns)
+
+
+@by_name(GENERATORS)
+@pytest.mark.parametrize("mode", ["fixed", "both"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_every_generator_finds_planted_evidence(design, mode, sign, rng):
+  # Superpixels are made for photos: at 28 pixels there is but one.
+  scale = 4 if getattr(design, "grid", 0) is None else 1
+  query, reference, model, (rows, columns) = planted(rng, sign, scale)
+  explainer = sane_jax.Explainer(model, design=design, mode=mode, fill="mean")
+  saliency = explainer.explain(query, reference).saliency_map
+  if sign < 0 and isinstance(design, sane_jax.LearnedMask):
+    assert saliency.max() < 0.2  # nothing to hide: hiding the region raises the score
+    return
+  top = sign * saliency >= (sign * saliency).max() - 1e-3 * np.abs(saliency).max()
+  row, column = (axis.mean() for axis in np.nonzero(top))  # a maximum may be a plateau
+  assert rows.start <= row < rows.stop
+  assert columns.start <= column < columns.stop
+  assert (np.sign(saliency[rows, columns]) == sign).mean() > 0.9
+
+
+def test_random_floor_does_not_find_it(rng):
+  query, reference, model, _ = planted(rng, 1)
+  found = 0
+  for key in range(20):
+    e = sane_jax.Explainer(model, design="random", key=key).explain(query, reference)
+    row, column = np.unravel_index(np.argmax(e.saliency_map), (SIZE, SIZE))
+    found += 14 <= row < 21 and 7 <= column < 14
+    assert e.encoder_passes == 2
+  assert found < 6
+
+
+# --- passes, counted in the model -----------------------------------------------------------------
+
+
+def counting_model(kind, counter):
+  params = encoders.nonlinear_params()
+  if kind == "host":
+
+    def embed(images):
+      counter.append(len(images))
+      return np.asarray(encoders.nonlinear(params, jnp.asarray(images)))
+
+    return sane_jax.from_numpy(embed, image_size=SIZE)
+
+  def embed_jax(params, images):
+    jax.debug.callback(lambda x: counter.append(len(x)), images[:, 0, 0, 0])
+    return encoders.nonlinear(params, images)
+
+  return sane_jax.from_jax(embed_jax, params, image_size=SIZE)
+
+
+@pytest.mark.parametrize("kind", ["jax", "host"])
+def test_passes_are_those_that_the_model_saw(kind, photos):
+  counter: list[int] = []
+  model = counting_model(kind, counter)
+  one = jax.local_devices()[:1]  # a callback fires once a device
+
+  def spent(what):
+    counter.clear()
+    out = what()
+    jax.effects_barrier()
+    return out, sum(counter)
+
+  make = functools.partial(sane_jax.Explainer, model, design="rise", num_masks=100, devices=one)
+  for chunk in (7, 1000):
+    e, seen = spent(lambda chunk=chunk: make(chunk_size=chunk).explain(photos[0], photos[1]))
+    assert seen == e.encoder_passes == 100 + 2
+  _, seen = spent(lambda: e.reference_saliency_map)
+  assert seen == 101
+  assert e.encoder_passes == 203
+  e, seen = spent(lambda: make(mode="both").explain(photos[0], photos[1]))
+  assert seen == e.encoder_passes == 100 + 30 + 2
+  references = [photos[1 + i % 4] for i in range(20)]
+  explainer = make()
+  es, seen = spent(lambda: explainer.explain_many(photos[0], references))
+  assert seen == explainer.encoder_passes == 100 + 1 + 20
+  assert {e.encoder_passes for e in es} == {102}
+  explainer = make()
+  curves, seen = spent(lambda: sane_jax.insertion_deletion(explainer, es[:3]))
+  assert seen == explainer.encoder_passes
+  assert 3 * 202 <= seen <= 3 * 202 + 6
+
+
+def test_learned_mask_passes(photos):
+  counter: list[int] = []
+  model = counting_model("jax", counter)
+  for mode, sides in (("fixed", 1), ("both", 2)):
+    counter.clear()
+    explainer = sane_jax.Explainer(
+      model, design="learned_mask", num_steps=30, mode=mode, devices=jax.local_devices()[:1]
+    )
+    e = explainer.explain(photos[0], photos[1])
+    jax.effects_barrier()
+    assert e.encoder_passes == sum(counter) == 30 * sides + 2
+
+
+# --- other models ---------------------------------------------------------------------------------
+
+
+def score_model(counter=None):
+  params = encoders.nonlinear_params()
+
+  def score(queries, reference):
+    if counter is not None:
+      counter.append(len(queries))
+    u = encoders.nonlinear_unit_float64(params, queries)
+    return u @ encoders.nonlinear_unit_float64(params, reference[None])[0]
+
+  return sane_jax.from_score(score, image_size=SIZE)
+
+
+@by_name(SAMPLING)
+@pytest.mark.parametrize("mode", ["fixed", "both"])
+def test_score_only_model_gives_the_same_maps(design, mode, photos):
+  if mode == "both":
+    if not isinstance(design, sane_jax.Hadamard):
+      pytest.skip("one design is enough for N times K passes")
+  expected = sane_jax.Explainer(nonlinear_model(), design=design, mode=mode)
+  explainer = sane_jax.Explainer(score_model(), design=design, mode=mode, chunk_size=32)
+  for a, b in zip(
+    expected.explain_many(photos[0], photos[1:3]),
+    explainer.explain_many(photos[0], photos[1:3]),
+    strict=True,
+  ):
+    assert relative(b.saliency.cells, a.saliency.cells) < 1e-4
+    assert b.score == pytest.approx(a.score, abs=1e-6)
+    if mode == "fixed":
+      np.testing.assert_allclose(b.standard_error, a.standard_error, rtol=1e-2, atol=1e-6)
+
+
+def test_score_only_reference_side_and_refusals(photos):
+  counter: list[int] = []
+  design = sane_jax.Hadamard(num_masks=32, grid=(4, 4))
+  explainer = sane_jax.Explainer(score_model(counter), design=design)
+  e = explainer.explain(photos[0], photos[1])
+  assert sum(counter) == e.encoder_passes == 33
+  same = sane_jax.Explainer(nonlinear_model(), design=design).explain(photos[0], photos[1])
+  np.testing.assert_allclose(e.reference_saliency_map, same.reference_saliency_map, atol=1e-5)
+  with pytest.raises(ValueError, match="needs a model that gives embeddings"):
+    _ = e.correspondence
+  with pytest.raises(ValueError, match="nothing but scores"):
+    explainer.effects(photos[0])
+
+
+@by_name(SAMPLING)
+def test_host_model_gives_the_same_maps(design, photos):
+  host = sane_jax.from_numpy(
+    lambda x: np.asarray(encoders.nonlinear(encoders.nonlinear_params(), x)), image_size=SIZE
+  )
+  a = sane_jax.Explainer(nonlinear_model(), design=design).explain(photos[0], photos[1])
+  b = sane_jax.Explainer(host, design=design, chunk_size=50).explain(photos[0], photos[1])
+  np.testing.assert_allclose(a.saliency_map, b.saliency_map, atol=1e-6)
+  np.testing.assert_allclose(a.standard_error, b.standard_error, atol=1e-5)
+
+
+def test_new_weights_do_not_retrace(photos):
+  traces = []
+
+  def embed(params, images):
+    traces.append(images.shape)
+    return encoders.nonlinear(params, images)
+
+  for seed in (0, 1):
+    model = sane_jax.from_jax(embed, encoders.nonlinear_params(seed), image_size=SIZE)
+    sane_jax.Explainer(model, design=SAMPLING[0]).explain(photos[0], photos[1])
+    if seed == 0:
+      first = len(traces)
+  assert len(traces) <= first + 2  # the shape check of from_jax, and no more
+
+
+# --- learned mask ---------------------------------------------------------------------------------
+
+
+def test_learned_mask_follows_its_objective(rng):
+  """One step by hand: Adam from ones moves every mask cell by the learning rate, down-gradient."""
+  query, reference, model, _ = planted(rng, 1)
+  make = functools.partial(sane_jax.Explainer, model, design="learned_mask")
+  e = make(num_steps=1, cells=4, noise=0.0).explain(query, reference)
+  saliency = e.saliency.cells.reshape(4, 4)
+  assert saliency[2, 1] == pytest.approx(0.1, abs=1e-3)  # the planted cell
+  # Far cells feel only l1 = 0, for |1 − m| is flat at m = 1 in the direction that clipping allows.
+  assert saliency[0, 3] < 0.1 + 1e-6
+  many = make(num_steps=100, cells=4).explain_pairs([(query, reference), (reference, query)])
+  alone = make(num_steps=100, cells=4).explain(query, reference)
+  np.testing.assert_allclose(many[0].saliency_map, alone.saliency_map, atol=1e-4)
+  assert np.isnan(alone.standard_error).all()
+
+
+def test_learned_mask_both_is_one_mask_side_by_side(rng):
+  """Where nothing in the query can be hidden, for it is of one colour, the reference is."""
+  _, reference, model, (rows, columns) = planted(rng, 1)
+  query = np.full_like(reference, [0.9, 0.1, 0.1])
+  make = functools.partial(sane_jax.Explainer, model, design="learned_mask", num_steps=100)
+  e = make(mode="both", fill="mean").explain(query, reference)
+  before = e.encoder_passes
+  side = e.reference_saliency_map
+  assert e.encoder_passes == before  # it was learned along with the query's
+  row, column = (axis.mean() for axis in np.nonzero(side > 0.99))
+  assert rows.start <= row < rows.stop
+  assert columns.start <= column < columns.stop
+  assert side.mean() > 2 * e.saliency_map.mean()
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_constant_score_is_a_flat_map_with_a_warning(photos):
+  model = sane_jax.from_jax(
+    lambda _, x: jnp.ones((x.shape[0], 3)), None, image_size=SIZE, name="constant"
+  )
+  for design in SAMPLING:
+    with pytest.warns(UserWarning, match="flat"):
+      e = sane_jax.Explainer(model, design=design).explain(photos[0], photos[1])
+    assert (e.saliency_map == 0).all()
+    assert (e.standard_error == 0).all()
+    assert any("flat" in w for w in e.warnings)
+    assert e.score == pytest.approx(1)
+
+
+def test_bad_embeddings_are_named(photos):
+  def embed(_, images, bad):
+    hidden = (images < 0.01).any(axis=(1, 2, 3))[:, None]
+    return jnp.where(hidden, bad, jnp.ones((images.shape[0], 3)))
+
+  whole = sane_jax.from_numpy(lambda x: np.full((len(x), 3), np.nan), image_size=SIZE)
+  with pytest.raises(sane_jax.ModelError, match="NaN"):
+    sane_jax.Explainer(whole).explain(photos[0], photos[1])
+  zero = sane_jax.from_jax(lambda _, x: jnp.zeros((x.shape[0], 3)), None, image_size=SIZE)
+  with pytest.raises(sane_jax.ModelError, match="zero norm"):
+    sane_jax.Explainer(zero).explain(photos[0], photos[1])
+  bright = photos * 0.9 + 0.05
+  nan = sane_jax.from_jax(functools.partial(embed, bad=jnp.nan), None, image_size=SIZE, name="sick")
+  with pytest.raises(sane_jax.ModelError, match=r"sick gave NaN.* of 512 images"):
+    sane_jax.Explainer(nan, design="hadamard", grid=(7, 7), fill="black").explain(*bright[:2])
+  lost = sane_jax.from_jax(functools.partial(embed, bad=0.0), None, image_size=SIZE)
+  with pytest.warns(UserWarning, match="zero norm.*taken as 0"):
+    e = sane_jax.Explainer(lost, design="hadamard", grid=(7, 7), fill="black").explain(*bright[:2])
+  assert np.isfinite(e.saliency_map).all()
+
+
+@pytest.mark.parametrize(
+  ("make", "error", "words"),
+  [
+    (lambda m: sane_jax.Explainer(m, design="rize"), ValueError, "rize.*rise, sliding_window"),
+    (lambda m: sane_jax.Explainer(m, design=7), ValueError, "a design is one of"),
+    (lambda m: sane_jax.Explainer(m, gird=(2, 2)), ValueError, "rise has no 'gird'.*grid"),
+    (lambda m: sane_jax.Explainer(m, fill="pink"), ValueError, "pink.*mean, black"),
+    (lambda m: sane_jax.Explainer(m, fill=(2, 0, 0)), ValueError, r"in \[0, 1\]"),
+    (lambda m: sane_jax.Explainer(m, mode="one"), ValueError, "'fixed' or 'both'"),
+    (lambda m: sane_jax.Explainer(m, chunk_size=0), ValueError, "1 or more; given 0"),
+    (lambda m: sane_jax.Explainer(m, design="sliding_window", num_masks=9), ValueError, "not take"),
+    (lambda m: sane_jax.Explainer("m"), TypeError, "load_model"),
+    (lambda m: sane_jax.Explainer(m).explain_many("x", []), ValueError, "at least one"),
+    (lambda m: sane_jax.Explainer(m).explain("/no.jpg", "/no.jpg"), sane_jax.ImageError, "no.jpg"),
+    (lambda m: sane_jax.load_model("resnet9000"), ValueError, "efficientnet_lite0"),
+    (
+      lambda m: sane_jax.Explainer(score_model(), design="learned_mask"),
+      ValueError,
+      "gradients.*design='rise'",
+    ),
+    (
+      lambda m: sane_jax.from_jax(lambda p, x: x, None, image_size=8),
+      sane_jax.ModelError,
+      r"\(2, 8, 8, 3\).*\(2, d\)",
+    ),
+    (
+      lambda m: sane_jax.from_jax(lambda p, x: np.asarray(x) + 1, None, image_size=8),
+      sane_jax.ModelError,
+      "from_numpy",
+    ),
+    (
+      lambda m: sane_jax.from_jax(lambda p, x: x @ np.ones((5, 2)), None, image_size=8),
+      sane_jax.ModelError,
+      "could not be traced",
+    ),
+    (lambda m: sane_jax.from_numpy(len, image_size=(0, 3)), sane_jax.ModelError, "positive"),
+    (lambda m: sane_jax.from_numpy(len, image_size="big"), sane_jax.ModelError, "image_size"),
+  ],
+)
+def test_errors_say_what_would_do(make, error, words):
+  with pytest.raises(error, match=words):
+    make(nonlinear_model())
+
+
+@pytest.mark.parametrize("bad", [lambda x: x, lambda x: np.zeros(len(x)), lambda x: "no", len])
+def test_host_outputs_of_a_wrong_shape_are_named(bad, photos):
+  model = sane_jax.from_numpy(bad, image_size=SIZE, name="odd")
+  with pytest.raises(sane_jax.ModelError, match=r"odd gave .*\(1, d\)"):
+    sane_jax.Explainer(model).explain(photos[0], photos[1])
+
+
+def test_fills(photo):
+  assert fills.fill_image("mean", photo)[0, 0] == pytest.approx(photo.mean((0, 1)), abs=1e-6)
+  assert fills.fill_image("grey", photo)[3, 3, 0] == pytest.approx(127 / 255)
+  assert fills.fill_image("blur", photo).std() < photo.std()
+  np.testing.assert_array_equal(fills.fill_image(photo, photo), photo)
