@@ -117,6 +117,11 @@ class Explainer:
     return isinstance(self.design, learned_mask.LearnedMask)
 
   @property
+  def has_effects(self) -> bool:
+    """Whether `effects` of an image can be measured: not for learned masks and scores alone."""
+    return not self._learned and not self._scores_only
+
+  @property
   def _scores_only(self) -> bool:
     return self.model.embed is None
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -53,11 +54,12 @@ def shifted_depthwise_conv(
   x = jnp.pad(x, ((0, 0), pad_h, pad_w, (0, 0)))
   last_h, last_w = (h - 1) // stride * stride, (w - 1) // stride * stride
   strides = (1, stride, stride, 1)
-  return sum(
+  terms = (
     lax.slice(x, (0, i, j, 0), (b, i + last_h + 1, j + last_w + 1, c), strides) * kernel[i, j, 0]
     for i in range(k)
     for j in range(k)
   )
+  return functools.reduce(operator.add, terms)
 
 
 def grouped_depthwise_conv(
@@ -194,7 +196,8 @@ def load_efficientnet_lite0(
   state = torch_file.read_torch_file(_weights_path() if path is None else path)
   if not isinstance(state, dict):
     raise ValueError(f"{path} holds a {type(state).__name__}; expected a dict of named tensors")
-  return EfficientNetLite0(depthwise).apply, from_torch_state(state)
+  embed_fn: Callable[..., Any] = EfficientNetLite0(depthwise).apply
+  return embed_fn, from_torch_state(state)
 
 
 def from_torch_state(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -216,7 +219,7 @@ def from_torch_state(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
   abstract = jax.eval_shape(
     functools.partial(model.init, method="logits"), jax.random.key(0), images
   )
-  wanted = traverse_util.flatten_dict(abstract, sep="/")
+  wanted: dict[str, Any] = traverse_util.flatten_dict(abstract, sep="/")
   names = {target: _torch_name(target) for target in wanted}
   # num_batches_tracked is a counter that only training uses.
   used = {*names.values(), *(name for name in state if str(name).endswith("num_batches_tracked"))}

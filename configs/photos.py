@@ -1,0 +1,51 @@
+"""Explains why photos match: two photos, a list of pairs, or each photo's neighbours in a folder.
+
+  python -m sane_jax.main --config=configs/photos.py
+      photos that scikit-image carries: a stereo pair of a motorcycle, two crops of a cat
+  python -m sane_jax.main --config=configs/photos.py --config.query=A.jpg --config.reference=B.jpg
+  python -m sane_jax.main --config=configs/photos.py --config.photos=FOLDER --config.neighbors=3
+  python -m sane_jax.main --config=configs/photos.py --config.pairs=FILE
+
+Writes WORKDIR/explain/index.html, a PNG a pair and explanations.json. Interrupted, the same command
+goes on where it stopped.
+
+Model: EfficientNet-Lite0 with ImageNet weights (no download), cosine of pooled features.
+Cost: `num_masks` passes an image, 202 a pair for insertion and deletion, whatever the pairs.
+Time: the first command under a minute on two CPU cores.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.job = "explain"
+  config.workdir = "runs/photos"
+
+  # What is explained; at most one of (query and reference), photos, pairs.
+  config.query = ""  # path of a photo
+  config.reference = ""  # path of a photo
+  config.contrast = ""  # path: why `reference` rather than this one
+  config.photos = ""  # folder: each photo's nearest neighbours in it
+  config.neighbors = 3  # how many of them
+  config.pairs = ""  # file with a pair a line: query reference [label], blanks or commas between
+  config.pairs_folder = ""  # where the names in `pairs` are looked up; the file's own by default
+
+  # The model: a name, or module:function for your own (the function returns a sane_jax.Model).
+  config.model = "efficientnet_lite0"
+  config.image_size = 224  # side in pixels of what the model sees
+
+  # The explanation.
+  config.design = "hadamard"  # rise sliding_window lime kernel_shap hadamard learned_mask random
+  config.num_masks = config_dict.placeholder(int)  # the design's own number by default
+  config.grid = config_dict.placeholder(tuple)  # (rows, columns) of cells; the design's own
+  config.fill = config_dict.placeholder(str)  # mean black grey white blur; the design's own
+  config.mode = "fixed"  # 'both' perturbs the reference as well
+  config.key = 0  # seed: the same key gives the same answer
+  config.chunk_size = config_dict.placeholder(int)  # masked images at a time; 64 on a CPU
+
+  # Its evaluation by insertion and deletion of pixels.
+  config.metrics = True
+  config.background = "mean"  # mean black grey white blur
+  return config

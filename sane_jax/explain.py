@@ -1,0 +1,316 @@
+"""Job: explains pairs of photos and writes the report."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from sane_jax import checkpoint, report
+from sane_jax.datasets import photos as photos_lib
+from sane_jax.explainer import Explainer
+from sane_jax.explanation import Effects, Explanation, Photo
+from sane_jax.metrics import insertion_deletion
+from sane_jax.models import model as model_lib
+from sane_jax.ops.insertion_deletion import areas
+
+# Effects of recent images are kept, for the next pair may need them; at most so many bytes.
+EFFECTS_BYTES = 1 << 30
+PAGE_PAIRS = 200  # a longer report is split into pages
+
+Failures = list[tuple[str, str]]
+
+
+class Task(NamedTuple):
+  """A pair to explain: names for people, sources for the reader."""
+
+  names: tuple[str, ...]  # query, reference[, contrast]
+  sources: tuple[Any, ...]
+
+
+def make_explainer(config: Any, **overrides: Any) -> Explainer:
+  """The model and the design that a config names."""
+  model = model_lib.load_model(config.model, image_size=config.image_size)
+  settings = {k: config[k] for k in ("design", "num_masks", "fill", "mode", "key", "chunk_size")}
+  settings |= overrides
+  if config.grid is not None:
+    settings["grid"] = tuple(config.grid)
+  return Explainer(model, **settings)
+
+
+def run(config: Any) -> None:
+  """Explains what the config names, one pair after the other; the page is written at the end.
+
+  A pair that can't be explained is listed, and the others are explained. A finished pair is on
+  disk; the same command after an interruption takes it from there.
+  """
+  started = time.monotonic()
+  folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "explain")
+  explainer = make_explainer(config)
+  failures: Failures = []
+  tasks = _tasks(config, explainer, failures)
+  effects = _EffectsCache(explainer)
+  views: list[tuple[str, report.PairView]] = []
+  bar = tqdm.tqdm(total=len(tasks), unit="pair", desc="explaining", disable=None)
+  stages = _Stages(bar, explainer)
+  try:
+    for number, task in enumerate(tasks, 1):
+      try:
+        view = _explained(config, explainer, effects, task, folder, stages)
+        stem = f"{number:04d}_{_slug(task.names[0])}_{_slug(task.names[1])}"
+        checkpoint.write_bytes(folder / f"{stem}.png", report.figure_png(view))
+        views.append((stem, view))
+      except (ValueError, OSError) as error:
+        failures.append((" and ".join(task.names), str(error)))
+      bar.update()
+  finally:
+    bar.close()
+    _write_report(config, explainer, folder, views, failures, len(tasks))
+  if not views:
+    first = "; ".join(f"{name}: {why}" for name, why in failures[:3])
+    raise ValueError(f"nothing could be explained. {first}")
+  seconds = time.monotonic() - started
+  print(
+    f"{len(views)} pairs explained with {explainer.encoder_passes:,} encoder passes in"
+    f" {seconds:.1f} s; {len(failures)} failed.\nOpen {folder / 'index.html'}"
+  )
+  for name, why in failures[:10]:
+    print(f"  not explained: {name}: {why}", file=sys.stderr)
+
+
+# --- what to explain ------------------------------------------------------------------------------
+
+
+def _tasks(config: Any, explainer: Explainer, failures: Failures) -> list[Task]:
+  asked = [k for k in ("query", "photos", "pairs") if config[k]]
+  if len(asked) > 1:
+    raise ValueError(f"give one of query, photos and pairs; given {' and '.join(asked)}")
+  if bool(config.query) != bool(config.reference):
+    raise ValueError("a pair has two photos: give both --config.query and --config.reference")
+  if config.query:
+    paths = [config.query, config.reference, *([config.contrast] if config.contrast else [])]
+    return [Task(tuple(os.path.basename(p) for p in paths), tuple(paths))]
+  if config.contrast:
+    raise ValueError("contrast goes with query and reference: why the one rather than the other")
+  if config.photos:
+    return _neighbor_tasks(config, explainer, failures)
+  if config.pairs:
+    pairs, problems = photos_lib.read_pairs(config.pairs, folder=config.pairs_folder or None)
+    failures += [(config.pairs, problem) for problem in problems]
+    return [
+      Task((p.query.name, p.reference.name), (os.fspath(p.query), os.fspath(p.reference)))
+      for p in pairs
+    ]
+  return [Task((a, b), (x, y)) for a, x, b, y in photos_lib.sample_pairs()]
+
+
+def _neighbor_tasks(config: Any, explainer: Explainer, failures: Failures) -> list[Task]:
+  """Each photo with its nearest neighbours, by cosine."""
+  if config.neighbors < 1:
+    raise ValueError(f"neighbors is how many matches of each photo; given {config.neighbors}")
+  root = pathlib.Path(config.photos)
+  names, rows = [], []
+  paths = photos_lib.list_photos(root)
+  for batch in _batches(tqdm.tqdm(paths, unit="photo", desc="embedding", disable=None), 64):
+    read = []
+    for path in batch:
+      try:
+        read.append((path, explainer.photo(path)))
+      except (ValueError, OSError) as error:
+        failures.append((os.fspath(path.relative_to(root)), str(error)))
+    if read:
+      names += [path for path, _ in read]
+      rows.append(explainer.embed([photo for _, photo in read]))
+  if len(names) < 2:
+    raise ValueError(f"{root} holds {len(names)} readable photos; neighbours need two or more")
+  embeddings = np.concatenate(rows)
+  scores = embeddings @ embeddings.T
+  np.fill_diagonal(scores, -np.inf)
+  nearest = np.argsort(-scores, axis=1, kind="stable")[:, : min(config.neighbors, len(names) - 1)]
+  label = [os.fspath(p.relative_to(root)) for p in names]
+  return [
+    Task((label[i], label[j]), (os.fspath(names[i]), os.fspath(names[j])))
+    for i in range(len(names))
+    for j in nearest[i]
+  ]
+
+
+def _batches(items: Any, size: int) -> Iterator[list[Any]]:
+  batch: list[Any] = []
+  for item in items:
+    batch.append(item)
+    if len(batch) == size:
+      yield batch
+      batch = []
+  if batch:
+    yield batch
+
+
+# --- one pair -------------------------------------------------------------------------------------
+
+
+class _EffectsCache:
+  """Effects of the images seen last, by their content."""
+
+  def __init__(self, explainer: Explainer):
+    self._explainer = explainer
+    self._kept: dict[str, Effects] = {}
+
+  def __call__(self, photo: Photo) -> Effects:
+    digest = _digest(photo)
+    found = self._kept.pop(digest, None) or self._explainer.effects(photo)
+    found = dataclasses.replace(found, photo=photo)
+    self._kept[digest] = found  # most recent last
+    size = found.moments.response.nbytes + found.moments.gram.nbytes
+    while len(self._kept) > max(2, EFFECTS_BYTES // max(size, 1)):
+      self._kept.pop(next(iter(self._kept)))
+    return found
+
+
+class _Stages:
+  """Shows what a long pair is at, and what it has cost."""
+
+  def __init__(self, bar: tqdm.tqdm, explainer: Explainer):
+    self._bar, self._explainer = bar, explainer
+    explainer.engine.on_progress = self._progress
+    self.name = ""
+
+  def _progress(self, done: int, count: int) -> None:
+    self._bar.set_postfix_str(f"{self.name} {done}/{count}")
+
+  def __call__(self, name: str) -> None:
+    self.name = name
+    self._bar.set_postfix_str(name)
+
+
+def _digest(photo: Photo) -> str:
+  return hashlib.sha256(np.ascontiguousarray(photo.pixels).tobytes()).hexdigest()
+
+
+def _explained(
+  config: Any,
+  explainer: Explainer,
+  effects: Callable[[Photo], Effects],
+  task: Task,
+  folder: pathlib.Path,
+  stages: _Stages,
+) -> report.PairView:
+  """The pair's view: from disk if it was finished before, else measured and written there."""
+  photos = [
+    explainer.photo(source, name) for source, name in zip(task.sources, task.names, strict=True)
+  ]
+  identity = {
+    "settings": explainer.settings,
+    "photos": [_digest(photo) for photo in photos],
+    "names": list(task.names),
+    "background": config.background if config.metrics else None,
+  }
+  text = json.dumps(identity, sort_keys=True)
+  path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+  finished = checkpoint.load_view(path)
+  if finished is not None:
+    return finished
+  began = time.monotonic()
+  stages("masks")
+  use = photos
+  if explainer.has_effects:
+    use = [effects(photo) for photo in photos]
+  if len(photos) == 3:
+    explanation = explainer.contrast(*use)
+  else:
+    explanation = explainer.explain(*use)
+  if config.metrics and explanation.contrast is None:
+    stages("insertion and deletion")
+    explanation.metrics = measure(explainer, explanation, config.background)
+  stages("report")
+  view = explanation.view()
+  jax.block_until_ready(view.saliency_map)
+  view = view._replace(
+    seconds=round(time.monotonic() - began, 3), command=_command(config, task, explanation)
+  )
+  checkpoint.save_view(path, view)
+  return view
+
+
+def measure(explainer: Explainer, explanation: Explanation, background: str) -> dict[str, float]:
+  """Insertion and deletion AUC (× 100) of one pair."""
+  curves = insertion_deletion(explainer, [explanation], background=background)
+  return {f"{kind} AUC": float(value[0]) for kind, value in areas(curves).items()}
+
+
+def _command(config: Any, task: Task, explanation: Explanation) -> str:
+  """The shell line that explains this pair alone, or the Python where there are no files."""
+  if not all(isinstance(source, str) for source in task.sources):
+    return explanation.snippet()
+  fields = dict(zip(("query", "reference", "contrast"), task.sources, strict=False))
+  for name in ("model", "image_size", "design", "num_masks", "grid", "fill", "mode", "key"):
+    if config[name] is not None:
+      fields[name] = config[name]
+  options = " ".join(f"--config.{k}={_quoted(v)}" for k, v in fields.items())
+  return f"python -m sane_jax.main --config=configs/photos.py {options}"
+
+
+def _quoted(value: Any) -> str:
+  import shlex
+
+  return shlex.quote(str(value).replace(" ", "") if isinstance(value, tuple) else str(value))
+
+
+def _slug(name: str) -> str:
+  """A file name's worth of a photo's name."""
+  return re.sub(r"[^A-Za-z0-9-]+", "-", os.path.splitext(name)[0]).strip("-")[-40:] or "photo"
+
+
+# --- out ------------------------------------------------------------------------------------------
+
+
+def _write_report(config, explainer, folder, views, failures, count) -> None:
+  """index.html (and further pages), explanations.json."""
+  records = [
+    {
+      "id": stem,
+      "query": view.query_name,
+      "reference": view.reference_name,
+      **({"contrast": view.contrast_name} if view.contrast_name else {}),
+      "score": view.score,
+      "encoder_passes": view.encoder_passes,
+      "seconds": view.seconds,
+      "insertion_auc": view.metrics.get("insertion AUC"),
+      "deletion_auc": view.metrics.get("deletion AUC"),
+      "files": {"figure": f"{stem}.png"},
+      "warnings": list(view.warnings),
+    }
+    for stem, view in views
+  ]
+  document = {
+    "settings": explainer.settings,
+    "background": config.background if config.metrics else None,
+    "pairs": count,
+    "explanations": records,
+    "failures": [{"what": name, "why": why} for name, why in failures],
+  }
+  text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+  checkpoint.write_bytes(folder / "explanations.json", text.encode())
+  pages = [views[i : i + PAGE_PAIRS] for i in range(0, len(views), PAGE_PAIRS)] or [[]]
+  files = ["index.html", *(f"index-{n}.html" for n in range(2, len(pages) + 1))]
+  settings = explainer.settings
+  subtitle = f"{settings['model']}, {settings['image_size'][0]} × {settings['image_size'][1]}"
+  subtitle += f" pixels, {settings['design']}, {settings.get('num_masks', 0):,} masks an image"
+  for number, (file, page) in enumerate(zip(files, pages, strict=True), 1):
+    where = f" · page {number} of {len(pages)}" if len(pages) > 1 else ""
+    html = report.render_page(
+      [view for _, view in page],
+      title="Why do these images match?",
+      subtitle=subtitle + where,
+      failures=failures if number == 1 else (),
+    )
+    checkpoint.write_bytes(folder / file, html.encode())
