@@ -48,11 +48,14 @@ def make_engine(
 ) -> Engine:
   """An engine on `devices` (all local ones by default), `chunk` images a step.
 
-  Default chunk: 64 on a CPU and for host models, 512 on an accelerator.
+  Default chunk: 8 a device on a CPU, where larger ones leave the caches (EfficientNet-Lite0 at 112
+  pixels: 576 images/s with 8 a device, 463 with 32), 512 a device on an accelerator, 64 for host
+  models.
   """
   devices = list(devices) if devices is not None else jax.local_devices()
   if chunk is None:
-    chunk = 64 if model.on_host or devices[0].platform == "cpu" else 512
+    each = 8 if devices[0].platform == "cpu" else 512
+    chunk = 64 if model.on_host else each * len(devices)
   if chunk < 1:
     raise ValueError(f"the chunk is how many masked images exist at once, 1 or more; given {chunk}")
   if model.on_host:
@@ -132,6 +135,18 @@ def run(
   if engine.mesh is not None:  # results meet later: keep all on one device
     total = jax.device_put(total, _first_device(engine))
   return total, int(state.without_direction)
+
+
+def split(engine: Engine, tree: Any, size: int) -> tuple[Any, Any]:
+  """(parameters, arrays): arrays of leading length `size` shared by the devices if they can be."""
+  if engine.mesh is None or size % engine.mesh.size:
+    return on_one_device(engine), tree
+  whole = NamedSharding(engine.mesh, PartitionSpec())
+  first = NamedSharding(engine.mesh, PartitionSpec(engine.mesh.axis_names[0]))
+  placed = jax.tree.map(
+    lambda a: jax.device_put(a, first if a.ndim and a.shape[0] == size else whole), tree
+  )
+  return engine.params, placed
 
 
 def on_one_device(engine: Engine) -> Any:

@@ -514,7 +514,7 @@ class Explainer:
       jnp.asarray(wholes[1]),
     )
     state = learned_mask.start(settings, len(photos), both=both)
-    params = engine_lib.on_one_device(self.engine)
+    params, (problem, state) = engine_lib.split(self.engine, (problem, state), len(photos))
     while int(state.step) < settings.num_steps:
       steps = min(25, settings.num_steps - int(state.step))
       state = learned_mask.optimize(
@@ -524,7 +524,7 @@ class Explainer:
       if self.engine.on_progress is not None:
         self.engine.on_progress(int(state.step), settings.num_steps)
     masks = np.asarray(state.masks)
-    large = np.asarray(learned_mask.enlarge(state.masks, model.image_size))
+    large = np.asarray(learned_mask.enlarge(jnp.asarray(masks), model.image_size))
     grid = (settings.cells, settings.cells)
     labels = np.asarray(designs.grid_cells(model.image_size, grid).labels)
 

@@ -343,7 +343,7 @@ def _centre_window(
   full = (shorter, longer) if axis == 0 else (longer, shorter)
   starts = [round((f - s) / 2) for f, s in zip(full, size, strict=True)]
   zoom = [side / f for side, f in zip(shape, full, strict=True)]
-  return (
+  return (  # 161 * (27 / 161) is more than 27, and Pillow takes no window beyond the image
     starts[0] * zoom[0],
     starts[1] * zoom[1],
     min((starts[0] + size[0]) * zoom[0], shape[0]),

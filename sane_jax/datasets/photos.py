@@ -85,8 +85,8 @@ def read_pairs(
   split = None
   # Not splitlines: it splits at \x85 too, which is a character of names in other encodings.
   for number, line in enumerate(re.split(r"\r\n|\r|\n", _read_text(path)), start=1):
-    line = line.strip(" ")  # but no tab: it may stand before an empty label
-    if not line.strip() or line.lstrip().startswith("#"):
+    line = line.strip()
+    if not line or line.startswith("#"):
       continue
     try:
       if split is None:
@@ -118,7 +118,7 @@ def sample_pairs() -> list[tuple[str, np.ndarray, str, np.ndarray]]:
   cat = data.chelsea()  # [300 451 3]
   # Eyes and nose are in the middle square of both, which is what a centre crop keeps; the second is
   # nearer, and shows more of the bed behind the cat.
-  far = cat[:, 25:365].copy()
+  far = cat[:, 25:365]
   near = cat[30:290, 80:450][:, ::-1].copy()
   return [
     ("motorcycle_left", left, "motorcycle_right", right),
@@ -153,7 +153,7 @@ def _splitter(first: str) -> Callable[[str], list[str]]:
   """How lines come apart, from the first of them."""
   if "\t" in first:
     return functools.partial(_split_quoted, delimiter="\t")
-  if "," in first or first.startswith('"'):
+  if "," in first:
     return functools.partial(_split_quoted, delimiter=",")
   return str.split
 
@@ -194,7 +194,7 @@ def _finder(roots: list[Path]) -> Callable[[str], Path]:
     try:
       with os.scandir(where) as entries:
         files = sorted(entry.name for entry in entries if entry.is_file())
-    except (OSError, ValueError):  # ValueError: a null byte in the name
+    except OSError:
       return frozenset(), {}
     stems: dict[str, list[str]] = {}
     for file in files:

@@ -1,0 +1,43 @@
+"""Compares all saliency generators, in both modes, by insertion and deletion on pairs of photos.
+
+  python -m sane_jax.main --config=configs/generators.py --config.pairs=FILE \
+      --config.pairs_folder=FOLDER
+
+Writes WORKDIR/evaluate/table.md, table.csv and results.json. Every part is kept as soon as it is
+done; the same command goes on from there. `docs/generators.md` shows the table for 120 pairs of
+garments; that run took about an hour on two CPU cores, most of it the learned masks.
+
+Method: Petsiuk et al., BMVC 2018: 101 thresholds, per-pair min-max, AUC of the mean curve × 100;
+95 % bootstrap intervals over pairs. Settings of each generator: the paper's, see `ops/designs.py`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.job = "evaluate"
+  config.workdir = "runs/generators"
+
+  config.pairs = ""  # file with a pair a line: query reference [label]
+  config.pairs_folder = ""  # where its names are looked up; the file's own folder by default
+  config.max_pairs = 120  # whole queries are drawn until there are as many
+  config.model = "efficientnet_lite0"
+  config.image_size = 112  # the paper's
+  config.key = 0
+
+  # Names or name:field=value,... as in hadamard:num_masks=128.
+  config.generators = (
+    "random",
+    "hadamard:num_masks=128",
+    "hadamard:num_masks=512",
+    "sliding_window",
+    "rise",
+    "lime",
+    "kernel_shap",
+    "learned_mask",
+  )
+  config.modes = ("fixed", "both")
+  # The first is the masks' own, but for LIME (black) and the learned mask (median blur).
+  config.backgrounds = ("mean", "blur")
+  return config
