@@ -68,11 +68,13 @@ def parse_generator(spec: str) -> tuple[str, dict[str, Any]]:
   name, _, fields = spec.partition(":")
   options: dict[str, Any] = {}
   for field in filter(None, fields.split(",")):
-    key, equals, value = field.partition("=")
+    key, _, value = field.partition("=")
     try:
       options[key] = json.loads(value.replace("True", "true").replace("False", "false"))
     except json.JSONDecodeError:
-      raise ValueError(f"{field!r} in {spec!r} is no field=value; as in rise:num_masks=500") from None
+      raise ValueError(
+        f"{field!r} in {spec!r} is no field=value; as in rise:num_masks=500"
+      ) from None
   return name, options
 
 
@@ -125,13 +127,12 @@ def _evaluate(config, explainer, spec, mode, pairs, folder, bar) -> list[Row]:
       passes += arrays.pop("passes").tolist()
       results[background].append(areas(Curves(**arrays)))
     bar.update(len(group))
-  return [
-    Row(
-      spec, mode, background, float(np.mean(passes)),
-      *(np.concatenate([a[kind] for a in parts]) for kind in ("insertion", "deletion")),
-    )  # fmt: skip
-    for background, parts in results.items()
-  ]
+  spent = float(np.mean(passes))
+  rows = []
+  for background, parts in results.items():
+    scores = [np.concatenate([a[kind] for a in parts]) for kind in ("insertion", "deletion")]
+    rows.append(Row(spec, mode, background, spent, *scores))
+  return rows
 
 
 def _explain(explainer: Explainer, group, effects):

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -224,10 +225,7 @@ def _explained(
   use = photos
   if explainer.has_effects:
     use = [effects(photo) for photo in photos]
-  if len(photos) == 3:
-    explanation = explainer.contrast(*use)
-  else:
-    explanation = explainer.explain(*use)
+  explanation = (explainer.contrast if len(photos) == 3 else explainer.explain)(*use)
   if config.metrics and explanation.contrast is None:
     stages("insertion and deletion")
     explanation.metrics = measure(explainer, explanation, config.background)
@@ -260,8 +258,6 @@ def _command(config: Any, task: Task, explanation: Explanation) -> str:
 
 
 def _quoted(value: Any) -> str:
-  import shlex
-
   return shlex.quote(str(value).replace(" ", "") if isinstance(value, tuple) else str(value))
 
 

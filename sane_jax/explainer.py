@@ -34,7 +34,10 @@ def make_design(design: Any, num_masks: int | None = None, **options: Any) -> An
   """
   if not isinstance(design, str):
     if type(design) not in DESIGNS.values():
-      raise ValueError(f"a design is one of {', '.join(DESIGNS)}, or made from {', '.join(c.__name__ for c in DESIGNS.values())}; given {design!r}")  # fmt: skip
+      raise ValueError(
+        f"a design is one of {', '.join(DESIGNS)}, or such an object as sane_jax.Rise(); given"
+        f" {design!r}"
+      )
     options = {k: v for k, v in options.items() if v is not None}
     if num_masks is not None:
       options["num_masks"] = num_masks
@@ -94,7 +97,10 @@ class Explainer:
     **options: Any,
   ):
     if not isinstance(model, Model):
-      raise TypeError(f"the model is made by sane_jax.load_model, from_jax, from_numpy, from_torch, from_onnx or from_score; given {type(model).__name__}")  # fmt: skip
+      raise TypeError(
+        "the model is made by sane_jax.load_model, from_jax, from_numpy, from_torch, from_onnx or"
+        f" from_score; given {type(model).__name__}"
+      )
     if mode not in MODES:
       raise ValueError(f"the mode is 'fixed' or 'both'; given {mode!r}")
     self.model = model
@@ -234,10 +240,10 @@ class Explainer:
     moments = effects_lib.zero_moments(design, masking.cells, k)
     if design.num_masks == 0:
       return moments, 0
+    render, update = effects_lib.RenderMasked(design), effects_lib.AddToMoments(design)
     return engine_lib.run(
-      self.engine, effects_lib.RenderMasked(design), effects_lib.AddToMoments(design), masking, moments,
-      design.num_masks, score=score,
-    )  # fmt: skip
+      self.engine, render, update, masking, moments, design.num_masks, score=score
+    )
 
   def _reference_masking(
     self, photo: Photo

@@ -52,7 +52,9 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
     text = str(error).strip('"')
-    sys.exit(f"config: {text}\nThe fields of a config are listed, each with a comment, in its file.")
+    sys.exit(
+      f"config: {text}\nThe fields of a config are listed, each with a comment, in its file."
+    )
 
 
 if __name__ == "__main__":

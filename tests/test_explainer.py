@@ -396,7 +396,7 @@ def test_passes_are_those_that_the_model_saw(kind, photos):
   assert seen == explainer.encoder_passes == 100 + 1 + 20
   assert {e.encoder_passes for e in es} == {102}
   explainer = make()
-  curves, seen = spent(lambda: sane_jax.insertion_deletion(explainer, es[:3]))
+  _, seen = spent(lambda: sane_jax.insertion_deletion(explainer, es[:3]))
   assert seen == explainer.encoder_passes
   assert 3 * 202 <= seen <= 3 * 202 + 6
 
@@ -432,9 +432,8 @@ def score_model(counter=None):
 @by_name(SAMPLING)
 @pytest.mark.parametrize("mode", ["fixed", "both"])
 def test_score_only_model_gives_the_same_maps(design, mode, photos):
-  if mode == "both":
-    if not isinstance(design, sane_jax.Hadamard):
-      pytest.skip("one design is enough for N times K passes")
+  if mode == "both" and not isinstance(design, sane_jax.Hadamard):
+    pytest.skip("one design is enough for N times K passes")
   expected = sane_jax.Explainer(nonlinear_model(), design=design, mode=mode)
   explainer = sane_jax.Explainer(score_model(), design=design, mode=mode, chunk_size=32)
   for a, b in zip(

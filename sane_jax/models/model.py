@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -139,7 +140,8 @@ def from_torch(
     module: put in evaluation mode; run without gradients.
     image_size: one side or (height, width).
     mean: per-channel mean taken from the pixels (in [0, 1]) before they enter; None for none.
-    std: per-channel divisor after that; ImageNet's are (0.485, 0.456, 0.406), (0.229, 0.224, 0.225).
+    std: per-channel divisor after that. ImageNet's mean is (0.485, 0.456, 0.406), its std (0.229,
+      0.224, 0.225).
     device: where the module is put; it stays where it is by default.
   """
   import torch  # an extra: only users of torch models have it
@@ -250,12 +252,41 @@ def load_model(name: str, *, image_size: int = 224, **fitting: Any) -> Model:
 
   Args:
     name: 'efficientnet_lite0': EfficientNet-Lite0 with ImageNet weights, 1,280-d pooled features.
-    image_size: side in pixels; 224 is what it was trained at.
+      Or 'module:function' for your own: the function is called with `image_size` and returns a
+      `Model`.
+    image_size: side in pixels; 224 is what EfficientNet-Lite0 was trained at.
     **fitting: `fit`, `crop_fraction`, `interpolation`; see `Model`.
+
+  Raises:
+    ModelError: no such model; a function that can't be imported, or returns something else.
   """
-  if name not in MODELS:
-    raise ModelError(f"no model {name!r}; there is {', '.join(MODELS)}. Bring your own: sane_jax.from_jax, from_numpy, from_torch, from_onnx, from_score")  # fmt: skip
-  return dataclasses.replace(MODELS[name](image_size), **fitting)
+  if ":" in name:
+    make = _import(name)
+  elif name in MODELS:
+    make = MODELS[name]
+  else:
+    raise ModelError(
+      f"no model {name!r}; there is {', '.join(MODELS)}. Bring your own with sane_jax.from_jax,"
+      " from_numpy, from_torch, from_onnx or from_score, here as module:function"
+    )
+  model = make(image_size)
+  if not isinstance(model, Model):
+    raise ModelError(
+      f"{name} returned {type(model).__name__}; a sane_jax.Model is expected, as sane_jax.from_jax,"
+      " from_numpy, from_torch, from_onnx and from_score make it"
+    )
+  return dataclasses.replace(model, **fitting)
+
+
+def _import(name: str) -> Callable[[int], Model]:
+  module, _, function = name.partition(":")
+  try:
+    return getattr(importlib.import_module(module), function)
+  except (ImportError, AttributeError) as error:
+    raise ModelError(
+      f"no model {name!r}: {error}. It is module:function, the module importable from here"
+      " (PYTHONPATH=FOLDER)"
+    ) from error
 
 
 def host_outputs(model: Model, outputs: Any, batch: int) -> np.ndarray:

@@ -65,7 +65,7 @@ class Design(Protocol):
   def grid(self) -> tuple[int, int] | None: ...
 
   def reference_masks(self) -> tuple["Design", int, int]:
-    """What perturbs the reference when both images are: masks [start, start + count) of a design."""
+    """What masks the reference when both images are masked: a design, its first mask, how many."""
     ...
 
   def mask(

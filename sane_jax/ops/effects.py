@@ -247,8 +247,9 @@ def standard_error(
   for column in range(k):
     v = variance[valid, column]
     prior_dof, prior = _variance_prior(v, dof)
-    pooled = v if prior_dof == 0 else (prior_dof * prior + dof * v) / (prior_dof + dof)
-    out[valid, column] = np.sqrt(prior if np.isinf(prior_dof) else pooled)
+    if np.isfinite(prior_dof):
+      prior = (prior_dof * prior + dof * v) / (prior_dof + dof)
+    out[valid, column] = np.sqrt(prior)
   return out
 
 

@@ -36,7 +36,8 @@ def read(design, x, t, y, key=KEY, cells=None):
 def test_masks_are_in_range_and_a_function_of_key_and_index(design):
   masks, _, _ = all_masks(design)
   assert masks.shape == (design.num_masks, *SHAPE)
-  assert masks.min() >= 0 and masks.max() <= 1 + 1e-6
+  assert masks.min() >= 0
+  assert masks.max() <= 1 + 1e-6
   cells = designs.grid_cells(SHAPE, design.grid)
   alone = design.mask(KEY, cells, jnp.int32(7))[0]  # not vmapped, not in order
   np.testing.assert_allclose(alone, masks[7], atol=1e-6)
@@ -56,7 +57,9 @@ def test_rise_masks_are_shifted_bilinear_enlargements():
     want = np.zeros(SHAPE)
     for r in range(28):
       for c in range(28):
-        y, z = (np.clip((p + s + 0.5) * 4 / 35 - 0.5, 0, 3) for p, s in zip((r, c), shifts))
+        y, z = (
+          np.clip((p + s + 0.5) * 4 / 35 - 0.5, 0, 3) for p, s in zip((r, c), shifts, strict=True)
+        )
         i, j = min(int(y), 2), min(int(z), 2)
         fy, fz = y - i, z - j
         want[r, c] = (grid[i, j] * (1 - fy) + grid[i + 1, j] * fy) * (1 - fz) + (
@@ -108,7 +111,8 @@ def test_lime_is_weighted_ridge(rng):
   design = designs.Lime(num_masks=60, grid=(4, 4), ridge=0.7, kernel_width=0.3)
   masks, x, t = all_masks(design)
   z = masks[:, ::7, ::7].reshape(60, 16)  # one pixel of each 7 x 7 cell
-  assert z[0].all() and 0.4 < z[1:].mean() < 0.6
+  assert z[0].all()
+  assert 0.4 < z[1:].mean() < 0.6
   cosine = z.sum(1) / (np.linalg.norm(z, axis=1) * 4)
   weights = np.sqrt(np.exp(-((1 - cosine) ** 2) / 0.3**2))
   scores = rng.normal(size=(60, 2))

@@ -1,0 +1,64 @@
+"""Who may import whom: structs < ops < models, datasets, report < shared < jobs < main."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "sane_jax"
+JOBS = {"explain", "evaluate", "benchmark"}
+SHARED = {"engine", "explanation", "explainer", "metrics", "checkpoint"}
+LAYERS = [
+  {"hosts"},
+  {"ops"},
+  {"models", "datasets", "report"},
+  SHARED,
+  JOBS,
+  {"main"},
+]
+# Two folders of one layer, and two jobs, do not know each other; but a job may use another's
+# public pieces where they were made for it.
+ALLOWED = {("benchmark", "evaluate")}
+
+
+def imports(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer_of(name):
+  return next(i for i, layer in enumerate(LAYERS) if name in layer)
+
+
+def modules():
+  return [p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+  own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+  for name in imports(path):
+    if not name.startswith("sane_jax."):
+      continue
+    other = name.split(".")[1]
+    if other == own or (own, other) in ALLOWED:
+      continue
+    assert layer_of(other) <= layer_of(own), f"{own} imports {other}"
+    if own not in SHARED:
+      assert layer_of(other) < layer_of(own), f"{own} imports {other}, of its own layer"
+
+
+def test_config_stops_at_the_jobs():
+  for path in modules():
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own not in JOBS | {"main"}:
+      assert not re.search(r"(?<!jax\.)(?<!--)\bconfig\.|ml_collections", path.read_text()), path
+
+
+def test_there_is_no_heap_of_odds_and_ends():
+  assert not [p for p in ROOT.rglob("*util*.py") if ".venv" not in p.parts]
