@@ -12,12 +12,13 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "benchmark"
-  config.workdir = "runs/benchmark"
+  config.job = "benchmark"  # explain evaluate benchmark
+  config.workdir = "runs/benchmark"  # where results go
 
   config.model = "efficientnet_lite0"  # a name, or module:function
-  config.image_size = 112
+  config.image_size = 112  # side in pixels
   config.chunk_sizes = (16, 64)  # masked images at a time; on a GPU try (256, 1024)
+  # What is timed against the bare encoder: names or name:field=value,...
   config.generators = ("hadamard:num_masks=512", "rise:num_masks=512", "lime:num_masks=512")
   config.images = 512  # images a turn for the bare encoder
   config.host = True  # the same model as a callable on the host, too

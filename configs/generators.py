@@ -16,15 +16,15 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "evaluate"
-  config.workdir = "runs/generators"
+  config.job = "evaluate"  # explain evaluate benchmark
+  config.workdir = "runs/generators"  # where results go
 
   config.pairs = ""  # file with a pair a line: query reference [label]
   config.pairs_folder = ""  # where its names are looked up; the file's own folder by default
   config.max_pairs = 120  # whole queries are drawn until there are as many
-  config.model = "efficientnet_lite0"
+  config.model = "efficientnet_lite0"  # a name, or module:function
   config.image_size = 112  # the paper's
-  config.key = 0
+  config.key = 0  # seed of the masks and of the draw of queries
 
   # Names or name:field=value,... as in hadamard:num_masks=128.
   config.generators = (
@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     "kernel_shap",
     "learned_mask",
   )
-  config.modes = ("fixed", "both")
+  config.modes = ("fixed", "both")  # what is perturbed: the query, or both images
   # The first is the masks' own, but for LIME (black) and the learned mask (median blur).
   config.backgrounds = ("mean", "blur")
   return config

@@ -20,8 +20,8 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "explain"
-  config.workdir = "runs/photos"
+  config.job = "explain"  # explain evaluate benchmark
+  config.workdir = "runs/photos"  # where results go
 
   # What is explained; at most one of (query and reference), photos, pairs.
   config.query = ""  # path of a photo
@@ -46,6 +46,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.chunk_size = config_dict.placeholder(int)  # masked images at a time; 64 on a CPU
 
   # Its evaluation by insertion and deletion of pixels.
-  config.metrics = True
+  config.metrics = True  # 202 further passes a pair
   config.background = "mean"  # mean black grey white blur
   return config

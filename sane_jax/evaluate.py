@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +68,7 @@ def parse_generator(spec: str) -> tuple[str, dict[str, Any]]:
   """'hadamard:num_masks=128,smooth=True' as a name and fields."""
   name, _, fields = spec.partition(":")
   options: dict[str, Any] = {}
-  for field in filter(None, fields.split(",")):
+  for field in filter(None, re.split(r",(?=\w+=)", fields)):  # commas within [4,4] stay
     key, _, value = field.partition("=")
     try:
       options[key] = json.loads(value.replace("True", "true").replace("False", "false"))

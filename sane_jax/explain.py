@@ -258,7 +258,9 @@ def _command(config: Any, task: Task, explanation: Explanation) -> str:
 
 
 def _quoted(value: Any) -> str:
-  return shlex.quote(str(value).replace(" ", "") if isinstance(value, tuple) else str(value))
+  return shlex.quote(
+    str(tuple(value)).replace(" ", "") if isinstance(value, list | tuple) else str(value)
+  )
 
 
 def _slug(name: str) -> str:
@@ -302,11 +304,12 @@ def _write_report(config, explainer, folder, views, failures, count) -> None:
   subtitle = f"{settings['model']}, {settings['image_size'][0]} × {settings['image_size'][1]}"
   subtitle += f" pixels, {settings['design']}, {settings.get('num_masks', 0):,} masks an image"
   for number, (file, page) in enumerate(zip(files, pages, strict=True), 1):
-    where = f" · page {number} of {len(pages)}" if len(pages) > 1 else ""
+    links = [(f"Page {n}", "" if n == number else f) for n, f in enumerate(files, 1)]
     html = report.render_page(
       [view for _, view in page],
       title="Why do these images match?",
-      subtitle=subtitle + where,
+      subtitle=subtitle,
       failures=failures if number == 1 else (),
+      pages=links if len(files) > 1 else (),
     )
     checkpoint.write_bytes(folder / file, html.encode())

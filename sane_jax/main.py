@@ -16,9 +16,8 @@ JOBS: dict[str, Callable[[Any], None]] = {
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file, such as configs/photos.py.", lock_config=True
+  "config", None, "Config file, such as configs/photos.py; its fields are set by --config.name=value.", lock_config=True
 )
-flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,22 +38,26 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f"{config.job}: interrupted; the same command goes on from here")
 
 
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  """Flags; a wrong setting or a missing config file is a sentence, not a stack trace."""
+  try:
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is None:
+      raise ValueError("give a config: --config=configs/photos.py")
+    _CONFIG.value.get("job")  # a file that did not load says so at the first use
+  except Exception as error:
+    # ml_collections raises what the config file raised, and KeyError, AttributeError, IOError.
+    text = " ".join(str(part) for part in error.args if part).replace("\n", " ")
+    sys.exit(f"config: {text}")
+  return rest
+
+
 def run() -> None:
-  """Entry point; a wrong setting is a sentence, not a stack trace."""
+  """Entry point."""
   try:
     app.run(main, flags_parser=_parse)
   except KeyboardInterrupt:
     sys.exit(130)
-
-
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
-    text = str(error).strip('"')
-    sys.exit(
-      f"config: {text}\nThe fields of a config are listed, each with a comment, in its file."
-    )
 
 
 if __name__ == "__main__":

@@ -427,6 +427,7 @@ def render_page(
   title: str,
   subtitle: str = "",
   failures: Sequence[tuple[str, str]] = (),
+  pages: Sequence[tuple[str, str]] = (),
 ) -> str:
   """Renders explained pairs as one HTML page that works from a file, offline.
 
@@ -435,6 +436,7 @@ def render_page(
     title: the page's heading.
     subtitle: a line under it.
     failures: (which pair, what went wrong) for the pairs that have no explanation.
+    pages: (label, file) of all pages of a long report, this one with an empty file name.
 
   Returns:
     The page. Write it as UTF-8.
@@ -459,6 +461,7 @@ def render_page(
     title=title,
     subtitle=subtitle,
     failures=failures,
+    pages=pages,
     cards=[_card(number, pair) for number, pair in enumerate(pairs)],
     colors=_json_block(colors),
     style=style,
