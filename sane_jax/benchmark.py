@@ -55,7 +55,7 @@ def run(config: Any) -> None:
         if repeat:
           seconds[index].append(time.perf_counter() - began)
         bar.update()
-  rows = []
+  rows, bare = [], np.ones(config.repeats)
   for (row, _), times, count in zip(cases, seconds, counts, strict=True):
     rates = count / np.asarray(times)
     rows.append({**row, "images": count, "images_per_second": float(np.median(rates))})

@@ -6,6 +6,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
+from typing import Any
 
 import numpy as np
 
@@ -82,5 +83,5 @@ def load_view(path: pathlib.Path) -> PairView | None:
   arrays = read_arrays(path)
   if arrays is None or "_text" not in arrays:
     return None
-  rest = json.loads(arrays.pop("_text").tobytes())
-  return PairView(**rest, **arrays)
+  fields: dict[str, Any] = {**json.loads(arrays.pop("_text").tobytes()), **arrays}
+  return PairView(**fields)

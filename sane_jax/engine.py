@@ -44,7 +44,7 @@ class Engine:
 
 
 def make_engine(
-  model: model_lib.Model, *, chunk: int | None = None, devices: Sequence[jax.Device] | None = None
+  model: model_lib.Model, *, chunk: int | None = None, devices: Sequence[Any] | None = None
 ) -> Engine:
   """An engine on `devices` (all local ones by default), `chunk` images a step.
 
@@ -156,7 +156,7 @@ def on_one_device(engine: Engine) -> Any:
   return jax.device_put(engine.model.params, _first_device(engine))
 
 
-def _first_device(engine: Engine) -> jax.Device:
+def _first_device(engine: Engine) -> Any:
   return engine.mesh.devices.ravel()[0]  # pyright: ignore[reportOptionalMemberAccess]
 
 

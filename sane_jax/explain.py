@@ -249,7 +249,8 @@ def _command(config: Any, task: Task, explanation: Explanation) -> str:
   """The shell line that explains this pair alone, or the Python where there are no files."""
   if not all(isinstance(source, str) for source in task.sources):
     return explanation.snippet()
-  fields = dict(zip(("query", "reference", "contrast"), task.sources, strict=False))
+  fields: dict[str, Any] = {}
+  fields |= zip(("query", "reference", "contrast"), task.sources, strict=False)
   for name in ("model", "image_size", "design", "num_masks", "grid", "fill", "mode", "key"):
     if config[name] is not None:
       fields[name] = config[name]

@@ -92,7 +92,7 @@ class Explainer:
     key: Any = 0,
     mode: str = "fixed",
     chunk_size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **options: Any,
   ):
@@ -303,8 +303,11 @@ class Explainer:
     if np.abs(values).max() < FLAT and self.design.num_masks:
       values, errors = np.zeros_like(values), np.zeros_like(errors)
       notes = ("hiding any region leaves the score as it is: the map is flat",)
-    up = [np.asarray(self.design.upsample(jnp.asarray(v), cells)) for v in (values, errors)]
-    return SaliencyMap(*up, values, errors, notes)
+
+    def pixels(v):
+      return np.asarray(self.design.upsample(jnp.asarray(v), cells))
+
+    return SaliencyMap(pixels(values), pixels(errors), values, errors, notes)
 
   # --- explanations -------------------------------------------------------------------------------
 

@@ -253,7 +253,7 @@ class Explanation:
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     view = self.view()
-    arrays = {
+    arrays: dict[str, Any] = {
       "query": view.query,
       "reference": view.reference,
       "saliency_map": self.saliency_map,

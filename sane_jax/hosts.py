@@ -12,7 +12,7 @@ def use_all_cores() -> None:
   two devices keeps both. Accelerators are not concerned. Does nothing where the number is set
   already (`JAX_NUM_CPU_DEVICES`, `jax.config`, `XLA_FLAGS`) or the back end has started.
   """
-  if jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get(
+  if jax.config.values["jax_num_cpu_devices"] > 0 or "host_platform_device_count" in os.environ.get(
     "XLA_FLAGS", ""
   ):
     return
@@ -29,7 +29,7 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> None:
 
   In `folder`, `$JAX_COMPILATION_CACHE_DIR`, or the user's cache folder.
   """
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values["jax_compilation_cache_dir"] is None:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     jax.config.update(
       "jax_compilation_cache_dir", os.fspath(folder or os.path.join(home, "sane_jax", "jax"))

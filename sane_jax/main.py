@@ -16,7 +16,10 @@ JOBS: dict[str, Callable[[Any], None]] = {
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file, such as configs/photos.py; its fields are set by --config.name=value.", lock_config=True
+  "config",
+  None,
+  "Config file, such as configs/photos.py; --config.name=value sets its fields.",
+  lock_config=True,
 )
 
 

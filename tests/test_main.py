@@ -1,5 +1,6 @@
 """The jobs as a user runs them: from config files, with good input and bad."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -70,7 +71,7 @@ def test_every_config_names_a_job_and_itself(path):
   assert loaded["get_config"]().job in main.JOBS
   assert f"--config=configs/{path.name}" in loaded["__doc__"]
   lines = path.read_text().splitlines()
-  for before, line in zip(lines, lines[1:], strict=False):
+  for before, line in itertools.pairwise(lines):
     if re.match(r"  config\.\w+ = ", line):
       assert "#" in line or before.strip().startswith("#"), f"{line} has no comment"
 

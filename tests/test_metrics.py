@@ -131,7 +131,7 @@ def test_bootstrap_interval_covers_the_mean():
     covered += low <= 1 <= high
   assert 0.88 <= covered / 200 <= 0.99
   with pytest.raises(ValueError, match="at least 2"):
-    sane_jax.bootstrap_interval([1.0])
+    sane_jax.bootstrap_interval(np.array([1.0]))
 
 
 def test_refusals(explainer, photos):

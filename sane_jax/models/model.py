@@ -224,7 +224,8 @@ def from_onnx(
       raise ModelError(
         f"{path!r} takes batches of {fixed_batch} alone; export it with a dynamic batch axis"
       )
-    return np.concatenate([session.run(wanted, {feed: image[None]})[0] for image in images])
+    each = [np.asarray(session.run(wanted, {feed: image[None]})[0]) for image in images]
+    return np.concatenate(each)
 
   name = name or os.path.splitext(os.path.basename(path))[0]
   return Model(name, _size(image_size), embed, on_host=True, **fitting)

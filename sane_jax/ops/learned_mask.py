@@ -68,7 +68,7 @@ def start(settings: LearnedMask, pairs: int, *, both: bool) -> State:
   return State(masks, optax.adam(settings.learning_rate).init(masks), jnp.int32(0))
 
 
-def enlarge(masks: Float[Array, "... m m"], shape: tuple[int, int]) -> Float[Array, "... h w"]:
+def enlarge(masks: Float[Array, "... m m"], shape: tuple[int, ...]) -> Float[Array, "... h w"]:
   """Masks interpolated bilinearly to `shape`."""
   return jax.image.resize(masks, (*masks.shape[:-2], *shape), "linear")
 
@@ -110,7 +110,7 @@ def optimize(
   def body(_, state):
     gradient = jax.grad(loss)(state.masks, state.step)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer)
-    masks = jnp.clip(optax.apply_updates(state.masks, updates), 0, 1)
+    masks = jnp.clip(jnp.asarray(optax.apply_updates(state.masks, updates)), 0, 1)
     return State(masks, optimizer_state, state.step + 1)
 
   return jax.lax.fori_loop(0, num_steps, body, state)
