@@ -153,7 +153,8 @@ def on_one_device(engine: Engine) -> Any:
   """The parameters on the first device, whatever mesh they are on."""
   if engine.mesh is None:
     return engine.params
-  return jax.device_put(engine.model.params, _first_device(engine))
+  # A replica is there already: nothing is copied.
+  return jax.tree.map(lambda leaf: leaf.addressable_data(0), engine.params)
 
 
 def _first_device(engine: Engine) -> Any:
@@ -171,14 +172,13 @@ def _run_on_host(engine, render, update, args, state, start, chunks, size, score
   ahead = _render(render, args, start + jnp.arange(size))
   for step in range(chunks):
     (images, features), indices = ahead, start + step * size + jnp.arange(size)
-    batch = np.array(images)  # a copy: what the model does to it harms no one
+    batch = np.asarray(images)
     if step + 1 < chunks:
       ahead = _render(render, args, indices + size)
     if score is not None:
       outputs = score(batch, features)
     else:
-      embeddings = engine.model.embed(engine.params, batch)  # pyright: ignore[reportOptionalCall]
-      outputs = model_lib.host_outputs(engine.model, embeddings, size)
+      outputs = model_lib.call_on_host(engine.model, batch)
     state = _reduce(
       update, args, state, jnp.asarray(outputs), features, indices, unit=score is None
     )
@@ -205,7 +205,7 @@ def embed_images(engine: Engine, images: np.ndarray) -> np.ndarray:
     size = engine.chunk if len(images) - done >= engine.chunk else 1
     batch = np.array(images[done : done + size], np.float32)
     if model.on_host:
-      raw = model_lib.host_outputs(model, model.embed(engine.params, batch), size)  # pyright: ignore[reportOptionalCall]
+      raw = model_lib.call_on_host(model, batch)
     else:
       raw = np.asarray(_embed(model.embed, on_one_device(engine), batch), np.float32)
     engine.passes += size

@@ -70,8 +70,10 @@ def run(config: Any) -> None:
         stem = f"{number:04d}_{_slug(task.names[0])}_{_slug(task.names[1])}"
         checkpoint.write_bytes(folder / f"{stem}.png", report.figure_png(view))
         views.append((stem, view))
-      except (ValueError, OSError) as error:
-        failures.append((" and ".join(task.names), str(error)))
+      except Exception as error:  # whatever it is, it costs this pair alone
+        known = isinstance(error, ValueError | OSError)
+        why = str(error) if known else f"{type(error).__name__}: {error}"
+        failures.append((" and ".join(task.names), why))
       bar.update()
   finally:
     bar.close()

@@ -213,8 +213,12 @@ class Explainer:
       ModelError: NaN or zero-norm embeddings.
     """
     if isinstance(image, Effects):
-      if image.design != self.design:
-        raise ValueError(f"these effects were measured by {image.design}, not {self.design}")
+      for name, value in self.settings.items():
+        if name != "mode" and image.settings[name] != value:
+          raise ValueError(
+            f"these effects were measured with {name}={image.settings[name]!r}, and this explainer"
+            f" has {name}={value!r}: measure them anew from the image"
+          )
       return image
     self._needs_embeddings("effects")
     if self._learned:
@@ -231,7 +235,7 @@ class Explainer:
         " score was taken as 0"
       )
     return Effects(
-      photo, self.design, self.key, masking.cells, moments, whole,
+      photo, self.design, self.key, self.settings, masking.cells, moments, whole,
       self.encoder_passes - before, tuple(notes),
     )  # fmt: skip
 
@@ -279,7 +283,7 @@ class Explainer:
       if len(rows) > 3 and not isinstance(self.design, designs.SlidingWindow):
         # The K masked references were drawn too: their spread joins that of the query's masks. It
         # is taken between pairs of neighbours, which are each other's complement in some designs.
-        each = np.asarray(e.matrix @ jnp.asarray(rows).T)
+        each = np.asarray(e.matrix) @ rows.T
         each = each[:, : len(rows) // 2 * 2].reshape(len(each), -1, 2).mean(axis=2)
         spread = each.var(axis=1, ddof=1) / each.shape[1]
         values = np.sqrt(out[index].cell_errors ** 2 + spread)
@@ -475,8 +479,7 @@ class Explainer:
 
   def scores(self, queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Scores [b] of queries [b h w 3] with one reference; b passes."""
-    raw = self.model.score(queries.copy(), reference.copy())  # pyright: ignore[reportOptionalCall]
-    scores = model_lib.host_outputs(self.model, raw, len(queries))[:, 0]
+    scores = model_lib.call_on_host(self.model, queries, reference)[:, 0]
     self.engine.passes += len(queries)
     if not np.isfinite(scores).all():
       raise model_lib.ModelError(

@@ -48,6 +48,7 @@ class Effects:
   Attributes:
     photo: the image.
     design, key: the masks that were shown.
+    settings: all that fixes the measurement, as in `Explainer.settings`.
     cells: the regions they switch.
     moments: sums over the masks, a block a replicate.
     whole: unit embedding [d] of the unmasked image.
@@ -58,6 +59,7 @@ class Effects:
   photo: Photo
   design: designs.Design
   key: Any
+  settings: dict[str, Any]
   cells: designs.Cells
   moments: effects.Moments
   whole: np.ndarray

@@ -142,7 +142,7 @@ def test_effects_serve_in_place_of_images(photos):
   np.testing.assert_allclose(fresh.reference_saliency_map, reference_map, atol=1e-7)
   np.testing.assert_allclose(fresh.correspondence, table, atol=1e-5)
   other = sane_jax.Explainer(nonlinear_model(), design=SAMPLING[0])
-  with pytest.raises(ValueError, match="measured by Hadamard"):
+  with pytest.raises(ValueError, match="measured with design='hadamard'"):
     other.explain(query, reference)
 
 
@@ -599,6 +599,15 @@ def test_bad_embeddings_are_named(photos):
 def test_errors_say_what_would_do(make, error, words):
   with pytest.raises(error, match=words):
     make(nonlinear_model())
+
+
+def test_a_host_model_that_raises_is_named(photos):
+  def fussy(images):
+    raise RuntimeError("expected 64 x 64")
+
+  model = sane_jax.from_numpy(fussy, image_size=SIZE)
+  with pytest.raises(sane_jax.ModelError, match=r"fussy raised RuntimeError.*28, 28.*64 x 64"):
+    sane_jax.Explainer(model).explain(photos[0], photos[1])
 
 
 @pytest.mark.parametrize("bad", [lambda x: x, lambda x: np.zeros(len(x)), lambda x: "no", len])

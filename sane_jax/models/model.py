@@ -290,8 +290,30 @@ def _import(name: str) -> Callable[[int], Model]:
     ) from error
 
 
-def host_outputs(model: Model, outputs: Any, batch: int) -> np.ndarray:
-  """What a host model returned for `batch` images, as float32 [batch k]; raises ModelError."""
+def call_on_host(model: Model, images: np.ndarray, reference: np.ndarray | None = None):
+  """Embeddings [b d] of images by a host model, or their scores [b 1] with a reference: float32.
+
+  The model is given copies: what it does to them harms no one.
+
+  Raises:
+    ModelError: the model raised, or returned something of another shape.
+  """
+  try:
+    if reference is None:
+      outputs = model.embed(model.params, images.copy())  # pyright: ignore[reportOptionalCall]
+    else:
+      outputs = model.score(images.copy(), reference.copy())  # pyright: ignore[reportOptionalCall]
+  except ModelError:
+    raise
+  except Exception as error:
+    raise ModelError(
+      f"{model.name} raised {type(error).__name__} on images of shape {images.shape}, float32 in"
+      f" [0, 1]: {error}. Is image_size={model.image_size} what it takes?"
+    ) from error
+  return _host_outputs(model, outputs, len(images))
+
+
+def _host_outputs(model: Model, outputs: Any, batch: int) -> np.ndarray:
   scores = model.embed is None
   expected = f"scores of shape ({batch},)" if scores else f"embeddings of shape ({batch}, d)"
   try:
