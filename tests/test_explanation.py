@@ -1,0 +1,90 @@
+"""What an explanation hands out: files, a figure, a page, and the page's coarser cells."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import sane_jax
+from tests import encoders
+
+SIZE = encoders.SIZE
+
+
+def explain(photos, **settings):
+  model = sane_jax.from_jax(encoders.nonlinear, encoders.nonlinear_params(), image_size=SIZE)
+  explainer = sane_jax.Explainer(model, **settings)
+  return explainer.explain(explainer.photo(photos[0], "a.jpg"), explainer.photo(photos[1], "b.jpg"))
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"design": "hadamard", "num_masks": 64, "grid": (4, 4)},
+    {"design": "rise", "num_masks": 40},
+    {"design": "lime", "num_masks": 40},
+    {"design": "random"},
+    {"design": "learned_mask", "num_steps": 3},
+  ],
+  ids=lambda s: s["design"],
+)
+def test_save_writes_all_that_was_measured(tmp_path, photos, settings):
+  e = explain(photos, **settings)
+  folder = e.save(tmp_path / "deep" / "down")
+  assert sorted(p.name for p in folder.iterdir()) == [
+    "explanation.json",
+    "figure.png",
+    "index.html",
+    "maps.npz",
+  ]
+  record = json.loads((folder / "explanation.json").read_text())
+  assert record["score"] == pytest.approx(e.score)
+  assert record["encoder_passes"] == e.encoder_passes
+  assert record["settings"]["design"] == settings["design"]
+  with np.load(folder / "maps.npz", allow_pickle=False) as maps:
+    np.testing.assert_array_equal(maps["saliency_map"], e.saliency_map)
+    np.testing.assert_array_equal(maps["reference_saliency_map"], e.reference_saliency_map)
+    if settings["design"] in ("hadamard", "rise", "lime"):
+      np.testing.assert_array_equal(maps["correspondence"], e.correspondence)
+    assert maps["query"].dtype == np.uint8
+  assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG"
+  assert "a.jpg" in (folder / "index.html").read_text()
+
+
+def test_notebooks_and_figures(photos):
+  e = explain(photos, design="hadamard", num_masks=64, grid=(4, 4))
+  assert e._repr_png_()[:4] == b"\x89PNG"
+  figure = e.plot()
+  assert len(figure.axes) >= 3
+  assert "0x" not in repr(e)[:200]
+
+
+def test_the_snippet_gives_the_same_answer(photos):
+  """The Python on the page, run as it stands, explains the pair again."""
+  e = explain(photos, design="lime", num_masks=40, grid=(4, 4), kernel_width=0.3, key=5)
+  code = e.snippet()
+  model = sane_jax.from_jax(encoders.nonlinear, encoders.nonlinear_params(), image_size=SIZE)
+  code = code.replace("'a.jpg'", "photos[0]").replace("'b.jpg'", "photos[1]")
+  first, second = code.splitlines()
+  scope = {"sane_jax": sane_jax, "model": model, "photos": photos}
+  exec(first, scope)
+  again = eval(second, scope)
+  np.testing.assert_array_equal(again.saliency_map, e.saliency_map)
+
+
+def test_page_cells_average_the_grids(photos):
+  e = explain(photos, design="rise", num_masks=40)
+  view = e.view()
+  assert view.correspondence.shape == (196, 196)
+  table = e.correspondence.reshape(28, 28, 28, 28)
+  want = table[2:4, 4:6, 10:12, 0:2].mean()  # page cells (1, 2) and (5, 0)
+  assert view.correspondence[1 * 14 + 2, 5 * 14 + 0] == pytest.approx(want, abs=1e-5)
+  assert view.query_cells[3, 5] == 1 * 14 + 2
+  assert view.query_cells.max() == 195
+
+
+def test_flat_and_sampled_errors_reach_the_page(photos):
+  e = explain(photos, design="hadamard", num_masks=32, grid=(4, 4))  # one replicate: NaN
+  html = sane_jax.report.render_page([e.view()], title="t")
+  assert not re.search(r"\bNaN\b", re.sub(r"<script.*?</script>", "", html, flags=re.S))

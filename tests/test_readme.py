@@ -1,0 +1,43 @@
+"""The documents name only what exists."""
+
+import pathlib
+import re
+
+import pytest
+
+import sane_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_configs_and_names_exist(page):
+  text = page.read_text()
+  for config in re.findall(r"--config=(configs/\w+\.py)", text):
+    assert (ROOT / config).is_file(), config
+  for link in re.findall(r"\]\(([^)#:]+)\)", text):
+    assert (page.parent / link).is_file(), link
+  for name in re.findall(r"sane_jax\.([a-zA-Z_]+)\(", text):
+    assert hasattr(sane_jax, name), name
+
+
+def test_readme_names_every_design_and_the_explanations_attributes():
+  text = (ROOT / "README.md").read_text()
+  from sane_jax import explainer
+
+  for name in explainer.DESIGNS:
+    assert f"`{name}`" in text
+  for name in set(re.findall(r"\be\.(\w+)", text)):
+    known = {*vars(sane_jax.Explanation), *sane_jax.Explanation.__dataclass_fields__}
+    assert name in known, name
+  for name in set(re.findall(r"explainer\.(\w+)\(", text)):
+    assert hasattr(sane_jax.Explainer, name), name
+
+
+def test_settings_named_on_the_command_line_are_fields():
+  import runpy
+
+  fields = runpy.run_path(str(ROOT / "configs/photos.py"))["get_config"]()
+  for name in re.findall(r"--config\.(\w+)", (ROOT / "README.md").read_text()):
+    assert name in fields, name
