@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,38 +28,34 @@ FLAT = 1e-6
 
 
 def make_design(design: Any, num_masks: int | None = None, **options: Any) -> Any:
-  """The design of that name with `num_masks` and other fields set; a design as it is.
+  """The design of that name, or that design, with `num_masks` and other fields set.
 
   Raises:
     ValueError: unknown name or field, a number of masks that the design can't have.
   """
-  if not isinstance(design, str):
-    if type(design) not in DESIGNS.values():
-      raise ValueError(
-        f"a design is one of {', '.join(DESIGNS)}, or such an object as sane_jax.Rise(); given"
-        f" {design!r}"
-      )
-    options = {k: v for k, v in options.items() if v is not None}
-    if num_masks is not None:
-      options["num_masks"] = num_masks
-    return dataclasses.replace(design, **options) if options else design
-  if design not in DESIGNS:
-    raise ValueError(f"no design {design!r}; there is {', '.join(DESIGNS)}")
-  cls = DESIGNS[design]
-  known = [field.name for field in dataclasses.fields(cls)]
+  if isinstance(design, str) and design in DESIGNS:
+    design = DESIGNS[design]()
+  if type(design) not in DESIGNS.values():
+    raise ValueError(
+      f"no design {design!r}; there is {', '.join(DESIGNS)}, or an object such as sane_jax.Rise()"
+    )
+  name = _name_of(design)
+  known = [field.name for field in dataclasses.fields(design)]
   if num_masks is not None:
-    if "num_masks" not in known:
-      raise ValueError(
-        f"{design} does not take num_masks; what it takes is {', '.join(known)}. Leave num_masks"
-        " out"
-      )
     options["num_masks"] = num_masks
-  for name, value in options.items():
-    if name not in known:
-      raise ValueError(f"{design} has no {name!r}; it has {', '.join(known)}")
+  for field, value in options.items():
+    if field not in known:
+      raise ValueError(f"{name} has no {field!r}; it has {', '.join(known)}. Leave {field} out")
     if isinstance(value, list):
-      options[name] = tuple(value)
-  return cls(**options)
+      options[field] = tuple(value)
+  try:
+    return dataclasses.replace(design, **options)
+  except TypeError as error:  # a comparison of what can't be compared
+    raise ValueError(f"{name} can't have {options}: {error}") from error
+
+
+def _name_of(design: Any) -> str:
+  return next(name for name, cls in DESIGNS.items() if cls is type(design))
 
 
 class Explainer:
@@ -108,6 +105,8 @@ class Explainer:
     self.fill = self.design.default_fill if fill is None else fill
     self.mode = mode
     self.key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+    if not jax.numpy.issubdtype(self.key.dtype, jax.dtypes.prng_key):
+      self.key = jax.random.wrap_key_data(self.key)  # from jax.random.PRNGKey
     self.engine = engine_lib.make_engine(model, chunk=chunk_size, devices=devices)
     self.engine.on_progress = on_progress
     if self._learned and (model.on_host or model.embed is None):
@@ -138,15 +137,18 @@ class Explainer:
   @property
   def settings(self) -> dict[str, Any]:
     """All that fixes the answer, in plain types."""
-    name = next(n for n, cls in DESIGNS.items() if cls is type(self.design))
     options = {"num_masks": self.design.num_masks} if hasattr(self.design, "num_masks") else {}
     options |= dataclasses.asdict(self.design)
-    fill = self.fill if isinstance(self.fill, str) else f"array of shape {np.shape(self.fill)}"
+    fill = self.fill
+    if not isinstance(fill, str):
+      array = np.asarray(fill, np.float32)
+      digest = hashlib.sha256(array.tobytes()).hexdigest()
+      fill = array.tolist() if array.ndim == 1 else f"image with SHA-256 {digest}"
     return {
       "model": self.model.name,
       "image_size": list(self.model.image_size),
       "fit": self.model.fit,
-      "design": name,
+      "design": _name_of(self.design),
       **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
       "fill": fill,
       "mode": self.mode,

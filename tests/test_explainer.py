@@ -118,6 +118,16 @@ def test_chunk_size_and_repetition_do_not_matter(design, photos):
     assert np.abs(different.explain(*photos[:2]).saliency_map - maps[0]).max() > 1e-5
 
 
+def test_keys_of_either_kind(photos):
+  maps = [
+    sane_jax.Explainer(nonlinear_model(), design=SAMPLING[4], key=key).explain(*photos[:2])
+    for key in (3, jax.random.key(3), jax.random.PRNGKey(3), np.int64(3))
+  ]
+  for other in maps[1:]:
+    np.testing.assert_array_equal(other.saliency_map, maps[0].saliency_map)
+    assert other.settings == maps[0].settings
+
+
 def test_one_device_and_two_give_the_same_map(photos):
   devices = jax.local_devices()
   assert len(devices) == 2
@@ -563,13 +573,19 @@ def test_bad_embeddings_are_named(photos):
   ("make", "error", "words"),
   [
     (lambda m: sane_jax.Explainer(m, design="rize"), ValueError, "rize.*rise, sliding_window"),
-    (lambda m: sane_jax.Explainer(m, design=7), ValueError, "a design is one of"),
+    (lambda m: sane_jax.Explainer(m, design=7), ValueError, "no design 7; there is rise"),
+    (lambda m: sane_jax.Explainer(m, num_masks="many"), ValueError, "rise can't have.*many"),
+    (
+      lambda m: sane_jax.Explainer(m, design=sane_jax.SlidingWindow(), num_masks=9),
+      ValueError,
+      "sliding_window has no 'num_masks'",
+    ),
     (lambda m: sane_jax.Explainer(m, gird=(2, 2)), ValueError, "rise has no 'gird'.*grid"),
     (lambda m: sane_jax.Explainer(m, fill="pink"), ValueError, "pink.*mean, black"),
     (lambda m: sane_jax.Explainer(m, fill=(2, 0, 0)), ValueError, r"in \[0, 1\]"),
     (lambda m: sane_jax.Explainer(m, mode="one"), ValueError, "'fixed' or 'both'"),
     (lambda m: sane_jax.Explainer(m, chunk_size=0), ValueError, "1 or more; given 0"),
-    (lambda m: sane_jax.Explainer(m, design="sliding_window", num_masks=9), ValueError, "not take"),
+    (lambda m: sane_jax.Explainer(m, design="sliding_window", num_masks=9), ValueError, "has no"),
     (lambda m: sane_jax.Explainer("m"), TypeError, "load_model"),
     (lambda m: sane_jax.Explainer(m).explain_many("x", []), ValueError, "at least one"),
     (lambda m: sane_jax.Explainer(m).explain("/no.jpg", "/no.jpg"), sane_jax.ImageError, "no.jpg"),
