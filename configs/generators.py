@@ -4,8 +4,8 @@
       --config.pairs_folder=FOLDER
 
 Writes WORKDIR/evaluate/table.md, table.csv and results.json. Every part is kept as soon as it is
-done; the same command goes on from there. `docs/generators.md` shows the table for 120 pairs of
-garments; that run took about an hour on two CPU cores, most of it the learned masks.
+done; the same command goes on from there. `docs/generators.md` shows the table for 104 pairs of
+garments; against one background that took an hour on two busy cores, half of it the learned masks.
 
 Method: Petsiuk et al., BMVC 2018: 101 thresholds, per-pair min-max, AUC of the mean curve × 100;
 95 % bootstrap intervals over pairs. Settings of each generator: the paper's, see `ops/designs.py`.

@@ -40,7 +40,8 @@ def make_design(design: Any, num_masks: int | None = None, **options: Any) -> An
       f"no design {design!r}; there is {', '.join(DESIGNS)}, or an object such as sane_jax.Rise()"
     )
   name = _name_of(design)
-  known = [field.name for field in dataclasses.fields(design)]
+  known = list(type(design).__dataclass_fields__)
+  known = [field for field in known if field in vars(design)]  # ClassVars are no settings
   if num_masks is not None:
     options["num_masks"] = num_masks
   for field, value in options.items():
