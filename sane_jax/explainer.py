@@ -33,15 +33,12 @@ def make_design(design: Any, num_masks: int | None = None, **options: Any) -> An
   Raises:
     ValueError: unknown name or field, a number of masks that the design can't have.
   """
-  if isinstance(design, str) and design in DESIGNS:
-    design = DESIGNS[design]()
-  if type(design) not in DESIGNS.values():
+  made: Any = DESIGNS[design]() if isinstance(design, str) and design in DESIGNS else design
+  if type(made) not in DESIGNS.values():
     raise ValueError(
       f"no design {design!r}; there is {', '.join(DESIGNS)}, or an object such as sane_jax.Rise()"
     )
-  name = _name_of(design)
-  known = list(type(design).__dataclass_fields__)
-  known = [field for field in known if field in vars(design)]  # ClassVars are no settings
+  name, known = _name_of(made), [field.name for field in dataclasses.fields(made)]
   if num_masks is not None:
     options["num_masks"] = num_masks
   for field, value in options.items():
@@ -50,7 +47,7 @@ def make_design(design: Any, num_masks: int | None = None, **options: Any) -> An
     if isinstance(value, list):
       options[field] = tuple(value)
   try:
-    return dataclasses.replace(design, **options)
+    return dataclasses.replace(made, **options)
   except TypeError as error:  # a comparison of what can't be compared
     raise ValueError(f"{name} can't have {options}: {error}") from error
 
