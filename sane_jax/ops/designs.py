@@ -206,13 +206,15 @@ class Rise:
     (rows, row_means), (columns, column_means) = sides
     # The mask is separable in its cells, and so are its means over the map's cells.
     coverage = (row_means @ on @ column_means.T).ravel()
-    return rows @ on @ columns.T, jnp.concatenate([jnp.ones(1), coverage]), jnp.ones(1)
+    # Coverage less its expectation: sums stay small, and little is lost when they are subtracted.
+    x = jnp.concatenate([jnp.ones(1), coverage - self.probability])
+    return rows @ on @ columns.T, x, jnp.ones(1)
 
   def readout(self, key, cells, gram, response):
-    # A cell that no mask ever showed has nothing to say: zero.
-    seen = gram[1:] > 0
-    mean_shown = jnp.where(seen, response[1:] / jnp.where(seen, gram[1:], 1), 0)
-    return jnp.where(seen, mean_shown - response[:1] / gram[:1], 0)
+    count, excess = gram[:1], gram[1:]
+    shown = excess + self.probability * count  # Σ m̄
+    seen = shown > 1e-6  # a cell that no mask ever showed has nothing to say: zero
+    return jnp.where(seen, (response[1:] - excess * response[:1] / count) / shown, 0)
 
   def upsample(self, values, cells):
     return _smooth_upsample(values, self.grid, cells)

@@ -66,7 +66,7 @@ def test_rise_masks_are_shifted_bilinear_enlargements():
           grid[i, j + 1] * (1 - fy) + grid[i + 1, j + 1] * fy
         ) * fz
     np.testing.assert_allclose(masks[index], want, atol=1e-6)
-    np.testing.assert_allclose(x[index, 1:].reshape(SHAPE), want, atol=1e-6)
+    np.testing.assert_allclose(x[index, 1:].reshape(SHAPE), want - 0.5, atol=1e-6)
 
 
 def test_rise_readout_is_the_coverage_normalised_mean(rng):
