@@ -8,7 +8,7 @@ done; the same command goes on from there. `docs/generators.md` shows the table 
 garments; against one background that took an hour on two busy cores, half of it the learned masks.
 
 Method: Petsiuk et al., BMVC 2018: 101 thresholds, per-pair min-max, AUC of the mean curve × 100;
-95 % bootstrap intervals over pairs. Settings of each generator: the paper's, see `ops/designs.py`.
+95 % bootstrap intervals over pairs. Settings of each generator: its defaults, see `ops/designs.py`.
 """
 
 import ml_collections
