@@ -213,6 +213,15 @@ def command(*args, cwd, **kwargs):
   )  # fmt: skip
 
 
+def start(*args, cwd):
+  """The command, left running."""
+  environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{cwd}"}
+  return subprocess.Popen(
+    [sys.executable, "-m", "sane_jax.main", *args],
+    cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
 PHOTOS = f"--config={ROOT / 'configs/photos.py'}"
 TINY_MODEL = ["--config.model=tiny_model:make", "--config.image_size=32"]
 
@@ -240,11 +249,7 @@ def test_killed_and_started_again_it_goes_on(folder):
   """SIGKILL in the middle; the second run finds what was finished and gives the same numbers."""
   args = [PHOTOS, *TINY_MODEL, "--config.photos=photos", "--config.neighbors=4"]
   args += ["--config.design=rise", "--config.num_masks=400"]
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-  child = subprocess.Popen(
-    [sys.executable, "-m", "sane_jax.main", *args],
-    cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-  )  # fmt: skip
+  child = start(*args, cwd=folder)
   kept = folder / "runs/photos/explain/pairs"
   deadline = time.monotonic() + 150
   while time.monotonic() < deadline and len(list(kept.glob("*.npz"))) < 3:
@@ -269,11 +274,7 @@ def test_killed_and_started_again_it_goes_on(folder):
 def test_interrupted_it_says_so_and_writes_what_it_has(folder):
   args = [PHOTOS, *TINY_MODEL, "--config.photos=photos", "--config.neighbors=4"]
   args += ["--config.design=rise", "--config.num_masks=20000", "--config.metrics=False"]
-  environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-  child = subprocess.Popen(
-    [sys.executable, "-m", "sane_jax.main", *args],
-    cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-  )  # fmt: skip
+  child = start(*args, cwd=folder)
   kept = folder / "runs/photos/explain/pairs"
   deadline = time.monotonic() + 150
   while time.monotonic() < deadline and len(list(kept.glob("*.npz"))) < 2:
