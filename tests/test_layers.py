@@ -8,8 +8,20 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "sane_jax"
-JOBS = {"explain", "evaluate", "benchmark"}
-SHARED = {"engine", "explanation", "explainer", "metrics", "checkpoint"}
+JOBS = {
+  "explain",
+  "evaluate",
+  "benchmark",
+  "draw_outfits",
+  "convert_weights",
+  "train_similarity",
+  "build_index",
+  "train_attributes",
+}
+SHARED = {
+  "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training", "sharding",
+  "recognition",
+}  # fmt: skip
 LAYERS = [
   {"hosts"},
   {"ops"},

@@ -1,0 +1,57 @@
+"""What the training jobs know of a data set: one split's images, which of them match, and why."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Question(NamedTuple):
+  """Fill in the blank: which of the answers goes with the items of an outfit. Rows of images."""
+
+  items: np.ndarray  # [k] the outfit without the item left out
+  answers: np.ndarray  # [m]
+  right: int  # index into answers
+
+
+class Compatibility(NamedTuple):
+  """Whether some items make an outfit."""
+
+  items: np.ndarray  # [k] rows of images
+  label: int  # 1 they do, 0 they do not
+
+
+class Pair(NamedTuple):
+  """A query and a reference."""
+
+  query: int  # row
+  reference: int  # row
+  label: int  # 1 they match, 0 they do not
+
+
+class Collection(NamedTuple):
+  """One split of a data set. Images are rows 0 .. n − 1; everything else speaks of rows.
+
+  Polyvore Outfits: rows are items, groups are outfits, types are the 11 semantic categories.
+  Animals with Attributes 2: rows are photos, groups are classes, there is one type.
+  """
+
+  name: str  # such as 'polyvore_outfits/nondisjoint/train'
+  images: Sequence[bytes]  # [n] encoded as on disk; read one at a time, from any thread
+  ids: tuple[str, ...]  # [n] item ids, or names such as 'horse_10001'
+  types: np.ndarray  # [n] int32, index into type_names
+  type_names: tuple[str, ...]  # [t]
+  conditions: np.ndarray  # [t t] int32, symmetric: which space compares two types
+  groups: tuple[np.ndarray, ...]  # rows (int32, two or more, no row twice) that match one another
+  group_names: tuple[str, ...]
+  attribute_names: tuple[str, ...]  # [a]
+  attributes: tuple[np.ndarray, ...]  # [n] int32 indices, ascending; empty: nothing is known
+  titles: tuple[str, ...]  # [n] a line of text, '' where there is none
+  questions: tuple[Question, ...]
+  compatibility: tuple[Compatibility, ...]
+  pairs: tuple[Pair, ...]  # the released lists of query and reference
+  left_out: tuple[str, ...]  # 'file: why', of images and records that could not be used
+
+  @property
+  def num_conditions(self) -> int:
+    return int(self.conditions.max()) + 1
