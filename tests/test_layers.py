@@ -19,8 +19,8 @@ JOBS = {
   "train_attributes",
 }
 SHARED = {
-  "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training", "sharding",
-  "recognition",
+  "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
+  "sharding", "recognition",
 }  # fmt: skip
 LAYERS = [
   {"hosts"},
