@@ -196,6 +196,8 @@ _embed = jax.jit(lambda embed, params, images: embed(params, images), static_arg
 def embed_images(engine: Engine, images: np.ndarray) -> np.ndarray:
   """Unit embeddings [n d] of whole images [n h w 3]; one pass each.
 
+  [n k d] of a model of k conditions: a unit embedding in each.
+
   Raises:
     ModelError: an embedding with NaN, infinity, or zero norm, which has no cosine.
   """
@@ -209,8 +211,8 @@ def embed_images(engine: Engine, images: np.ndarray) -> np.ndarray:
     else:
       raw = np.asarray(_embed(model.embed, on_one_device(engine), batch), np.float32)
     engine.passes += size
-    engine.embedding_size = raw.shape[1]
-    norms = np.linalg.norm(raw, axis=1, keepdims=True)
+    engine.embedding_size = raw.shape[-1]
+    norms = np.linalg.norm(raw, axis=-1, keepdims=True)
     for bad, what in ((~np.isfinite(norms), "NaN or infinity in"), (norms == 0, "zero norm for")):
       if bad.any():
         raise model_lib.ModelError(

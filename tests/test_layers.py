@@ -20,7 +20,7 @@ JOBS = {
 }
 SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
-  "sharding", "recognition",
+  "sharding", "recognition", "effect_index",
 }  # fmt: skip
 LAYERS = [
   {"hosts"},

@@ -55,3 +55,33 @@ class Collection(NamedTuple):
   @property
   def num_conditions(self) -> int:
     return int(self.conditions.max()) + 1
+
+
+def groups_of(collection: Collection) -> tuple[tuple[int, ...], ...]:
+  """The groups that each row is in [n]."""
+  member: list[list[int]] = [[] for _ in collection.ids]
+  for index, rows in enumerate(collection.groups):
+    for row in rows:
+      member[row].append(index)
+  return tuple(map(tuple, member))
+
+
+def draw_matches(
+  collection: Collection, groups: Sequence[int], row: int, *, limit: int, seed: int
+) -> np.ndarray:
+  """At most `limit` rows that share one of its `groups` with `row`: drawn by (seed, row), sorted."""
+  shared = [collection.groups[group] for group in groups]
+  if not shared:
+    return np.zeros(0, np.int32)
+  rows = np.setdiff1d(np.concatenate(shared), [row])
+  if len(rows) > limit:
+    rows = np.sort(np.random.default_rng((seed, row)).choice(rows, limit, replace=False))
+  return rows.astype(np.int32)
+
+
+def label_matrix(collection: Collection) -> np.ndarray:
+  """Which image has which attribute, bool [n a]; a row of False where nothing is known."""
+  labels = np.zeros((len(collection.ids), len(collection.attribute_names)), bool)
+  for row, attributes in enumerate(collection.attributes):
+    labels[row, attributes] = True
+  return labels

@@ -38,7 +38,7 @@ class Masking(NamedTuple):
   whole: Float[Array, " k"]  # what the model gives for the whole image, the zero of y
 
 
-def normalize(embeddings: Float[Array, "b d"]) -> Float[Array, "b d"]:
+def normalize(embeddings: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
   """Unit vectors e / ‖e‖; zero where ‖e‖ is (near) zero; NaN stays NaN."""
   norm = jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
   return jnp.where(norm < SMALLEST_NORM, 0.0, embeddings / jnp.maximum(norm, SMALLEST_NORM))
@@ -152,13 +152,18 @@ def reduce_outputs(
 ) -> Reduction:
   """State with a chunk's outputs [n k], as the model gave them, checked and handed to `update`.
 
-  Embeddings are normalised first (`unit`), scores are not.
+  Embeddings are normalised first (`unit`), scores are not. A model of several conditions gives
+  [n conditions d]: each condition's embedding is normalised by itself, and they enter side by side.
   """
-  finite = jnp.isfinite(outputs).all(axis=-1)
-  norms = jnp.linalg.norm(outputs, axis=-1) if unit else jnp.ones(outputs.shape[0])
+  n = outputs.shape[0]
+  finite = jnp.isfinite(outputs).reshape(n, -1).all(axis=-1)
+  norms = jnp.ones(n)
+  if unit:
+    norms = jnp.linalg.norm(outputs, axis=-1).reshape(n, -1).min(axis=-1)
+    outputs = normalize(outputs)
   return Reduction(
-    update(args, state.total, normalize(outputs) if unit else outputs, features, indices),
-    state.passes + outputs.shape[0],
+    update(args, state.total, outputs.reshape(n, -1), features, indices),
+    state.passes + n,
     state.not_finite + jnp.sum(~finite),
     state.without_direction + jnp.sum(finite & (norms < SMALLEST_NORM)),
   )

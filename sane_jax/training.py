@@ -1,0 +1,296 @@
+"""What the training loops share: checkpoints, metrics on disk, progress, and a tidy end."""
+
+import contextlib
+import hashlib
+import json
+import math
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import tqdm
+
+from sane_jax import checkpoint
+
+_ITEMS = ("state", "meta")
+
+
+def due(step: int, every: int, last: int) -> bool:
+  """Whether something is done after this step: each `every` steps, and at the end whatever."""
+  return step == last or (every > 0 and step % every == 0)
+
+
+# --- a run's folder -------------------------------------------------------------------------------
+
+
+def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.Path:
+  """The folder of a run with these settings, new or begun earlier.
+
+  Raises:
+    ValueError: it holds a run with other settings; names each, there and here.
+    OSError: it can't be written.
+  """
+  folder = checkpoint.writable_folder(folder)
+  path = folder / "settings.json"
+  ours = json.loads(json.dumps(settings, default=list))
+  if path.exists():
+    theirs = read_json(path)
+    differing = [
+      f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+      for name in sorted({*ours, *theirs})
+      if theirs.get(name) != ours.get(name)
+    ]
+    if differing:
+      raise ValueError(
+        f"{folder} holds a run with other settings: {'; '.join(differing)}. Go on with those, give"
+        f" this run a place of its own with --config.workdir=FOLDER, or remove {folder}"
+      )
+  elif jax.process_index() == 0:
+    checkpoint.write_bytes(path, (json.dumps(ours, indent=1) + "\n").encode())
+  return folder
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """A JSON file of ours.
+
+  Raises:
+    ValueError: it is damaged; says what to do.
+  """
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} can't be read ({error}); remove its folder and run again") from error
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+  """Whether the job that owns this folder ran to its end."""
+  return (folder / "finished.json").exists()
+
+
+def finish(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
+  """Marks a job as run to its end, with what came out of it."""
+  if jax.process_index() == 0:
+    text = json.dumps(dict(results), indent=1, default=float) + "\n"
+    checkpoint.write_bytes(folder / "finished.json", text.encode())
+
+
+def hash_file(path: pathlib.Path) -> str:
+  """SHA-256 of a file, by which a later job knows that its input is still the same."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- state ----------------------------------------------------------------------------------------
+
+
+def start_state(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> Any:
+  """What an update takes and gives: parameters, batch statistics, the optimiser's, a first NaN."""
+  variables = dict(variables)
+  params = variables.pop("params")
+  return {
+    "params": params,
+    "statistics": variables,
+    "optimizer": optimizer.init(params),
+    "first_bad_step": jnp.int32(-1),
+  }
+
+
+def variables_of(state: Any) -> dict[str, Any]:
+  """The model's variables in a state."""
+  return {"params": state["params"], **state["statistics"]}
+
+
+def next_state(
+  state: Any, grads: Any, statistics: Any, loss: Any, step: Any,
+  optimizer: optax.GradientTransformation,
+) -> Any:  # fmt: skip
+  """The state after a step; remembers the first whose loss was no number."""
+  changes, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
+  bad = state["first_bad_step"]
+  return {
+    "params": optax.apply_updates(state["params"], changes),
+    "statistics": statistics,
+    "optimizer": optimizer_state,
+    "first_bad_step": jnp.where((bad < 0) & ~jnp.isfinite(loss), step, bad),
+  }
+
+
+def accumulate(
+  optimizer: optax.GradientTransformation, batches: int
+) -> optax.GradientTransformation:
+  """The optimiser fed with the mean gradient of `batches` batches at a time."""
+  if batches < 1:
+    raise ValueError(f"batches_per_update is 1 or more; given {batches}")
+  if batches == 1:
+    return optimizer
+  return optax.MultiSteps(optimizer, batches).gradient_transformation()
+
+
+def flip_some(images: Any, key: Any) -> tuple[Any, Any]:
+  """Half of the images [b h w 3] mirrored, and which [b]."""
+  flipped = jax.random.bernoulli(key, shape=images.shape[:1])
+  return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images), flipped
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+class Checkpoints:
+  """The last two states of a run, each with the position in its data; whole or not there.
+
+  Restores onto any number of devices and processes: the state is replicated, and the position is
+  in batches of the whole run. Damaged ones are not possible by a kill: a step's folder gets its
+  name when everything is in it.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder / "checkpoints"
+    self._manager = ocp.CheckpointManager(
+      self.folder.absolute(),
+      options=ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True),
+      item_names=_ITEMS,
+    )
+
+  def restore(self, state: Any) -> tuple[int, Any, dict[str, Any]]:
+    """(step, state, meta) of the last checkpoint, placed as `state` is; (0, state, {}) if none.
+
+    Raises:
+      ValueError: the checkpoint is of another model; says what differs.
+    """
+    step = self._manager.latest_step()
+    if step is None:
+      return 0, state, {}
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    try:
+      out = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+        ),
+      )
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"the checkpoint of step {step} in {self.folder} is of another model or damaged"
+        f" ({str(error)[:300]}); remove {self.folder} to start again"
+      ) from error
+    return step, out["state"], out["meta"]
+
+  def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    """Saves in the background; JSON values in `meta`. A step that is there already is kept."""
+    if step == self._manager.latest_step():
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+      ),
+    )
+
+  def must_stop(self, step: int) -> bool:
+    """Whether this machine, or another of the run, is about to be taken away."""
+    return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[threading.Event]:
+  """Sets the event at SIGTERM instead of dying by it, so that the loop can save first."""
+  stop = threading.Event()
+  if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+    yield stop  # JAX's own watcher of preemption hears the signal
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+  try:
+    yield stop
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+# --- metrics and progress -------------------------------------------------------------------------
+
+
+class MetricWriter:
+  """Scalars as JSON lines, and as TensorBoard events where tensorboardX is installed.
+
+  A run that goes on from step s forgets what an interrupted one wrote after s. Only the first
+  process writes.
+  """
+
+  def __init__(self, folder: pathlib.Path, *, first_step: int, tensorboard: bool = False):
+    self._path = folder / "metrics.jsonl" if jax.process_index() == 0 else None
+    self._events = None
+    if self._path is None:
+      return
+    kept = [r for r in read_metrics(folder) if r["step"] <= first_step]
+    checkpoint.write_bytes(self._path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+    if tensorboard:
+      try:
+        import tensorboardX  # an extra
+      except ImportError as error:
+        raise ValueError(
+          "--config.tensorboard=True needs tensorboardX: python -m pip install"
+          " 'sane_jax[tensorboard]'"
+        ) from error
+      self._events = tensorboardX.SummaryWriter(
+        str(folder / "tensorboard"), purge_step=first_step + 1
+      )
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """One line: the step and its numbers."""
+    if self._path is None:
+      return
+    row = {"step": step, **{name: float(value) for name, value in scalars.items()}}
+    with self._path.open("a") as file:
+      file.write(json.dumps(row) + "\n")
+    if self._events is not None:
+      for name, value in scalars.items():
+        self._events.add_scalar(name, float(value), step)
+
+  def close(self) -> None:
+    if self._events is not None:
+      self._events.close()
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:
+  """The lines that a run wrote; a line that a kill cut short is left out."""
+  path = folder / "metrics.jsonl"
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    with contextlib.suppress(ValueError):
+      row = json.loads(line)
+      if isinstance(row, dict) and "step" in row:
+        rows.append(row)
+  return rows
+
+
+def progress(name: str, first_step: int, num_steps: int) -> tqdm.tqdm:
+  """A bar with rate and time left, on the first process and on a terminal alone."""
+  hidden = None if jax.process_index() == 0 else True
+  return tqdm.tqdm(
+    total=num_steps, initial=first_step, desc=name, unit="step", disable=hidden,
+    dynamic_ncols=True,
+  )  # fmt: skip
+
+
+def check_finite(first_bad_step: Any, field: str) -> None:
+  """Raises ValueError that names the first step whose loss was no number, if there was one."""
+  step = int(np.asarray(first_bad_step))
+  if step >= 0:
+    raise ValueError(
+      f"the loss of step {step} is NaN or infinite; nothing after the last checkpoint before it is"
+      f" kept. Lower --config.{field}.learning_rate, or look at that batch"
+    )
+
+
+def is_better(value: float, best: float | None) -> bool:
+  """Whether a validation figure (higher is better) beats the best so far."""
+  return math.isfinite(value) and (best is None or value > best)

@@ -1,0 +1,76 @@
+"""The index gives the maps that were put in, and never takes half a shard for a whole one."""
+
+import numpy as np
+import pytest
+
+from sane_jax import effect_index
+
+N, T, D, GRID = 150, 3, 8, (2, 3)
+
+
+@pytest.fixture
+def made(tmp_path, rng):
+  queries = np.sort(rng.choice(N, 70, replace=False))
+  types = rng.integers(T, size=N)
+  index = open_at(tmp_path, queries, types)
+  embeddings = rng.normal(size=(N, T, D)).astype(np.float32)
+  effects = rng.normal(size=(70, T, 6, D)).astype(np.float32)
+  for part, values in (("embeddings", embeddings), ("effects", effects)):
+    for shard in effect_index.missing_shards(index, part):
+      where = effect_index.shard_slice(shard, len(values))
+      effect_index.write_shard(index, part, shard, values[where])
+  return index, embeddings, effects
+
+
+def open_at(folder, queries, types, grid=GRID):
+  return effect_index.open_index(
+    folder, queries=queries, types=types, num_types=T, grid=grid, embedding_size=D
+  )
+
+
+def test_maps_are_products_in_the_slots_of_each_others_types(made):
+  index, embeddings, effects = made
+  for position in (0, 63, 64, 69):
+    query = index.queries[position]
+    references = [3, 149, 3, 77, 0]
+    maps = effect_index.read_maps(index, position, references, embeddings)
+    for reference, out in zip(references, maps, strict=True):
+      expected = sum(
+        effects[position, index.types[reference], :, axis]
+        * embeddings[reference, index.types[query], axis]
+        for axis in range(D)
+      )
+      np.testing.assert_allclose(out.ravel(), expected, rtol=5e-3, atol=5e-3)  # float16's 11 bits
+  assert effect_index.read_maps(index, 0, [], embeddings).shape == (0, *GRID)
+
+
+def test_a_shard_counts_once_it_is_marked(made, tmp_path):
+  index, embeddings, _ = made
+  assert effect_index.missing_shards(index, "effects") == []
+  fresh = open_at(tmp_path / "other", index.queries, index.types)
+  assert effect_index.missing_shards(fresh, "embeddings") == [0, 1, 2]
+  # As if killed between the two writes of write_shard.
+  where = effect_index.shard_slice(1, N)
+  fresh.embeddings[where].write(embeddings[where]).result()
+  assert effect_index.missing_shards(fresh, "embeddings") == [0, 1, 2]
+  effect_index.write_shard(fresh, "embeddings", 1, embeddings[where])
+  again = open_at(tmp_path / "other", index.queries, index.types)
+  assert effect_index.missing_shards(again, "embeddings") == [0, 2]
+  np.testing.assert_array_equal(again.embeddings[where].read().result(), embeddings[where])
+
+
+def test_slots_that_are_zero_take_no_room(tmp_path, rng):
+  index = open_at(tmp_path, np.arange(64), np.zeros(64, int))
+  effects = np.zeros((64, T, 6, D), np.float32)
+  effects[:, 0] = rng.normal(size=(64, 6, D))
+  effect_index.write_shard(index, "effects", 0, effects)
+  size = sum(p.stat().st_size for p in (tmp_path / "effects").rglob("*") if p.is_file())
+  assert size < 2 * 64 * 6 * D * 2
+
+
+def test_bad_values_and_other_shapes(made, tmp_path):
+  index, _, effects = made
+  with pytest.raises(ValueError, match="65,504"):
+    effect_index.write_shard(index, "effects", 0, effects[:64] * 1e9)
+  with pytest.raises(ValueError, match="remove it and build it again"):
+    open_at(tmp_path, index.queries, index.types, grid=(3, 3))
