@@ -157,6 +157,10 @@ class EfficientNetLite0(nn.Module):
     Raises:
       ValueError: `images` is not [b h w 3] of a floating type.
     """
+    return self.features(images).mean((1, 2))
+
+  def features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b p q 1280"]:
+    """The map before pooling: ⌈h/32⌉ x ⌈w/32⌉ positions."""
     floats = jnp.issubdtype(images.dtype, jnp.floating)
     if images.ndim != 4 or images.shape[-1] != 3 or not floats:
       raise ValueError(
@@ -167,8 +171,7 @@ class EfficientNetLite0(nn.Module):
     x = nn.relu6(self.bn0(self.conv_stem(x)))
     for block in self.blocks:
       x = block(x)
-    x = nn.relu6(self.bn1(self.conv_head(x)))
-    return x.mean((1, 2))
+    return nn.relu6(self.bn1(self.conv_head(x)))
 
   def logits(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b 1000"]:
     """Scores of the 1000 ImageNet classes, in the order of their WordNet ids."""

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -248,35 +249,131 @@ def _load_efficientnet_lite0(image_size: int) -> Model:
 MODELS: Mapping[str, Callable[[int], Model]] = {"efficientnet_lite0": _load_efficientnet_lite0}
 
 
-def load_model(name: str, *, image_size: int = 224, **fitting: Any) -> Model:
-  """A model that comes with its weights; nothing is downloaded.
+def load_model(
+  name: str, *, image_size: int | None = None, condition: Any = None, **fitting: Any
+) -> Model:
+  """A model with its weights; nothing is downloaded.
 
   Args:
     name: 'efficientnet_lite0': EfficientNet-Lite0 with ImageNet weights, 1,280-d pooled features.
-      Or 'module:function' for your own: the function is called with `image_size` and returns a
-      `Model`.
-    image_size: side in pixels; 224 is what EfficientNet-Lite0 was trained at.
+      A file that ends in .safetensors: a similarity model that was trained here or converted, or a
+      ResNet, whose pooled features are then the embedding. Or 'module:function' for your own: the
+      function is called with `image_size` and returns a `Model`.
+    image_size: side in pixels; by default what the network was trained at, 224 for
+      EfficientNet-Lite0.
+    condition: in which space a type-aware model compares: its index, or two types as 'tops,shoes'
+      or ('tops', 'shoes'), in either order.
     **fitting: `fit`, `crop_fraction`, `interpolation`; see `Model`.
 
   Raises:
-    ModelError: no such model; a function that can't be imported, or returns something else.
+    ModelError: no such model; a file that is none; a function that can't be imported, or returns
+      something else; a condition that the model does not have, or none where it needs one.
   """
+  if name.endswith(".safetensors"):
+    return dataclasses.replace(_load_file(name, image_size, condition), **fitting)
+  if condition is not None:
+    raise ModelError(f"{name} has one space; condition={condition!r} is for type-aware models")
   if ":" in name:
     make = _import(name)
   elif name in MODELS:
     make = MODELS[name]
   else:
     raise ModelError(
-      f"no model {name!r}; there is {', '.join(MODELS)}. Bring your own with sane_jax.from_jax,"
-      " from_numpy, from_torch, from_onnx or from_score, here as module:function"
+      f"no model {name!r}; there is {', '.join(MODELS)}. A trained or converted one is named by its"
+      " file, FILE.safetensors. Bring your own with sane_jax.from_jax, from_numpy, from_torch,"
+      " from_onnx or from_score, here as module:function"
     )
-  model = make(image_size)
+  model = make(224 if image_size is None else image_size)
   if not isinstance(model, Model):
     raise ModelError(
       f"{name} returned {type(model).__name__}; a sane_jax.Model is expected, as sane_jax.from_jax,"
       " from_numpy, from_torch, from_onnx and from_score make it"
     )
   return dataclasses.replace(model, **fitting)
+
+
+def _load_file(path: str, image_size: int | None, condition: Any) -> Model:
+  from sane_jax.models import weights  # flax takes a second to import
+
+  try:
+    variables, description = weights.read_model_file(path)
+  except FileNotFoundError:
+    raise ModelError(f"no model file {path}; train or convert one, or look for its name") from None
+  except (OSError, ValueError) as error:
+    raise ModelError(str(error)) from error
+  size = description.get("image_size", 224) if image_size is None else image_size
+  name = os.path.splitext(os.path.basename(path))[0]
+  if description["kind"] == "resnet":
+    if condition is not None:
+      raise ModelError(f"{path} has one space; condition={condition!r} is for type-aware models")
+    resnet: Any = weights.make_resnet(description)
+    embed = _pooled_features(resnet)
+    # As these networks are evaluated: 224 pixels of 256.
+    return from_jax(embed, variables, image_size=size, name=name, crop_fraction=size / (size + 32))
+  if description["kind"] != "similarity":
+    raise ModelError(f"{path} is a model of kind {description['kind']!r}, which compares no images")
+  net: Any = weights.make_similarity_model(description)
+  mask = None
+  if (index := find_condition(description, net.num_conditions, condition)) is not None:
+    mask = variables["params"]["type_masks"][index]
+    name = f"{name} in space {condition if isinstance(condition, str) else index}"
+  # The mask goes with the parameters: another space is not another program.
+  params = {"variables": variables, "mask": mask}
+  return from_jax(_similarity_embedding(net), params, image_size=size, name=name)
+
+
+# Cached, so that files of one architecture share a function, and thereby what was compiled for it.
+@functools.cache
+def _pooled_features(net: Any) -> Callable[..., Any]:
+  return lambda params, images: net.apply(params, images, method="pooled")
+
+
+@functools.cache
+def _similarity_embedding(net: Any) -> Callable[..., Any]:
+  from sane_jax.models import embedding
+
+  def embed(params, images):
+    return embedding.in_condition(net.apply(params["variables"], images), params["mask"])
+
+  return embed
+
+
+def find_condition(description: Mapping[str, Any], count: int, condition: Any) -> int | None:
+  """Index of one of `count` spaces by index or by two types; None where there is one space.
+
+  Args:
+    description: of a model file; `type_names` [t] and `conditions` [t t] are looked at.
+    count: how many spaces the model has.
+    condition: an index, '3', 'tops,shoes' or ('tops', 'shoes').
+
+  Raises:
+    ModelError: no such space, or none given where there are several; lists what there is.
+  """
+  types = list(description.get("type_names", ()))
+  known = f"give condition=INDEX, 0 to {count - 1}"
+  if types:
+    known += f", or two types, such as condition='{types[0]},{types[-1]}', of {', '.join(types)}"
+  if count == 1:
+    if condition in (None, 0, "0"):
+      return None
+    raise ModelError(f"the model has one space; given condition={condition!r}")
+  if condition is None:
+    raise ModelError(f"a type-aware model compares in one of {count} spaces: {known}")
+  if isinstance(condition, str):
+    condition = [part.strip() for part in condition.split(",")]
+    if len(condition) == 1 and condition[0].isdecimal():
+      condition = int(condition[0])
+  if isinstance(condition, int | np.integer):
+    if 0 <= condition < count:
+      return int(condition)
+  elif (
+    isinstance(condition, list | tuple)
+    and len(condition) == 2
+    and all(kind in types for kind in condition)
+  ):
+    first, second = map(types.index, condition)
+    return int(description["conditions"][first][second])
+  raise ModelError(f"no space {condition!r}: {known}")
 
 
 def _import(name: str) -> Callable[[int], Model]:

@@ -2,12 +2,14 @@
 
 import collections
 import io
+import math
 import os
 import pathlib
 import pickle
+import re
 import struct
 import zipfile
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -26,6 +28,7 @@ _DTYPES = {
   "ByteStorage": np.dtype("u1"),
   "BoolStorage": np.dtype("?"),
 }
+_NUMPY_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")
 
 
 # Named tuples have no attributes that a pickle's BUILD instruction could overwrite.
@@ -42,12 +45,81 @@ class _Tensor(NamedTuple):
   strides: tuple[int, ...]  # in elements, as torch counts
 
 
+class _Token(NamedTuple):
+  """A global that is only ever an argument, such as numpy.ndarray."""
+
+  name: str
+
+
+# What NumPy's pickles build in two steps, REDUCE and BUILD. With __setstate__, BUILD sets no
+# attribute: it calls this, which looks at everything it is given.
+class _Dtype:
+  """numpy.dtype(name, align, copy) and its state, of plain numbers alone."""
+
+  def __init__(self, name: Any, align: Any = False, copy: Any = False):
+    if not isinstance(name, str) or not _NUMPY_DTYPE.fullmatch(name):
+      raise ValueError(f"a NumPy array or scalar of type {name!r}, which is not of plain numbers")
+    self.dtype = np.dtype(name)
+
+  def __setstate__(self, state: Any) -> None:
+    match state:
+      case (int(), "<" | ">" | "|" | "=" as order, None, None, None, *_):
+        self.dtype = self.dtype.newbyteorder(order)
+      case _:
+        raise ValueError(f"the state {state!r:.80} of a NumPy type is not of plain numbers")
+
+
+class _Array:
+  """A NumPy array or scalar: the bytes come with the arguments, or afterwards as the state."""
+
+  def __init__(self):
+    self.value: Any = None
+
+  def fill(self, dtype: Any, data: Any, shape: Any, order: Literal["C", "F"]) -> "_Array":
+    data = data.encode("latin1") if isinstance(data, str) else data  # as Python 2 wrote it
+    if not (
+      isinstance(dtype, _Dtype)
+      and isinstance(data, bytes)
+      and isinstance(shape, tuple)
+      and all(type(n) is int and n >= 0 for n in shape)
+      and math.prod(shape) * dtype.dtype.itemsize == len(data)
+    ):
+      raise ValueError(f"a NumPy array of shape {shape!r:.80} does not have the bytes for it")
+    self.value = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+    return self
+
+  def __setstate__(self, state: Any) -> None:
+    match state:
+      case (int(), shape, dtype, bool() | int() as fortran, data):
+        self.fill(dtype, data, shape, "F" if fortran else "C")
+      case _:
+        raise ValueError(f"the state {state!r:.80} of a NumPy array is not one that NumPy writes")
+
+
+def _numpy_array(kind: Any, shape: Any, code: Any) -> _Array:
+  return _Array()
+
+
+def _numpy_scalar(dtype: Any, data: Any) -> _Array:
+  array = _Array().fill(dtype, data, (), "C")
+  array.value = array.value[()]
+  return array
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+  """How Python 3 writes bytes for readers of Python 2."""
+  if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+    raise ValueError(f"bytes in the encoding {encoding!r:.40}; latin1 is what pickles have")
+  return text.encode("latin1")
+
+
 # The unpickler in Python: the one in C allocates gigabytes for a damaged memo index.
 class _RestrictedUnpickler(pickle._Unpickler):
   """Knows the globals that tensors in plain containers need, and refuses every other one."""
 
   def __init__(self, file: io.BytesIO):
-    super().__init__(file, encoding="utf-8")
+    # Strings of Python 2 were bytes, and NumPy's numbers in them are; latin1 keeps each byte.
+    super().__init__(file, encoding="latin1")
     self.storages: dict[str, _Storage] = {}
 
     # New functions for each file: what a pickle sets on them is gone with the file.
@@ -56,14 +128,27 @@ class _RestrictedUnpickler(pickle._Unpickler):
         raise ValueError(f"a tensor with metadata {metadata!r} (conjugate or negative bit)")
       return _Tensor(storage, offset, shape, strides)
 
+    def rebuild_old_tensor(storage, offset, shape, strides):  # of torch < 0.4
+      return _Tensor(storage, offset, shape, strides)
+
     def rebuild_parameter(data, requires_grad, hooks):
       return data
 
     self._allowed = {f"torch.{kind}": kind for kind in _DTYPES} | {
       "collections.OrderedDict": collections.OrderedDict,
       "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+      "torch._utils._rebuild_tensor": rebuild_old_tensor,
       "torch._utils._rebuild_parameter": rebuild_parameter,
+      "_codecs.encode": lambda text, encoding: _encode(text, encoding),
+      "numpy.dtype": lambda *args: _Dtype(*args),
+      "numpy.ndarray": _Token("numpy.ndarray"),
     }
+    for core in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
+      self._allowed[f"{core}.multiarray.scalar"] = lambda *args: _numpy_scalar(*args)
+      self._allowed[f"{core}.multiarray._reconstruct"] = lambda *args: _numpy_array(*args)
+    for builtins in ("builtins", "__builtin__"):
+      self._allowed[f"{builtins}.set"] = lambda items=(): set(items)
+      self._allowed[f"{builtins}.bytes"] = lambda: b""
 
   def find_class(self, module: str, name: str) -> Any:
     if f"{module}.{name}" not in self._allowed:
@@ -156,6 +241,11 @@ def _to_arrays(node: Any, flat: dict[_Storage, np.ndarray], done: dict[int, Any]
   elif isinstance(node, dict):
     # dict.items, since a pickle can shadow an OrderedDict's own methods.
     out = {_leaf(key): _to_arrays(value, flat, done) for key, value in dict.items(node)}
+  elif isinstance(node, _Array):
+    if (out := node.value) is None:
+      raise ValueError("it holds a NumPy array whose bytes are missing")
+  elif type(node) is set:
+    out = {_leaf(value) for value in node}
   elif type(node) in (list, tuple):
     out = type(node)(_to_arrays(value, flat, done) for value in node)
   else:
@@ -174,18 +264,20 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
   """What `torch.save` wrote to `path`, each tensor a numpy array.
 
   Reads the zip format of torch >= 1.6 and the older stream. The pickle inside may use the few
-  globals that tensors and parameters need; nothing else is looked up, imported or called.
+  globals that tensors, parameters and NumPy's numbers need; nothing else is looked up, imported or
+  called.
 
   Args:
     path: a checkpoint, e.g. of `torch.save(model.state_dict(), path)`.
 
   Returns:
     The containers saved (dicts in their order) with a read-only array for each tensor, bit for
-    bit and of any strides; bfloat16 becomes `ml_dtypes.bfloat16`.
+    bit and of any strides; bfloat16 becomes `ml_dtypes.bfloat16`. NumPy's scalars and arrays of
+    numbers come back as they were.
 
   Raises:
     ValueError: the file is truncated, not torch's, or holds anything but tensors, numbers and
-      strings in dicts, lists and tuples. The message names the first thing refused.
+      strings in dicts, lists, tuples and sets. The message names the first thing refused.
     OSError: the file cannot be opened.
   """
   data = pathlib.Path(path).read_bytes()

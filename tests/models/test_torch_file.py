@@ -197,10 +197,15 @@ def run_code(path):
     ("torch", "load"),
     ("torch", "FloatStorage.from_file"),
     ("torch._utils", "_rebuild_tensor_v2.__globals__"),
-    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v3"),
     ("collections", "OrderedDict.__init__"),
     ("collections", "defaultdict"),
-    ("numpy", "ndarray"),
+    ("numpy", "ndarray.__new__"),
+    ("numpy", "fromfile"),
+    ("numpy.core.multiarray", "frombuffer"),
+    ("numpy._core.multiarray", "scalar.__self__"),
+    ("_codecs", "decode"),
+    ("builtins", "frozenset"),
     ("__main__", "Net"),
   ],
 )
@@ -389,6 +394,130 @@ def test_damaged_bytes_raise_value_errors_only(checkpoint):
   assert 100 < refused < 500
 
 
+# NumPy's numbers and arrays: written by NumPy's own pickling, in protocol 2 as torch.save has it.
+
+
+NUMPY = {
+  "float": np.float64(0.875),
+  "half": np.float16(-2.5),
+  "int": np.int64(-7),
+  "bool": np.bool_(True),
+  "complex": np.complex64(1 + 2j),
+  "big": np.array(3.25, ">f8")[()],
+  "array": np.arange(12, dtype=np.int16).reshape(3, 4),
+  "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+  "big array": np.arange(3, dtype=">i4"),
+  "empty": np.zeros((0, 3), np.float32),
+  "bytes": b"\x00\xff text",
+  "no bytes": b"",
+  "set": {1, "two"},
+}
+
+
+def test_numbers_and_arrays_of_numpy(checkpoint):
+  # The same array twice is pickled once, with its type: shared nodes stay shared.
+  out = torch_file.read_torch_file(checkpoint({**NUMPY, "again": NUMPY["array"]}, {}))
+  assert list(out) == [*NUMPY, "again"]
+  for name, value in NUMPY.items():
+    np.testing.assert_array_equal(out[name], value)
+    assert type(out[name]) is type(value)
+    assert getattr(out[name], "dtype", None) == getattr(value, "dtype", None)
+  assert out["again"] is out["array"]
+
+
+@pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
+def test_numpy_of_either_layout(tmp_path, core):
+  ours = np.float64.__reduce__(np.float64(1))[0].__module__.encode()
+  stream = pickled({"a": np.float64(0.875), "b": np.arange(3.0)}).replace(
+    ours, f"{core}.multiarray".encode()
+  )
+  assert core.encode() in stream
+  path = tmp_path / "weights.pth"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", stream)
+  out = torch_file.read_torch_file(path)
+  assert out["a"] == 0.875
+  np.testing.assert_array_equal(out["b"], [0, 1, 2])
+
+
+def test_numbers_as_python_2_wrote_them(tmp_path):
+  # Strings there are bytes: SHORT_BINSTRING (U), here with bytes that are no UTF-8.
+  def text(data):
+    return b"U" + bytes([len(data)]) + data
+
+  dtype = b"cnumpy\ndtype\n(" + text(b"f8") + b"K\x00K\x01tR"
+  dtype += b"(K\x03" + text(b"<") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+  scalar = b"cnumpy.core.multiarray\nscalar\n(" + dtype + text(struct.pack("<d", -0.1)) + b"tR"
+  stream = b"\x80\x02}(" + text(b"best_acc") + scalar + b"u."
+  assert pickle.loads(stream, encoding="latin1") == {"best_acc": -0.1}
+  path = tmp_path / "weights.pth"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", stream)
+  assert torch_file.read_torch_file(path) == {"best_acc": -0.1}
+
+
+def dtype_of(name="f8"):
+  return Call(Global("numpy", "dtype"), (name, False, True))
+
+
+def scalar_of(dtype, data):
+  return Call(Global("numpy.core.multiarray", "scalar"), (dtype, data))
+
+
+EMPTY = Call(
+  Global("numpy.core.multiarray", "_reconstruct"), (Global("numpy", "ndarray"), (0,), b"b")
+)
+
+
+@pytest.mark.parametrize(
+  ("tree", "match"),
+  [
+    (scalar_of(dtype_of("O"), b"12345678"), "not of plain numbers"),
+    (scalar_of(dtype_of("V8"), b"12345678"), "not of plain numbers"),
+    (scalar_of(dtype_of("f8,f8"), b"1234567812345678"), "not of plain numbers"),
+    (scalar_of(dtype_of(["f8"]), b"12345678"), "not of plain numbers"),
+    (scalar_of(dtype_of(), b"1234567"), "does not have the bytes"),
+    (scalar_of(dtype_of(), 8), "does not have the bytes"),
+    (scalar_of("f8", b"12345678"), "does not have the bytes"),
+    (EMPTY, "bytes are missing"),
+    (Global("numpy", "ndarray"), "holds a _Token"),
+    (dtype_of(), "holds a _Dtype"),
+    (Call(Global("__builtin__", "bytes"), (10**12,)), "TypeError"),
+    (Call(Global("_codecs", "encode"), ("zz", "hex")), "latin1"),
+  ],
+)
+def test_malformed_numpy_is_refused(checkpoint, tree, match):
+  with pytest.raises(ValueError, match=rf"cannot be read: .*{match}"):
+    torch_file.read_torch_file(checkpoint({"v": tree}, {}))
+
+
+@pytest.mark.parametrize(
+  "state",
+  [
+    (1, (3,), dtype_of("f4"), False, b"1234"),
+    (1, (-1, -1), dtype_of("f4"), False, b"1234"),
+    (1, (2**40,), dtype_of("f4"), False, b""),
+    (1, [1], dtype_of("f4"), False, b"1234"),
+    (1, (1,), "f4", False, b"1234"),
+    {"value": 1},
+    (None, {"fill": 1}),
+  ],
+)
+def test_malformed_states_of_arrays_are_refused(tmp_path, state):
+  stream = pickled(EMPTY)[:-1] + pickled(state)[2:-1] + b"b."
+  path = tmp_path / "weights.pth"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", stream)
+  with pytest.raises(ValueError, match=r"does not have the bytes|not one that NumPy writes"):
+    torch_file.read_torch_file(path)
+
+
+def test_tensors_of_the_first_torch(checkpoint):
+  old = Call(Global("torch._utils", "_rebuild_tensor"), (storage(), 1, (2, 2), (3, 1)))
+  out = torch_file.read_torch_file(checkpoint({"v": old}))["v"]
+  np.testing.assert_array_equal(out, [[-1.5, -0.5], [1.5, 2.5]])
+
+
 # Files written by torch.
 
 
@@ -426,6 +555,10 @@ def assert_same(torch, ours, theirs):
     assert type(ours) is type(theirs)
     for one, other in zip(ours, theirs, strict=True):
       assert_same(torch, one, other)
+  elif isinstance(theirs, np.ndarray | np.generic):
+    assert type(ours) is type(theirs)
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(ours, theirs)
   else:
     assert ours == theirs
 
@@ -460,6 +593,12 @@ def test_torch_training_checkpoint(torch, saved):
   net(torch.randn(2, 3, 5, 5)).sum().backward()
   optimizer.step()
   tree = {"epoch": 3, "model": net.state_dict(), "optimizer": optimizer.state_dict()}
+  assert_same(torch, torch_file.read_torch_file(saved(tree)), tree)
+
+
+@pytest.mark.torch
+def test_torch_numpy_beside_the_weights(torch, saved):
+  tree = {"state_dict": {"w": torch.ones(2)}, **{k: v for k, v in NUMPY.items() if k != "set"}}
   assert_same(torch, torch_file.read_torch_file(saved(tree)), tree)
 
 
