@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from sane_jax import checkpoint
+
 SHARD = 64  # images a shard: 6 MB of effects with 11 slots, 64 cells and 64 axes
 
 
@@ -70,6 +72,34 @@ def open_index(
       f"{folder} holds an index of other shapes or a damaged one ({str(error)[:300]}); remove it"
       " and build it again"
     ) from error
+
+
+def describe(folder: pathlib.Path, index: EffectIndex) -> None:
+  """Keeps beside the arrays what `read_index` needs to open them."""
+  arrays = {"queries": index.queries, "types": index.types, "grid": np.asarray(index.grid)}
+  _, num_types, embedding_size = index.embeddings.shape
+  checkpoint.write_arrays(
+    folder / "index.npz", {**arrays, "shape": np.array([num_types, embedding_size])}
+  )
+
+
+def read_index(folder: pathlib.Path) -> EffectIndex:
+  """The index that was described in `folder`.
+
+  Raises:
+    ValueError: there is none, or it is damaged.
+  """
+  arrays = checkpoint.read_arrays(folder / "index.npz")
+  if arrays is None:
+    raise ValueError(
+      f"{folder} holds no index, or a damaged one; build it with --config.job=build_index"
+    )
+  num_types, embedding_size = arrays["shape"].tolist()
+  rows, columns = arrays["grid"].tolist()
+  return open_index(
+    folder, queries=arrays["queries"], types=arrays["types"], num_types=num_types,
+    grid=(rows, columns), embedding_size=embedding_size,
+  )  # fmt: skip
 
 
 def _open(path: pathlib.Path, shape, shard, chunk, dtype: str) -> Any:

@@ -36,3 +36,24 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> None:
     )
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def join_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+  """Makes this process one of several that run the same job; nothing for a single one.
+
+  Args:
+    coordinator: 'host:port' of the first process.
+    num_processes: how many there are.
+    process_id: which of them this is, from 0.
+
+  Raises:
+    ValueError: one of the three is missing or out of range.
+  """
+  if num_processes == 1 and not coordinator:
+    return
+  if not coordinator or num_processes < 2 or not 0 <= process_id < num_processes:
+    raise ValueError(
+      "several processes are started with --coordinator=HOST:PORT --num_processes=N"
+      f" --process_id=0..N-1, N at least 2; given {coordinator!r}, {num_processes}, {process_id}"
+    )
+  jax.distributed.initialize(coordinator, num_processes, process_id)

@@ -1,19 +1,26 @@
 """Runs one job from a config file: `python -m sane_jax.main --config=configs/photos.py`."""
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sane_jax import benchmark, evaluate, explain, hosts
+from sane_jax import hosts
 
-JOBS: dict[str, Callable[[Any], None]] = {
-  "explain": explain.run,
-  "evaluate": evaluate.run,
-  "benchmark": benchmark.run,
-}
+# Each is a module with run(config), imported when it is asked for: one job does not wait for the
+# libraries of another.
+JOBS = (
+  "draw_outfits",
+  "convert_weights",
+  "train_similarity",
+  "build_index",
+  "train_attributes",
+  "explain",
+  "evaluate",
+  "benchmark",
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -21,24 +28,33 @@ _CONFIG = config_flags.DEFINE_config_file(
   "Config file, such as configs/photos.py; --config.name=value sets its fields.",
   lock_config=True,
 )
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of the first of N processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes run this job.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
 
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"what is {argv[1]!r}? Settings are given as --config.name=value")
   config = _CONFIG.value
-  if config.get("job") not in JOBS:
-    raise app.UsageError(f"no job {config.get('job')!r}; there is {', '.join(JOBS)}")
+  jobs = tuple(config.get("jobs", ())) if config.get("job") == "all" else (config.get("job"),)
+  for name in jobs or (None,):
+    if name not in JOBS:
+      known = [*JOBS, *(["all"] if "jobs" in config else [])]
+      raise app.UsageError(f"no job {name!r}; there is {', '.join(known)}")
   logging.set_verbosity(logging.WARNING)
-  hosts.cache_compilations()
+  job = "main"
   try:
-    JOBS[config.job](config)
+    hosts.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    hosts.cache_compilations()
+    for job in jobs:
+      importlib.import_module(f"sane_jax.{job}").run(config)
   except (ValueError, TypeError, OSError) as error:
     if flags.FLAGS.verbosity > 0:
       raise  # --verbosity=1 shows where
-    sys.exit(f"{config.job}: {error}")
+    sys.exit(f"{job}: {error}")
   except KeyboardInterrupt:
-    sys.exit(f"{config.job}: interrupted; the same command goes on from here")
+    sys.exit(f"{job}: interrupted; the same command goes on from here")
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

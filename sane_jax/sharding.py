@@ -1,11 +1,14 @@
 """One mesh over all devices of all processes; batches are split over it, parameters are not."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sane_jax.datasets import pipeline
 
 AXIS = "batch"
 
@@ -52,3 +55,54 @@ def check_batch(mesh: Mesh, size: int, field: str) -> None:
       f"--config.{field} makes batches of {size} images, which {mesh.size} devices can't share"
       f" evenly; {least} would do"
     )
+
+
+def wait_for_all(what: str) -> None:
+  """Returns when every process has come here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
+class DeviceBatches:
+  """An iterator of this process's parts of batches, as one of global batches on the devices."""
+
+  def __init__(self, mesh: Mesh, batches: Any):
+    self._mesh, self._batches = mesh, batches
+
+  def __iter__(self) -> "DeviceBatches":
+    return self
+
+  def __next__(self) -> dict[str, jax.Array]:
+    return shard(self._mesh, next(self._batches))
+
+  def get_state(self) -> Any:
+    """The position in the data, JSON."""
+    return self._batches.get_state()
+
+  def set_state(self, state: Any) -> None:
+    """Goes to a position that `get_state` gave, on however many processes."""
+    self._batches.set_state(state)
+
+
+def map_images(
+  mesh: Mesh, function: Callable[..., Any], variables: Any, images: pipeline.DecodedImages,
+  rows: np.ndarray, each: int, num_threads: int,
+) -> Any:  # fmt: skip
+  """function(variables, images [b s s 3]) of all rows, in order, by all devices of all processes.
+
+  Args:
+    function: jitted, with out_shardings=whole(mesh).
+    each: images a device at a time.
+
+  Returns:
+    The function's tree with NumPy arrays [n ...], on every process.
+  """
+  batches = pipeline.in_order(
+    images, rows, batch_size=each * mesh.size, process=jax.process_index(),
+    processes=jax.process_count(), num_threads=num_threads,
+  )  # fmt: skip
+  parts = [
+    jax.device_get(function(variables, shard(mesh, {"images": pixels})["images"]))
+    for pixels, _ in batches
+  ]
+  return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(rows)], *parts)

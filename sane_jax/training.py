@@ -3,12 +3,11 @@
 import contextlib
 import hashlib
 import json
-import math
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,11 @@ import orbax.checkpoint as ocp
 import tqdm
 
 from sane_jax import checkpoint
+from sane_jax.datasets.collection import Collection
 
 _ITEMS = ("state", "meta")
+# Settings that change no result.
+_OF_NO_ACCOUNT = ("log_every_steps", "save_every_steps", "save_every_epochs", "folder", "prepared")
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -57,6 +59,33 @@ def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.P
   return folder
 
 
+def identity(collection: Collection, **sections: Any) -> dict[str, Any]:
+  """All that fixes a run's result, one name a setting: the sections of its settings and its data.
+
+  How often something is logged or saved does not count, nor where the data lies.
+  """
+  settings = {
+    f"{section}.{name}": value
+    for section, values in sections.items()
+    for name, value in (values.items() if isinstance(values, Mapping) else [("value", values)])
+    if name
+    not in ("log_every_steps", "save_every_steps", "save_every_epochs", "folder", "prepared")
+  }
+  return {
+    **settings,
+    "images": len(collection.ids),
+    "groups": len(collection.groups),
+    "content": hash_content(collection),
+  }
+
+
+def hash_content(collection: Collection) -> str:
+  """Changes with the images' ids, the groups, the titles or the attributes."""
+  lists = [[rows.tolist() for rows in part] for part in (collection.groups, collection.attributes)]
+  text = repr((collection.ids, collection.titles, lists))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def read_json(path: pathlib.Path) -> Any:
   """A JSON file of ours.
 
@@ -81,6 +110,17 @@ def finish(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
     checkpoint.write_bytes(folder / "finished.json", text.encode())
 
 
+def read_finished(folder: pathlib.Path, job: str) -> Any:
+  """What a job that ran to its end left in its folder.
+
+  Raises:
+    ValueError: it did not; says what to run.
+  """
+  if not is_finished(folder):
+    raise ValueError(f"{folder} is not finished; run --config.job={job} first")
+  return read_json(folder / "finished.json")
+
+
 def hash_file(path: pathlib.Path) -> str:
   """SHA-256 of a file, by which a later job knows that its input is still the same."""
   with path.open("rb") as file:
@@ -90,14 +130,21 @@ def hash_file(path: pathlib.Path) -> str:
 # --- state ----------------------------------------------------------------------------------------
 
 
-def start_state(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> Any:
-  """What an update takes and gives: parameters, batch statistics, the optimiser's, a first NaN."""
+def start_state(
+  variables: Mapping[str, Any], optimizer: optax.GradientTransformation, metrics: Any
+) -> Any:
+  """What an update takes and gives, before the first.
+
+  Parameters, batch statistics, the optimiser's state, the metrics since the last line of the log
+  (an empty collection of clu's), and the first step whose loss was no number.
+  """
   variables = dict(variables)
   params = variables.pop("params")
   return {
     "params": params,
     "statistics": variables,
     "optimizer": optimizer.init(params),
+    "seen": metrics,
     "first_bad_step": jnp.int32(-1),
   }
 
@@ -108,17 +155,18 @@ def variables_of(state: Any) -> dict[str, Any]:
 
 
 def next_state(
-  state: Any, grads: Any, statistics: Any, loss: Any, step: Any,
-  optimizer: optax.GradientTransformation,
+  state: Any, grads: Any, statistics: Any, optimizer: optax.GradientTransformation, step: Any,
+  **outputs: Any,
 ) -> Any:  # fmt: skip
-  """The state after a step; remembers the first whose loss was no number."""
+  """The state after a step with these gradients, whose `outputs` (`loss` and others) are logged."""
   changes, optimizer_state = optimizer.update(grads, state["optimizer"], state["params"])
   bad = state["first_bad_step"]
   return {
     "params": optax.apply_updates(state["params"], changes),
     "statistics": statistics,
     "optimizer": optimizer_state,
-    "first_bad_step": jnp.where((bad < 0) & ~jnp.isfinite(loss), step, bad),
+    "seen": state["seen"].merge(type(state["seen"]).single_from_model_output(**outputs)),
+    "first_bad_step": jnp.where((bad < 0) & ~jnp.isfinite(outputs["loss"]), step, bad),
   }
 
 
@@ -201,6 +249,12 @@ class Checkpoints:
     self._manager.close()
 
 
+def write_model(path: pathlib.Path, data: bytes) -> None:
+  """Writes a model's file, by the first process alone."""
+  if jax.process_index() == 0:
+    checkpoint.write_bytes(path, data)
+
+
 @contextlib.contextmanager
 def termination() -> Iterator[threading.Event]:
   """Sets the event at SIGTERM instead of dying by it, so that the loop can save first."""
@@ -213,6 +267,92 @@ def termination() -> Iterator[threading.Event]:
     yield stop
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+class Cadence(NamedTuple):
+  """How many steps there are, and after how many something is done; 0: at the end alone."""
+
+  num_steps: int
+  log: int
+  evaluate: int
+  save: int
+
+
+def fit(
+  *,
+  name: str,
+  folder: pathlib.Path,
+  state: Any,
+  batches: Any,
+  update: Callable[..., Any],
+  evaluate: Callable[[Any], dict[str, float]],
+  export: Callable[[Any, dict[str, Any]], None],
+  learning_rate: Callable[[int], Any],
+  cadence: Cadence,
+  tensorboard: bool = False,
+) -> dict[str, Any]:
+  """Trains to the end from wherever an earlier call in this folder stopped.
+
+  The same numbers come out as without the stop, bit for bit on a CPU: the state, the position in
+  the data and the best so far are in the checkpoint, and randomness comes from the step's number.
+
+  Args:
+    name: of the config's section, for messages.
+    state: as `start_state` makes it, on its devices.
+    batches: iterator of global batches on the devices, with get_state and set_state.
+    update: (state, batch, step) -> state; may donate the old one.
+    evaluate: variables -> figures on the validation split; the first, higher is better, decides.
+    export: (variables, best) writes the model that is best so far.
+    learning_rate: of a step, to be logged.
+
+  Returns:
+    The best: its step, the figure that decided, and its value.
+
+  Raises:
+    ValueError: a loss that is no number (names the step); a checkpoint of another model.
+    InterruptedError: SIGTERM came; the state is saved.
+  """
+  checkpoints = Checkpoints(folder)
+  first, state, meta = checkpoints.restore(state)
+  if first:
+    batches.set_state(meta["data"])
+  best, last = meta.get("best"), cadence.num_steps
+  writer = MetricWriter(folder, first_step=first, tensorboard=tensorboard)
+  with termination() as stop, progress(name, first, last) as bar:
+    for step in range(first + 1, last + 1):
+      state = update(state, next(batches), np.int32(step))
+      bar.update()
+      stopping = stop.is_set() or checkpoints.must_stop(step)
+      logs, evaluates, saves = (due(step, every, last) for every in cadence[1:])
+      if stopping or logs or evaluates or saves:
+        check_finite(state["first_bad_step"], name)
+      if logs:
+        seen = jax.device_get(state["seen"])
+        means = {f"train/{k}": float(v) for k, v in seen.compute().items()}
+        writer.write_scalars(step, {**means, "learning_rate": learning_rate(step)})
+        bar.set_postfix(loss=means["train/loss"])
+        state["seen"] = jax.tree.map(jnp.zeros_like, state["seen"])
+      if evaluates:
+        variables = variables_of(state)
+        figures = evaluate(variables)
+        writer.write_scalars(step, {f"valid/{k}": v for k, v in figures.items()})
+        figure, value = next(iter(figures.items()))
+        if best is None or value > best["value"]:
+          best = {"step": step, "figure": figure, "value": value}
+          export(variables, best)
+      if stopping or saves:
+        checkpoints.save(step, state, {"data": batches.get_state(), "best": best})
+      if stopping:
+        checkpoints.close()
+        raise InterruptedError(f"stopped after step {step}; the same command goes on from there")
+  checkpoints.close()
+  writer.close()
+  if best is None:
+    raise ValueError(f"no step gave a validation figure that is a number: look at {folder}")
+  return best
 
 
 # --- metrics and progress -------------------------------------------------------------------------
@@ -289,8 +429,3 @@ def check_finite(first_bad_step: Any, field: str) -> None:
       f"the loss of step {step} is NaN or infinite; nothing after the last checkpoint before it is"
       f" kept. Lower --config.{field}.learning_rate, or look at that batch"
     )
-
-
-def is_better(value: float, best: float | None) -> bool:
-  """Whether a validation figure (higher is better) beats the best so far."""
-  return math.isfinite(value) and (best is None or value > best)

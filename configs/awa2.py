@@ -1,0 +1,42 @@
+"""Animals with Attributes 2, with the settings of the paper; or any folder in its layout.
+
+  python -m sane_jax.main --config=configs/awa2.py --config.data.folder=FOLDER
+
+FOLDER holds `Animals_with_Attributes2/` (or the archives) of https://cvml.ista.ac.at/AwA2. A folder
+of your own needs JPEGImages/CLASS/PHOTO.jpg, classes.txt, predicates.txt, predicate-matrix-binary.txt,
+trainclasses.txt and testclasses.txt.
+
+Frozen ImageNet features in place of training both models, for few photos or no accelerator:
+  python -m sane_jax.main --config=configs/awa2.py --config.data.folder=FOLDER \\
+    --config.jobs='("build_index","train_attributes")' --config.index.model=efficientnet_lite0 \\
+    --config.index.image_size=112 --config.attributes.trunk=efficientnet_lite0
+
+Jobs and settings that are not named here are those of configs/polyvore.py.
+Source: Plummer et al., Why do These Match?, ECCV 2020.
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+from ml_collections import config_dict
+
+_POLYVORE = runpy.run_path(str(pathlib.Path(__file__).with_name("polyvore.py")))
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = _POLYVORE["get_config"]()
+  config.workdir = "runs/awa2"  # where results go
+
+  config.data = data = ml_collections.ConfigDict()
+  data.name = "awa2"  # polyvore_outfits awa2
+  data.folder = "data"  # what was downloaded, as it came; see above
+  data.prepared = ""  # where its records are kept once they are checked; WORKDIR/prepared
+  data.split_column = config_dict.placeholder(str)  # of items.csv; the classes' own split otherwise
+  data.attribute_columns = ()  # of items.csv: attributes of single photos beside the classes'
+
+  config.similarity.groups_per_batch = 32  # classes a batch
+  config.similarity.images_per_group = 8  # photos of each
+  config.similarity.text = 0.0  # photos have no titles
+  config.index.fill = "grey"  # what hides a region
+  return config

@@ -1,0 +1,105 @@
+"""Polyvore Outfits, with the settings of the paper: a similarity model, its maps, its attributes.
+
+  python -m sane_jax.main --config=configs/polyvore.py --config.data.folder=FOLDER
+
+FOLDER holds `polyvore_outfits/` (or the archive) of https://github.com/mvasil/fashion-compatibility,
+with `polyvore_attributes.json` and `attribute_list.txt` of https://github.com/VisionLearningGroup/SANE.
+A data set of another source in that format serves as well: configs/synthetic.py draws one.
+
+Jobs, in order, each by --config.job=NAME; with `all`, what is finished is skipped and what was
+interrupted goes on:
+  convert_weights   an ImageNet ResNet, torchvision's or timm's, as a file for `weights`
+  train_similarity  a type-aware embedding by triplets          -> WORKDIR/similarity
+  build_index       the effect matrices of the training images  -> WORKDIR/index
+  train_attributes  the attribute model, supervised by maps     -> WORKDIR/attributes
+
+Source: Plummer et al., Why do These Match?, ECCV 2020; the embedding: Vasileva et al., Learning
+Type-Aware Embeddings for Fashion Compatibility, ECCV 2018.
+Machine: the batches are sized for one accelerator of 16 GB or more; several share them.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.job = "all"  # all, or one of jobs, or convert_weights
+  config.jobs = ("train_similarity", "build_index", "train_attributes")  # what all means
+  config.workdir = "runs/polyvore"  # where results go
+  config.key = 0  # seed: the same key and machine, the same result
+  config.tensorboard = False  # events for TensorBoard too; needs the extra `tensorboard`
+  config.num_threads = 8  # that read and decode images
+  config.cache_gib = 16.0  # decoded images kept in memory, at most; 0 keeps none
+
+  config.data = data = ml_collections.ConfigDict()
+  data.name = "polyvore_outfits"  # polyvore_outfits awa2
+  data.folder = "data"  # what was downloaded, as it came; see above
+  data.prepared = ""  # where its records are kept once they are checked; WORKDIR/prepared
+  data.setting = "nondisjoint"  # nondisjoint; disjoint: no item is in two splits
+
+  config.convert = convert = ml_collections.ConfigDict()
+  convert.source = ""  # .pth, .pth.tar or .safetensors
+  convert.target = ""  # .safetensors to write
+  convert.kind = "auto"  # what the source is; auto looks at its tensors
+
+  # The similarity model, which is then explained as a black box.
+  config.similarity = similarity = ml_collections.ConfigDict()
+  similarity.stage_sizes = (2, 2, 2)  # ResNet-18 without its last stage
+  similarity.block = "basic"  # basic bottleneck
+  similarity.width = 64  # channels of the first stage
+  similarity.stem = "imagenet"  # imagenet (7x7 stride 2, max-pool); small (3x3 stride 2)
+  similarity.weights = ""  # file of convert_weights to start from; none: from scratch
+  similarity.dtype = "float32"  # bfloat16 computes in that, and keeps parameters in float32
+  similarity.image_size = 112  # pixels: shorter side, and the side of the square cut from its middle
+  similarity.embedding_size = 64  # axes
+  similarity.groups_per_batch = 64  # outfits a batch
+  similarity.images_per_group = 4  # items of each
+  similarity.batches_per_update = 1  # more accumulate their gradients
+  similarity.num_steps = 20_000  # batches
+  similarity.warmup_steps = 500  # of linear growth, then a cosine down to 0
+  similarity.learning_rate = 5e-4  # of Adam
+  similarity.negatives = "hard"  # hard random: which image of the positive's type, in the batch
+  similarity.margin = 0.3  # between distances of unit vectors
+  similarity.mask_l1 = 5e-4  # weight of the mean of the type masks
+  similarity.embedding_l2 = 5e-4  # weight of the mean square norm of embeddings
+  similarity.text = 0.1  # weight of images against their titles; 0 leaves titles out
+  similarity.flip = True  # mirror half of the images
+  similarity.log_every_steps = 100  # numbers written
+  similarity.eval_every_steps = 1000  # on the validation split; the best is what is kept
+  similarity.save_every_steps = 1000  # checkpoints
+
+  # The effect matrices of training images.
+  config.index = index = ml_collections.ConfigDict()
+  index.model = ""  # what is explained: '', the one trained above; a file; a name for load_model
+  index.image_size = config_dict.placeholder(int)  # pixels; the model's own
+  index.design = "rise"  # as for explain; hadamard with 128 masks costs a sixteenth
+  index.num_masks = config_dict.placeholder(int)  # passes an image; the design's own number
+  index.fill = "white"  # what hides a region: the background of the photos
+  index.max_queries = config_dict.placeholder(int)  # images that get maps; all by default
+  index.matches = 20  # maps a query: against that many images that match it
+
+  # The attribute model.
+  config.attributes = attributes = ml_collections.ConfigDict()
+  attributes.folder = "attributes"  # in WORKDIR; another keeps two models side by side
+  attributes.trunk = "resnet"  # resnet; efficientnet_lite0: its ImageNet features, frozen
+  attributes.stage_sizes = (3, 4, 6, 3)  # ResNet-50
+  attributes.block = "bottleneck"  # basic bottleneck
+  attributes.width = 64  # channels of the first stage
+  attributes.stem = "imagenet"  # imagenet small
+  attributes.weights = ""  # file of convert_weights to start from; none: from scratch
+  attributes.dtype = "float32"  # float32 bfloat16
+  attributes.image_size = 112  # pixels; activation maps are 4 x 4 there
+  attributes.batch_size = 256  # images
+  attributes.batches_per_update = 1  # more accumulate their gradients
+  attributes.num_epochs = 300  # passes over the annotated training images
+  attributes.learning_rate = 5e-4  # of Adam in the first epoch
+  attributes.decay = 0.985  # factor an epoch
+  attributes.map_weight = 5e-3  # λ of the saliency maps; 0 is the baseline without them
+  attributes.sharpness = config_dict.placeholder(float)  # see ops/losses.py; none: maps as they are
+  attributes.flip = True  # mirror half of the images, and their maps
+  attributes.truth = ""  # folder of pixel masks of the attributes, where somebody has them
+  attributes.log_every_steps = 50  # numbers written
+  attributes.eval_every_epochs = 1  # validation mAP; the best is what is kept
+  attributes.save_every_epochs = 1  # checkpoints
+  return config

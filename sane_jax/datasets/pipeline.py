@@ -1,0 +1,209 @@
+"""Batches of decoded images, in an order that a seed fixes, from any position on.
+
+What is in batch i of a run depends on the seed and i alone, not on how many processes and threads
+read it: each of P processes reads the p-th of P equal parts of every batch. So the position in the
+data is one number, and means the same on another number of machines.
+"""
+
+import functools
+import io
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from PIL import Image
+
+from sane_jax.datasets import images as images_lib
+from sane_jax.datasets.collection import Collection
+
+WORDS = 1024  # numbers that a title is hashed to
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+  """The encoded image's middle square at `size` pixels, antialiased: uint8 [size size 3].
+
+  It is what shortening the shorter side to `size` and cutting out the middle gives.
+
+  Raises:
+    ImageError: it can't be read.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      if image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1:
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+      pixels = images_lib.read_image(image)
+  except images_lib.ImageError:
+    raise
+  except Exception as error:  # on broken files Pillow raises errors of nearly every built-in type
+    raise images_lib.ImageError(f"broken or cut short ({error})") from error
+  return np.rint(images_lib.fit_image(pixels, (size, size)) * 255).astype(np.uint8)
+
+
+def hash_words(title: str) -> np.ndarray:
+  """Counts of the title's words [WORDS], each at its hash's place, of length 1; zeros if none."""
+  out = np.zeros(WORDS, np.float32)
+  for word in re.findall(r"\w+", title.lower()):
+    out[zlib.crc32(word.encode()) % WORDS] += 1
+  return out / max(float(np.linalg.norm(out)), 1.0)
+
+
+class DecodedImages:
+  """A collection's images decoded, the first ones up to `max_bytes` kept in memory.
+
+  Images that can't be read come as None and are listed in `broken`. Threads may share it.
+  """
+
+  def __init__(self, collection: Collection, size: int, max_bytes: float = 0):
+    self._images, self._ids, self.size = collection.images, collection.ids, size
+    self._kept: dict[int, np.ndarray] = {}
+    self._room = int(max_bytes) // (size * size * 3)
+    self._lock = threading.Lock()
+    self.broken: dict[str, str] = {}
+
+  def __getitem__(self, row: int) -> np.ndarray | None:
+    row = int(row)
+    kept = self._kept.get(row)
+    if kept is not None:
+      return kept
+    try:
+      image = decode(self._images[row], self.size)
+    except (images_lib.ImageError, OSError) as error:
+      with self._lock:
+        self.broken[self._ids[row]] = str(error)
+      return None
+    with self._lock:
+      if len(self._kept) < self._room:
+        self._kept[row] = image
+    return image
+
+  def stack(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images [b s s 3] uint8, black where one can't be read, and which could [b]."""
+    out = np.zeros((len(rows), self.size, self.size, 3), np.uint8)
+    valid = np.zeros(len(rows), bool)
+    for index, row in enumerate(rows):
+      image = self[row]
+      if image is not None:
+        out[index], valid[index] = image, True
+    return out, valid
+
+
+def _share(count: int, processes: int, process: int, what: str) -> slice:
+  if count % processes:
+    raise ValueError(f"{processes} processes can't share {count} {what} evenly")
+  size = count // processes
+  return slice(process * size, (process + 1) * size)
+
+
+def _iterate(dataset: Any, num_threads: int) -> Any:
+  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, num_threads))
+  return iter(dataset.to_iter_dataset(options))
+
+
+def group_batches(
+  collection: Collection,
+  images: DecodedImages,
+  *,
+  groups_per_batch: int,
+  images_per_group: int,
+  seed: int,
+  titles: bool = False,
+  process: int = 0,
+  processes: int = 1,
+  num_threads: int = 2,
+) -> Any:
+  """Endless batches of some members of some groups, for the triplet loss.
+
+  Every epoch shows each group once, in a new order, with members drawn anew.
+
+  Returns:
+    An iterator with get_state and set_state over dicts: `images` uint8 [b s s 3], `types`, `rows`
+    and `groups` int32 [b] (group −1 where a group has too few members, or an image can't be read),
+    with `titles` also `words` float32 [b WORDS]. b = images_per_group · groups_per_batch /
+    processes.
+  """
+  mine = _share(groups_per_batch, processes, process, "groups a batch")
+  words = functools.cache(lambda row: hash_words(collection.titles[row]))
+
+  def draw(group: int, rng: np.random.Generator) -> np.ndarray:
+    members = collection.groups[group]
+    chosen = rng.permutation(members)[:images_per_group]
+    rows = np.full(images_per_group, -1 - chosen[0])  # of padding: any image, marked
+    rows[: len(chosen)] = chosen
+    return np.stack([rows, np.full(images_per_group, group)]).astype(np.int32)
+
+  def read(drawn: np.ndarray) -> dict[str, np.ndarray]:
+    rows, groups = drawn[mine].swapaxes(0, 1).reshape(2, -1)
+    padding = rows < 0
+    rows = np.where(padding, -1 - rows, rows)
+    pixels, valid = images.stack(rows)
+    batch = {
+      "images": pixels,
+      "types": collection.types[rows].astype(np.int32),
+      "rows": rows.astype(np.int32),
+      "groups": np.where(padding | ~valid, -1, groups).astype(np.int32),
+    }
+    if titles:
+      batch["words"] = np.stack([words(row) for row in rows])
+    return batch
+
+  dataset = grain.MapDataset.range(len(collection.groups)).seed(seed).shuffle().repeat(None)
+  dataset = dataset.random_map(draw).batch(groups_per_batch, drop_remainder=True).map(read)
+  return _iterate(dataset, num_threads)
+
+
+def image_batches(
+  images: DecodedImages,
+  rows: np.ndarray,
+  *,
+  batch_size: int,
+  seed: int,
+  extra: Callable[[np.ndarray], dict[str, np.ndarray]],
+  process: int = 0,
+  processes: int = 1,
+  num_threads: int = 2,
+) -> Any:
+  """Endless batches of `rows`, each epoch in a new order.
+
+  Returns:
+    An iterator with get_state and set_state over dicts: `images` uint8 [b s s 3], `valid` bool [b],
+    and what `extra` gives for the rows [b]. b = batch_size / processes.
+  """
+  mine = _share(batch_size, processes, process, "images a batch")
+
+  def read(chosen: np.ndarray) -> dict[str, np.ndarray]:
+    pixels, valid = images.stack(chosen[mine])
+    return {"images": pixels, "valid": valid, **extra(chosen[mine])}
+
+  dataset = grain.MapDataset.source(np.asarray(rows)).seed(seed).shuffle().repeat(None)
+  return _iterate(dataset.batch(batch_size, drop_remainder=True).map(read), num_threads)
+
+
+def in_order(
+  images: DecodedImages,
+  rows: np.ndarray,
+  *,
+  batch_size: int,
+  process: int = 0,
+  processes: int = 1,
+  num_threads: int = 2,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """The rows once, in order: batches of images and of which are valid, the last one padded."""
+  mine = _share(batch_size, processes, process, "images a batch")
+  count = -(-len(rows) // batch_size)
+
+  def read(index: int) -> tuple[np.ndarray, np.ndarray]:
+    part = np.full(batch_size, -1)
+    chosen = rows[index * batch_size : (index + 1) * batch_size]
+    part[: len(chosen)] = chosen
+    pixels, valid = images.stack(np.maximum(part[mine], 0))
+    return pixels, valid & (part[mine] >= 0)
+
+  return _iterate(grain.MapDataset.range(count).map(read), num_threads)

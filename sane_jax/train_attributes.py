@@ -1,0 +1,286 @@
+"""Job: trains the model that recognises attributes and shows where they are, guided by maps."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from clu import metrics as clu_metrics
+
+from sane_jax import effect_index, recognition, sharding, training
+from sane_jax.datasets import collection as collection_lib
+from sane_jax.datasets import drawing, load, pipeline
+from sane_jax.datasets.collection import Collection
+from sane_jax.models import attribute, efficientnet_lite0, weights
+from sane_jax.ops import losses
+
+MODEL = "model.safetensors"
+EVALUATION_BATCH = 32  # images a device
+ARCHITECTURE = ("trunk", "stage_sizes", "block", "width", "stem", "dtype", "image_size")
+
+
+@flax.struct.dataclass
+class Metrics(clu_metrics.Collection):
+  """Means since the last line of the log."""
+
+  loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
+  label: clu_metrics.Average.from_output("label")  # pyright: ignore[reportInvalidTypeForm]
+  map: clu_metrics.Average.from_output("map")  # pyright: ignore[reportInvalidTypeForm]
+
+
+class Objective(NamedTuple):
+  """What the update is compiled for; see the config's fields of these names."""
+
+  map_weight: float
+  sharpness: float | None
+  flip: bool
+
+
+class Maps(NamedTuple):
+  """Saliency maps of the rows of a collection; one more query, the last, has none."""
+
+  query: np.ndarray  # [n] which query a row is
+  values: np.ndarray  # [m + 1 k rows columns] float16
+  valid: np.ndarray  # bool [m + 1 k]
+
+
+def run(config: Any) -> None:
+  """Trains, keeps what is best on the validation split, and measures that on the test split.
+
+  Writes WORKDIR/attributes: model.safetensors, metrics.jsonl, finished.json and checkpoints.
+  """
+  settings = config.attributes
+  mesh = sharding.batch_mesh()
+  sharding.check_batch(mesh, settings.batch_size, "attributes.batch_size")
+  train, valid, test = (
+    load.load_split(config.data, config.workdir, split) for split in ("train", "valid", "test")
+  )
+  rows = np.flatnonzero([len(a) > 0 for a in train.attributes])  # no label, nothing to learn
+  if len(rows) < settings.batch_size:
+    raise ValueError(
+      f"{train.name} has {len(rows)} images with attributes, fewer than one batch:"
+      f" --config.attributes.batch_size={settings.batch_size}"
+    )
+  identity = training.identity(train, attributes=settings, key=config.key)
+  maps = None
+  if settings.map_weight > 0:
+    index = pathlib.Path(config.workdir) / "index"
+    identity["index"] = training.read_finished(index, "build_index")["fingerprint"]
+    maps = read_maps(index, train, limit=config.index.matches, seed=config.key)
+  folder = training.claim_folder(pathlib.Path(config.workdir) / settings.folder, identity)
+  if training.is_finished(folder):
+    print(f"train_attributes: up to date in {folder}")
+    return
+
+  # The model and its optimiser.
+  frozen, features, feature_size = _trunk(settings.trunk)
+  description = {
+    "kind": "attribute",
+    **{name: settings[name] for name in ARCHITECTURE},
+    "feature_size": feature_size,
+    "attribute_names": list(train.attribute_names),
+  }
+  model = weights.make_attribute_model(description)
+  start = weights.init_variables(model, config.key)
+  if settings.weights:
+    start, _ = weights.graft_trunk(start, settings.weights)
+  steps_per_epoch = len(rows) // settings.batch_size
+  schedule = optax.exponential_decay(
+    settings.learning_rate, max(1, steps_per_epoch // settings.batches_per_update),
+    settings.decay, staircase=True,
+  )  # fmt: skip
+  optimizer = training.accumulate(optax.adam(schedule), settings.batches_per_update)
+  state = sharding.replicate(mesh, training.start_state(start, optimizer, Metrics.empty()))
+  frozen = sharding.replicate(mesh, frozen)
+  objective = Objective(*(settings[name] for name in Objective._fields))
+  update = jax.jit(
+    functools.partial(_update, model, features, optimizer, objective, config.key),
+    donate_argnums=1, out_shardings=sharding.whole(mesh),
+  )  # fmt: skip
+
+  # The data, and what is measured.
+  decoded = {
+    c.name: pipeline.DecodedImages(c, settings.image_size, config.cache_gib / 3 * 2**30)
+    for c in (train, valid, test)
+  }
+  labels = collection_lib.label_matrix(train)
+
+  def extra(chosen: np.ndarray) -> dict[str, np.ndarray]:
+    out = {"labels": labels[chosen]}
+    if maps is not None:
+      query = maps.query[chosen]
+      out |= {"maps": maps.values[query], "map_valid": maps.valid[query]}
+    return out
+
+  batches = pipeline.image_batches(
+    decoded[train.name], rows, batch_size=settings.batch_size, seed=config.key, extra=extra,
+    process=jax.process_index(), processes=jax.process_count(), num_threads=config.num_threads,
+  )  # fmt: skip
+
+  @functools.partial(jax.jit, out_shardings=sharding.whole(mesh))
+  def activate(variables: Any, images: jax.Array) -> Any:
+    maps = model.apply(variables, features(frozen, images.astype(jnp.float32) / 255))
+    return attribute.attribute_scores(maps), attribute.activation_maps(maps)
+
+  def evaluate(collection: Collection, variables: Any) -> dict[str, float]:
+    rows, truth = _known(collection)
+    scores, maps = sharding.map_images(
+      mesh, activate, variables, decoded[collection.name], rows, EVALUATION_BATCH,
+      config.num_threads,
+    )  # fmt: skip
+    out = {"mean_average_precision": recognition.mean_average_precision(scores, truth)}
+    if settings.truth and collection is test:
+      out |= localisation(maps, collection, rows, pathlib.Path(settings.truth))
+    return out
+
+  best = training.fit(
+    name="attributes", folder=folder, state=state,
+    batches=sharding.DeviceBatches(mesh, batches), update=functools.partial(update, frozen),
+    evaluate=functools.partial(evaluate, valid),
+    export=lambda variables, best: training.write_model(
+      folder / MODEL, weights.to_bytes(jax.device_get(variables), description | {"best": best})
+    ),
+    learning_rate=lambda step: schedule((step - 1) // settings.batches_per_update),
+    cadence=training.Cadence(
+      settings.num_epochs * steps_per_epoch, settings.log_every_steps,
+      settings.eval_every_epochs * steps_per_epoch, settings.save_every_epochs * steps_per_epoch,
+    ),
+    tensorboard=config.tensorboard,
+  )  # fmt: skip
+  trained, _ = weights.read_model_file(folder / MODEL)
+  figures = evaluate(test, sharding.replicate(mesh, trained))
+  results = {
+    "best": best,
+    "test": figures,
+    "test_chance": {"mean_average_precision": recognition.chance_precision(_known(test)[1])},
+    "images_that_could_not_be_read": decoded[train.name].broken,
+  }
+  training.finish(folder, results)
+  floor = results["test_chance"]["mean_average_precision"]
+  for name, value in figures.items():
+    chance = f" (chance {floor:.3f})" if name == "mean_average_precision" else ""
+    print(f"train_attributes: test {name} {value:.3f}{chance}")
+
+
+def _known(collection: Collection) -> tuple[np.ndarray, np.ndarray]:
+  """Rows with attributes, and which they have [n a].
+
+  Raises:
+    ValueError: there are none.
+  """
+  rows = np.flatnonzero([len(a) > 0 for a in collection.attributes])
+  if not len(rows):
+    raise ValueError(
+      f"no image of {collection.name} has an attribute: nothing to measure the model by; add"
+      " annotations, or photos of more classes"
+    )
+  return rows, collection_lib.label_matrix(collection)[rows]
+
+
+def _trunk(name: str) -> tuple[Any, Callable[[Any, Any], Any], int]:
+  """What comes before the trained part: its frozen parameters, what it does, its channels (0: no).
+
+  Raises:
+    ValueError: there is no such trunk.
+  """
+  if name == "resnet":
+    return {}, lambda _, images: images, 0
+  if name != "efficientnet_lite0":
+    raise ValueError(f"--config.attributes.trunk is resnet or efficientnet_lite0; given {name!r}")
+  apply, params = efficientnet_lite0.load_efficientnet_lite0()
+  return params, functools.partial(apply, method="features"), 1280
+
+
+def read_maps(folder: pathlib.Path, train: Collection, *, limit: int, seed: int) -> Maps:
+  """Saliency maps of the queries of an index, against `limit` of the images that match each.
+
+  Raises:
+    ValueError: there is no index, it is not whole, or it is of another collection.
+  """
+  finished = training.read_finished(folder, "build_index")
+  if finished["content"] != training.hash_content(train):
+    raise ValueError(
+      f"the index in {folder} is of other images than {train.name}; remove {folder} and build it"
+      " again with --config.job=build_index"
+    )
+  index = effect_index.read_index(folder)
+  embeddings = index.embeddings.read().result()
+  groups = collection_lib.groups_of(train)
+  count = len(index.queries)
+  values = np.zeros((count + 1, limit, *index.grid), np.float16)
+  valid = np.zeros((count + 1, limit), bool)
+  query = np.full(len(train.ids), count)
+  query[index.queries] = np.arange(count)
+  for position, row in enumerate(tqdm.tqdm(index.queries, desc="maps", unit="query", disable=None)):
+    matches = collection_lib.draw_matches(train, groups[row], row, limit=limit, seed=seed)
+    maps = effect_index.read_maps(index, position, matches, embeddings)
+    values[position, : len(maps)], valid[position, : len(maps)] = maps, True
+  return Maps(query, values, valid)
+
+
+def localisation(
+  maps: np.ndarray, collection: Collection, rows: np.ndarray, truth: pathlib.Path
+) -> dict[str, float]:
+  """How well activation maps [n h w a] lie on the true pixels of the attributes that images have.
+
+  Means over attributes (each the mean over its images) of the pointing game and of the mass inside,
+  with what an even map gets. Truth: FOLDER/<id>.npz, see `drawing.read_truth`.
+  """
+  pointing, mass, chance = ({} for _ in range(3))
+  for position, row in enumerate(rows):
+    masks = drawing.read_truth(truth, collection.ids[row])
+    for a in collection.attributes[row]:
+      mask = pipeline.fit_mask(masks[int(a)])
+      large = recognition.enlarge(maps[position, None, :, :, a], mask.shape)
+      pointing.setdefault(a, []).append(recognition.pointing_game(large, mask[None])[0])
+      mass.setdefault(a, []).append(recognition.mass_inside(large, mask[None])[0])
+      chance.setdefault(a, []).append(mask.mean())
+
+  def mean(lists: dict[int, list[float]]) -> float:
+    return float(np.mean([np.mean(values) for values in lists.values()]))
+
+  return {
+    "pointing_game": mean(pointing), "mass_inside": mean(mass), "mask_area": mean(chance),
+  }  # fmt: skip
+
+
+def _update(model, features, optimizer, objective, seed, frozen, state, batch, step):
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  images = batch["images"].astype(jnp.float32) / 255
+  labels = batch["labels"] & batch["valid"][:, None]
+  flipped = jnp.zeros(len(images), bool)
+  if objective.flip:
+    images, flipped = training.flip_some(images, key)
+  inputs = features(frozen, images)
+
+  def loss_of(params):
+    variables = {"params": params, **state["statistics"]}
+    activations, changed = model.apply(variables, inputs, train=True, mutable=["batch_stats"])
+    scores = attribute.attribute_scores(activations)
+    known = labels.any(axis=1)
+    label = jnp.sum(jax.vmap(losses.label_loss)(scores, labels)) / jnp.maximum(known.sum(), 1)
+    loss, guided = label, jnp.zeros(())
+    if "maps" in batch:
+      maps = batch["maps"].astype(jnp.float32)
+      maps = jnp.where(flipped[:, None, None, None], maps[..., ::-1], maps)
+      shape = activations.shape[1:3]
+      targets = jax.vmap(
+        functools.partial(losses.saliency_target, shape=shape, sharpness=objective.sharpness)
+      )(maps)
+      each = jax.vmap(losses.map_loss)(activations, targets, batch["map_valid"], labels)
+      has_map = known & batch["map_valid"].any(axis=1)
+      guided = jnp.sum(each) / jnp.maximum(has_map.sum(), 1)
+      loss = label + objective.map_weight * guided
+    return loss, (label, guided, changed)
+
+  out, grads = jax.value_and_grad(loss_of, has_aux=True)(state["params"])
+  loss, (label, guided, changed) = out
+  return training.next_state(
+    state, grads, changed, optimizer, step, loss=loss, label=label, map=guided
+  )
