@@ -156,7 +156,7 @@ def write_shard(index: EffectIndex, part: str, shard: int, values: np.ndarray) -
 
 
 def read_maps(
-  index: EffectIndex, position: int, references: Sequence[int], embeddings: np.ndarray
+  index: EffectIndex, position: int, references: Sequence[int] | np.ndarray, embeddings: np.ndarray
 ) -> np.ndarray:
   """Maps [r rows columns] of the query at `position` against rows of the collection.
 

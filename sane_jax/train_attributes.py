@@ -15,7 +15,7 @@ from clu import metrics as clu_metrics
 
 from sane_jax import effect_index, recognition, sharding, training
 from sane_jax.datasets import collection as collection_lib
-from sane_jax.datasets import drawing, load, pipeline
+from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection
 from sane_jax.models import attribute, efficientnet_lite0, weights
 from sane_jax.ops import losses
@@ -232,11 +232,13 @@ def localisation(
   Means over attributes (each the mean over its images) of the pointing game and of the mass inside,
   with what an even map gets. Truth: FOLDER/<id>.npz, see `drawing.read_truth`.
   """
+  from sane_jax.datasets import drawing
+
   pointing, mass, chance = ({} for _ in range(3))
   for position, row in enumerate(rows):
     masks = drawing.read_truth(truth, collection.ids[row])
     for a in collection.attributes[row]:
-      mask = pipeline.fit_mask(masks[int(a)])
+      mask = _middle_square(masks[int(a)])
       large = recognition.enlarge(maps[position, None, :, :, a], mask.shape)
       pointing.setdefault(a, []).append(recognition.pointing_game(large, mask[None])[0])
       mass.setdefault(a, []).append(recognition.mass_inside(large, mask[None])[0])
@@ -248,6 +250,13 @@ def localisation(
   return {
     "pointing_game": mean(pointing), "mass_inside": mean(mass), "mask_area": mean(chance),
   }  # fmt: skip
+
+
+def _middle_square(mask: np.ndarray) -> np.ndarray:
+  """The part of a mask [h w] that the model sees of the image."""
+  side = min(mask.shape)
+  top, left = ((n - side) // 2 for n in mask.shape)
+  return mask[top : top + side, left : left + side]
 
 
 def _update(model, features, optimizer, objective, seed, frozen, state, batch, step):

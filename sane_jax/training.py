@@ -65,9 +65,9 @@ def identity(collection: Collection, **sections: Any) -> dict[str, Any]:
   How often something is logged or saved does not count, nor where the data lies.
   """
   settings = {
-    f"{section}.{name}": value
+    f"{section}.{name}".rstrip("."): value
     for section, values in sections.items()
-    for name, value in (values.items() if isinstance(values, Mapping) else [("value", values)])
+    for name, value in (values.items() if hasattr(values, "items") else [("", values)])
     if name
     not in ("log_every_steps", "save_every_steps", "save_every_epochs", "folder", "prepared")
   }

@@ -1,25 +1,22 @@
 """A split of a data set by the data set's name."""
 
+import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tqdm
 
-from sane_jax.datasets import awa2, polyvore_outfits
 from sane_jax.datasets.collection import Collection
 
-DATASETS: dict[str, Callable[..., Collection]] = {
-  "polyvore_outfits": polyvore_outfits.load,
-  "awa2": awa2.load,
-}
+DATASETS = ("polyvore_outfits", "awa2")  # packages with a function `load`
 
 
 def load_split(data: Mapping[str, Any], workdir: str | os.PathLike[str], split: str) -> Collection:
   """One split, prepared on the way if need be, with a bar.
 
   Args:
-    data: `name`: a key of DATASETS ('awa2' reads any folder in that layout); `folder`: what was
+    data: `name`: one of DATASETS ('awa2' reads any folder in that layout); `folder`: what was
       downloaded; `prepared`: where the checked records are kept, '' for a folder in `workdir`; the
       rest are options of the data set's own `load`.
     workdir: of the run.
@@ -38,7 +35,7 @@ def load_split(data: Mapping[str, Any], workdir: str | os.PathLike[str], split: 
       bar.total = total
       bar.update(done - bar.n)
 
-    return DATASETS[name](
+    return importlib.import_module(f"sane_jax.datasets.{name}").load(
       split, manual_dir=folder, prepared_dir=prepared or os.path.join(workdir, "prepared"),
       on_progress=show, **options,
     )  # fmt: skip

@@ -1,0 +1,286 @@
+"""The training jobs: they learn, stop and go on exactly, and refuse what is not theirs."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny_data
+import tiny_run
+
+from sane_jax import effect_index, training
+from sane_jax.models import weights
+
+ROOT = pathlib.Path(__file__).parents[1]
+ALL = ("train_similarity", "build_index", "train_attributes")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A workdir in which all jobs ran to their end, undisturbed."""
+  folder = tmp_path_factory.mktemp("finished")
+  tiny_run.run_jobs(tiny_run.tiny_config(folder), *ALL)
+  return folder
+
+
+def results(folder, job):
+  return json.loads((folder / job / "finished.json").read_text())
+
+
+def test_both_models_learn(finished):
+  similarity = results(finished, "similarity")
+  assert (
+    similarity["test"]["fill_in_the_blank"]
+    > 0.9
+    > similarity["test_untrained"]["fill_in_the_blank"]
+  )
+  assert similarity["test"]["compatibility_auc"] > 0.9
+  attributes = results(finished, "attributes")
+  assert attributes["test"]["mean_average_precision"] > 0.6
+  assert 0.2 < attributes["test_chance"]["mean_average_precision"] < 0.3
+  steps = [r["step"] for r in training.read_metrics(finished / "similarity")]
+  assert steps == sorted(steps)
+  assert steps[-1] == 30  # the last step is evaluated
+
+
+def test_the_best_is_what_is_kept(finished):
+  rows = training.read_metrics(finished / "similarity")
+  values = {r["step"]: v for r in rows if (v := r.get("valid/fill_in_the_blank")) is not None}
+  best = results(finished, "similarity")["best"]
+  assert best["value"] == max(values.values())
+  assert best["step"] == min(s for s, v in values.items() if v == max(values.values()))
+  _, description = weights.read_model_file(finished / "similarity/model.safetensors")
+  assert description["best"] == best
+
+
+def test_the_index_holds_the_maps_of_the_trained_model(finished):
+  """Against Explainer, which masks the same query for one reference in one space."""
+  import sane_jax
+
+  train = tiny_data.collection("train", groups=60, seed=0)
+  index = effect_index.read_index(finished / "index")
+  embeddings = index.embeddings.read().result()
+  path = finished / "similarity/model.safetensors"
+  for position in (0, 17):
+    query = int(index.queries[position])
+    group = next(g for g in train.groups if query in g)
+    reference = int(next(r for r in group if r != query))
+    space = int(train.conditions[train.types[query], train.types[reference]])
+    model = sane_jax.load_model(str(path), condition=space)
+    explainer = sane_jax.Explainer(model, design="hadamard", num_masks=128, fill="white", key=0)
+    import io
+
+    from PIL import Image
+
+    photos = [Image.open(io.BytesIO(train.images[r])) for r in (query, reference)]
+    e = explainer.explain(*photos)
+    (found,) = effect_index.read_maps(index, position, [reference], embeddings)
+    np.testing.assert_allclose(
+      found.ravel(), e.saliency.cells, rtol=1e-2, atol=2e-3 * np.abs(e.saliency.cells).max()
+    )
+    slots = embeddings[query, train.types[reference]], embeddings[reference, train.types[query]]
+    assert np.dot(*slots) == pytest.approx(e.score, abs=1e-5)
+
+
+def test_the_passes_do_not_grow_with_the_matches(finished, tmp_path):
+  once = results(finished, "index")
+  assert once["passes_of_this_run"] == 70 * (128 + 1) + once["images"] + 1
+  (tmp_path / "similarity").symlink_to(finished / "similarity")
+  tiny_run.run_jobs(tiny_run.tiny_config(tmp_path, index__matches=1), "build_index")
+  assert results(tmp_path, "index")["passes_of_this_run"] == once["passes_of_this_run"]
+
+
+def test_what_is_finished_is_left_alone(finished, capsys):
+  stamps = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+  tiny_run.run_jobs(tiny_run.tiny_config(finished), *ALL)
+  assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == stamps
+  assert capsys.readouterr().out.count("up to date") == 3
+
+
+def test_other_settings_and_missing_steps_are_named(finished, tmp_path):
+  with pytest.raises(ValueError, match=r"similarity.margin is 0.3 there and 0.5 here"):
+    tiny_run.run_jobs(tiny_run.tiny_config(finished, similarity__margin=0.5), ALL[0])
+  with pytest.raises(ValueError, match=r"--config.job=train_similarity"):
+    tiny_run.run_jobs(tiny_run.tiny_config(tmp_path), "build_index")
+  with pytest.raises(ValueError, match=r"run --config.job=build_index first"):
+    tiny_run.run_jobs(tiny_run.tiny_config(tmp_path), "train_attributes")
+  with pytest.raises(ValueError, match="no cells that all images share"):
+    tiny_run.run_jobs(tiny_run.tiny_config(finished, index__design="lime"), "build_index")
+  with pytest.raises(ValueError, match="fewer than one batch"):
+    tiny_run.run_jobs(
+      tiny_run.tiny_config(tmp_path, attributes__batch_size=5000, attributes__map_weight=0.0),
+      "train_attributes",
+    )
+  with pytest.raises(ValueError, match="can't share evenly"):
+    tiny_run.run_jobs(
+      tiny_run.tiny_config(
+        tmp_path, similarity__groups_per_batch=1, similarity__images_per_group=3
+      ),
+      ALL[0],
+    )
+
+
+@pytest.mark.parametrize("job", ["train_similarity", "train_attributes"])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(tmp_path, job):
+  section = job.removeprefix("train_")
+  fields = {f"{section}__learning_rate": 1e38, "attributes__map_weight": 0.0}
+  with pytest.raises(ValueError, match=rf"loss of step \d+ .*--config\.{section}\.learning_rate"):
+    tiny_run.run_jobs(tiny_run.tiny_config(tmp_path, **fields), job)
+  assert not (tmp_path / section / "finished.json").exists()
+
+
+def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
+  """Without batch statistics in the way: the optimiser is fed the mean of two gradients."""
+  import optax
+
+  params = {"w": np.ones(3, np.float32)}
+  optimizer = training.accumulate(optax.adam(0.1), 2)
+  state = optimizer.init(params)
+  for grad in (np.array([1.0, 0, 3]), np.array([3.0, 2, 3])):
+    changes, state = optimizer.update({"w": grad.astype(np.float32)}, state, params)
+    params = optax.apply_updates(params, changes)
+  plain = optax.adam(0.1)
+  expected, _ = plain.update({"w": np.array([2.0, 1, 3], np.float32)}, plain.init(params), params)
+  np.testing.assert_allclose(params["w"], 1 + expected["w"], rtol=1e-6)
+
+
+def test_without_maps_there_is_no_index_to_read(tmp_path):
+  config = tiny_run.tiny_config(tmp_path, attributes__map_weight=0.0, attributes__num_epochs=1)
+  tiny_run.run_jobs(config, "train_attributes")
+  rows = training.read_metrics(tmp_path / "attributes")
+  assert all(r["train/map"] == 0 for r in rows if "train/map" in r)
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def start(workdir, jobs, *fields, devices=2):
+  environment = {
+    **os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT),
+    "PYTHONFAULTHANDLER": "1",
+  }  # fmt: skip
+  return subprocess.Popen(
+    [sys.executable, str(ROOT / "tests/tiny_run.py"), str(workdir), jobs, *fields],
+    env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
+
+
+def finish(*children):
+  out = [child.communicate(timeout=240)[0] for child in children]
+  assert all(child.returncode == 0 for child in children), "\n".join(out)
+
+
+def models(folder):
+  return {
+    job: (folder / job / "model.safetensors").read_bytes() for job in ("similarity", "attributes")
+  }
+
+
+def logged(folder, job):
+  return training.read_metrics(folder / job)
+
+
+def test_killed_at_any_moment_it_comes_to_the_same_end(finished, tmp_path):
+  """SIGKILL after ever other times; what is there at the end is bit for bit the undisturbed run's.
+
+  SANE_JAX_KILLS sets how often.
+  """
+  rng = np.random.default_rng(0)
+  kills = int(os.environ.get("SANE_JAX_KILLS", "3"))
+  while kills:
+    child = start(tmp_path, ",".join(ALL))
+    try:
+      child.communicate(timeout=rng.uniform(3, 16))
+      break  # it came to its end before
+    except subprocess.TimeoutExpired:
+      child.send_signal(signal.SIGKILL)
+      child.wait()
+      kills -= 1
+  finish(start(tmp_path, ",".join(ALL)))
+  assert models(tmp_path) == models(finished)
+  for job in ("similarity", "attributes"):
+    assert logged(tmp_path, job) == logged(finished, job)
+  ours, theirs = (effect_index.read_index(f / "index") for f in (tmp_path, finished))
+  for part in ("embeddings", "effects"):
+    np.testing.assert_array_equal(
+      *(getattr(index, part).read().result() for index in (ours, theirs))
+    )
+
+
+def test_sigterm_saves_and_leaves(finished, tmp_path):
+  child = start(tmp_path, "train_similarity", "similarity.save_every_steps=0")
+  deadline = time.monotonic() + 120
+  log = tmp_path / "similarity/metrics.jsonl"
+  while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
+    time.sleep(0.02)
+  child.send_signal(signal.SIGTERM)
+  out, _ = child.communicate(timeout=60)
+  if child.returncode == 0:
+    pytest.skip("it came to its end before the signal")
+  assert "goes on from there" in out
+  (saved,) = [p.name for p in (tmp_path / "similarity/checkpoints").iterdir()]
+  assert 5 <= int(saved) < 30
+  finish(start(tmp_path, "train_similarity", "similarity.save_every_steps=0"))
+  assert models_of(tmp_path, "similarity") == models_of(finished, "similarity")
+  assert logged(tmp_path, "similarity") == logged(finished, "similarity")
+
+
+def models_of(folder, job):
+  return (folder / job / "model.safetensors").read_bytes()
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def test_one_device_eight_and_two_processes_have_the_same_losses(tmp_path):
+  """Random negatives: which image is hardest can hang on the last bit of a distance."""
+  jobs = "train_similarity,train_attributes"
+  fields = ["similarity.num_steps=12", "attributes.num_epochs=1", "attributes.map_weight=0.0"]
+  fields += ['similarity.negatives="random"']
+  finish(start(tmp_path / "1x1", jobs, *fields, devices=1))
+  finish(start(tmp_path / "1x8", jobs, *fields, devices=8))
+  address = f"127.0.0.1:{free_port()}"
+  finish(
+    *(
+      start(tmp_path / "2x1", jobs, *fields, f"coordinator={address}", "processes=2",
+            f"process={process}", devices=1)
+      for process in (0, 1)
+    )
+  )  # fmt: skip
+  for job in ("similarity", "attributes"):
+    one = logged(tmp_path / "1x1", job)
+    for other in ("1x8", "2x1"):
+      rows = logged(tmp_path / other, job)
+      assert [r["step"] for r in rows] == [r["step"] for r in one]
+      for a, b in zip(one, rows, strict=True):
+        for name in a:
+          if name.startswith("train/"):
+            assert b[name] == pytest.approx(a[name], abs=1e-5), (job, other, a["step"], name)
+
+
+def test_a_run_moves_between_devices(tmp_path):
+  """Stopped on one device, gone on with on eight: the same losses as without."""
+  fields = ["similarity.num_steps=12", "similarity.save_every_steps=4"]
+  fields += ['similarity.negatives="random"']
+  finish(start(tmp_path / "still", "train_similarity", *fields, devices=1))
+  child = start(tmp_path / "moved", "train_similarity", *fields, devices=1)
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and not (tmp_path / "moved/similarity/checkpoints/4").exists():
+    time.sleep(0.01)
+  child.send_signal(signal.SIGKILL)
+  child.communicate()
+  finish(start(tmp_path / "moved", "train_similarity", *fields, devices=8))
+  still, moved = (logged(tmp_path / name, "similarity") for name in ("still", "moved"))
+  for a, b in zip(still, moved, strict=True):
+    assert b.get("train/loss") == pytest.approx(a.get("train/loss"), abs=1e-4)
