@@ -52,7 +52,7 @@ def read_table(directory: Path, name: str) -> dict[str, Any]:
   return json.loads(_table_path(directory, name).read_bytes())
 
 
-class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class OrderedBuilder(tfds.core.GeneratorBasedBuilder):
   """A builder whose records stand in the order of its generators.
 
   TFDS's own writer sorts a split larger than 1 GB by temporary files that take TensorFlow to write,
@@ -92,6 +92,11 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self.info.set_splits(info.splits)
     assert self.info.metadata is not None
     self.info.metadata.update(self._tables())
+
+  def _name_labels(self, feature: str, names: Iterable[str]) -> None:
+    """The values of a ClassLabel, which are only known once the source is read."""
+    features: Any = self.info.features
+    features[feature].names = list(names)
 
   def _checked_images(self, names: Sequence[str]) -> Iterator[sources.Read]:
     """The images' bytes as they are, in the source's order; a problem where one doesn't decode."""
@@ -229,7 +234,7 @@ class Images(Sequence[bytes]):
 
   def __init__(self, directory: Path, splits: Iterable[str], rows: np.ndarray | None = None):
     self._directory, self._splits, self._rows = directory, tuple(splits), rows
-    builder = tfds.builder_from_directory(directory)
+    builder: Any = tfds.builder_from_directory(directory)
     filled = [name for name in self._splits if builder.info.splits[name].num_examples]
     self._records: Any = ()
     if filled:
@@ -257,7 +262,7 @@ class Images(Sequence[bytes]):
 # --- pieces of tables -----------------------------------------------------------------------------
 
 
-def rows_of(lists: Iterable[Sequence[int]]) -> tuple[np.ndarray, ...]:
+def rows_of(lists: Iterable[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, ...]:
   """Each list as int32."""
   return tuple(np.array(rows, np.int32) for rows in lists)
 

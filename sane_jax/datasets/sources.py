@@ -7,23 +7,16 @@ import fnmatch
 import hashlib
 import json
 import os
-import stat
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+from sane_jax.datasets import archives
+
 Kind = Literal["image", "text", ""]
 
-_ZIP, _TAR = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-ARCHIVES = _ZIP + _TAR
 _MAX_BYTES: dict[Kind, int] = {"image": 1 << 26, "text": 1 << 30, "": 0}
-_MAX_RATIO, _SMALL = 100, 1 << 24  # of size to compressed size, for what is larger than _SMALL
 _SHOWN = 5
-# What a damaged archive raises.
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError)
 
 
 class Layout(NamedTuple):
@@ -84,18 +77,18 @@ def find(given: str | os.PathLike[str], layout: Layout) -> tuple[Path, ...]:
   if not path.exists():
     raise ValueError(f"{path}: no such folder. {advice}")
   if path.is_file():
-    if not path.name.lower().endswith(ARCHIVES):
-      raise ValueError(f"{path}: a file, but no archive ({' '.join(ARCHIVES)}). {advice}")
+    if not path.name.lower().endswith(archives.SUFFIXES):
+      raise ValueError(f"{path}: a file, but no archive ({' '.join(archives.SUFFIXES)}). {advice}")
     return (path, path.parent)
   candidates = [path / layout.folder, path]
   if path.name in layout.signs:
     candidates.append(path.resolve().parent)
   roots = [folder for folder in candidates if _is_root(folder, layout)][:1]
   loose = roots[0].parent if roots and roots[0] == path / layout.folder else path
-  archives = _archives(path, layout)
+  packed = _archives(path, layout)
   if roots and roots[0] != path:
-    archives += _archives(roots[0], layout)
-  if not roots and not archives:
+    packed += _archives(roots[0], layout)
+  if not roots and not packed:
     inner = sorted(child for child in path.iterdir() if child.is_dir())
     above = [child / layout.folder for child in inner] + inner
     roots = [folder for folder in above if _is_root(folder, layout)]
@@ -104,11 +97,11 @@ def find(given: str | os.PathLike[str], layout: Layout) -> tuple[Path, ...]:
         f"{path}: {layout.title} may be {' or '.join(map(str, roots[:_SHOWN]))}; give one of these"
       )
     loose = roots[0].parent if roots else path
-  if not roots and not archives:
+  if not roots and not packed:
     names = sorted(child.name for child in path.iterdir())
     holds = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") or "nothing"
     raise ValueError(f"{path}: no {layout.title} in it (it holds {holds}). {advice}")
-  return tuple(dict.fromkeys([*roots, *archives, loose]))
+  return tuple(dict.fromkeys([*roots, *packed, loose]))
 
 
 def _is_root(folder: Path, layout: Layout) -> bool:
@@ -117,7 +110,7 @@ def _is_root(folder: Path, layout: Layout) -> bool:
 
 def _archives(folder: Path, layout: Layout) -> list[Path]:
   def fits(name: str) -> bool:
-    stem = next((name.removesuffix(s) for s in ARCHIVES if name.endswith(s)), None)
+    stem = next((name.removesuffix(s) for s in archives.SUFFIXES if name.endswith(s)), None)
     return stem is not None and any(fnmatch.fnmatch(stem, p) for p in layout.archives)
 
   return sorted(p for p in folder.iterdir() if fits(p.name.lower()) and p.is_file())
@@ -158,9 +151,12 @@ def _list_folder(root: Path, layout: Layout, *, beside: bool) -> dict[str, tuple
         if kind := layout.kind(name):
           if (not beside or layout.beside(name)) and entry.is_file():
             found[name] = (name, entry.stat().st_size, kind)
-        elif not beside and any(PurePosixPath("/", name).match(f"/{p}") for p in layout.folders):
-          if entry.is_dir():
-            look(Path(entry.path), f"{name}/")
+        elif (
+          not beside
+          and any(PurePosixPath("/", name).match(f"/{p}") for p in layout.folders)
+          and entry.is_dir()
+        ):
+          look(Path(entry.path), f"{name}/")
 
   try:
     look(root, "")
@@ -170,38 +166,27 @@ def _list_folder(root: Path, layout: Layout, *, beside: bool) -> dict[str, tuple
 
 
 def _list_archive(path: Path, layout: Layout) -> tuple[dict[str, tuple[str, int, Kind]], list[str]]:
-  problems: list[str] = []
-  members: list[tuple[str, int]] = []
-  try:
-    entries = _zip_members if path.name.lower().endswith(_ZIP) else _tar_members
-    for member, size, problem in entries(path):
-      name = member.removeprefix("./")
-      pure = PurePosixPath(name)
-      if not problem and (pure.is_absolute() or ".." in pure.parts or "\\" in name):
-        problem = "leads out of the archive"
-      if problem:
-        problems.append(f"{member}: {problem}, so it is not read")
-      else:
-        members.append((member, size))
-  except _DAMAGE as error:
-    raise ValueError(
-      f"{path}: no whole archive ({error}); download it again from {layout.home}"
-    ) from error
-  roots = {
-    member.removeprefix("./")[: -len(tail)] if tail else ""
-    for member, _ in members
+  """The same of an archive, and what in it must not be read."""
+  problems, sizes = [], {}
+  for member, size, problem in archives.members(path):
+    if problem:
+      problems.append(f"{member}: {problem}, so it is not read")
+    else:
+      sizes.setdefault(member, size)
+  full = {member: member.removeprefix("./") for member in sizes}
+  tails = (
+    (name, tail)
+    for name in full.values()
     for sign in layout.signs
-    for tail in [_tail(member.removeprefix("./"), sign)]
-    if tail is not None
-  }
-  if not roots:
-    return {}, problems
-  root = min(roots, key=lambda r: (r.count("/"), r))
+    if (tail := _tail(name, sign)) is not None
+  )
+  roots = {name.removesuffix(tail) for name, tail in tails}
   found: dict[str, tuple[str, int, Kind]] = {}
-  for member, size in members:
-    full = member.removeprefix("./")
-    if full.startswith(root) and (kind := layout.kind(full[len(root) :])):
-      found.setdefault(full[len(root) :], (member, size, kind))
+  if roots:
+    root = min(roots, key=lambda r: (r.count("/"), r))
+    for member, name in full.items():
+      if name.startswith(root) and (kind := layout.kind(name[len(root) :])):
+        found.setdefault(name[len(root) :], (member, sizes[member], kind))
   return found, problems
 
 
@@ -209,34 +194,6 @@ def _tail(name: str, sign: str) -> str | None:
   """What of 'data/images/1.jpg' lies from the sign 'images' on; None if it isn't in it."""
   parts = name.split("/")
   return "/".join(parts[parts.index(sign) :]) if sign in parts else None
-
-
-def _zip_members(path: Path) -> Iterator[tuple[str, int, str]]:
-  with zipfile.ZipFile(path) as archive:
-    for info in archive.infolist():
-      if info.is_dir():
-        continue
-      problem = ""
-      if stat.S_ISLNK(info.external_attr >> 16):
-        problem = "a link"
-      elif info.flag_bits & 1:
-        problem = "encrypted"
-      elif info.file_size > max(_SMALL, _MAX_RATIO * info.compress_size):
-        problem = f"would inflate {info.compress_size} bytes to {info.file_size}"
-      yield info.filename, info.file_size, problem
-
-
-def _tar_members(path: Path) -> Iterator[tuple[str, int, str]]:
-  total, limit = 0, max(1 << 30, _MAX_RATIO * path.stat().st_size)
-  with tarfile.open(path, "r:*") as archive:
-    for info in archive:
-      total += info.size
-      if total > limit:  # to go on would mean to inflate it
-        raise tarfile.TarError(f"it would inflate to more than {limit} bytes")
-      if info.isdir():
-        continue
-      problem = "" if info.isreg() and not info.issparse() else "a link, device or sparse file"
-      yield info.name, info.size, problem
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -260,43 +217,15 @@ def stream(source: Source, names: Iterable[str]) -> Iterator[Read]:
       else:
         wanted.append(name)
     if part.is_dir():
-      yield from (_attempt(name, (part / source.files[name].member).read_bytes) for name in wanted)
-    elif part.name.lower().endswith(_ZIP):
-      yield from _stream_zip(part, source, wanted)
+      for name in wanted:
+        try:
+          yield Read(name, (part / source.files[name].member).read_bytes(), "")
+        except OSError as error:
+          yield Read(name, b"", f"can't be read ({error.strerror})")
     else:
-      yield from _stream_tar(part, source, wanted)
-
-
-def _attempt(name: str, read: Callable[[], bytes]) -> Read:
-  try:
-    return Read(name, read(), "")
-  except _DAMAGE as error:
-    return Read(name, b"", f"can't be read ({error})")
-
-
-def _stream_zip(path: Path, source: Source, names: list[str]) -> Iterator[Read]:
-  with zipfile.ZipFile(path) as archive:
-    for name in names:
-      member = source.files[name].member
-      # ZipFile stops at the size that the listing gave, whatever the data says.
-      yield _attempt(name, lambda member=member: archive.read(member))
-
-
-def _stream_tar(path: Path, source: Source, names: list[str]) -> Iterator[Read]:
-  by_member = {source.files[name].member: name for name in names}
-  try:
-    with tarfile.open(path, "r:*") as archive:
-      for info in archive:
-        if info.isreg() and (name := by_member.pop(info.name, None)):
-          file = archive.extractfile(info)
-          assert file is not None
-          yield Read(name, file.read(), "")
-        if not by_member:
-          return
-  except _DAMAGE as error:
-    raise ValueError(
-      f"{path}: no whole archive ({error}); download it again from {source.layout.home}"
-    ) from error
+      by_member = {source.files[name].member: name for name in wanted}
+      for member, data, problem in archives.read_members(part, by_member):
+        yield Read(by_member[member], data, problem)
 
 
 def read_texts(source: Source, names: Iterable[str]) -> dict[str, bytes]:

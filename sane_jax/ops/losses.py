@@ -4,7 +4,7 @@ Plummer et al., Why do These Match?, ECCV 2020 (arXiv 1905.10797); the similarit
 of Vasileva et al., Learning Type-Aware Embeddings for Fashion Compatibility, ECCV 2018.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 # Squared lengths are taken as no smaller: the square root has no gradient at 0.
 _SMALLEST_SQUARE = 1e-12
 
-Negatives = Literal["random", "hard"]
+# A map whose values differ by less than this share of them is flat: it is rounding that differs.
+_FLAT = 1e-5
+
+NEGATIVES = ("random", "hard")
 
 
 class Triplets(NamedTuple):
@@ -43,7 +46,7 @@ def triplet_loss(
   masks: Float[Array, "k d"],
   conditions: Int[Array, "t t"],
   *,
-  negatives: Negatives = "hard",
+  negatives: str = "hard",
   margin: float = 0.3,
 ) -> Triplets:
   """Mean over triplets of max(0, ‖a − p‖ − ‖a − n‖ + margin), in the space of a's and p's types.
@@ -62,8 +65,8 @@ def triplet_loss(
   Raises:
     ValueError: other `negatives`.
   """
-  if negatives not in get_args(Negatives):
-    raise ValueError(f"negatives are {' or '.join(get_args(Negatives))}; given {negatives!r}")
+  if negatives not in NEGATIVES:
+    raise ValueError(f"negatives are {' or '.join(NEGATIVES)}; given {negatives!r}")
   # Cosines in every space, [k b b]: far cheaper than a mask for each pair of images, [b b d].
   weights = jnp.square(masks)
   products = jnp.einsum("id,kd,jd->kij", embeddings, weights, embeddings, precision="highest")
@@ -165,7 +168,8 @@ def saliency_target(
   if sharpness is not None:
     centred = small - small.mean((1, 2), keepdims=True)
     spread = jnp.sqrt(jnp.mean(jnp.square(centred), (1, 2), keepdims=True))
-    small = sharpness * jnp.where(spread > 0, centred / jnp.maximum(spread, 1e-12), 0.0)
+    varies = spread > _FLAT * jnp.max(jnp.abs(small), (1, 2), keepdims=True)
+    small = sharpness * jnp.where(varies, centred / jnp.where(varies, spread, 1.0), 0.0)
   return jax.nn.softmax(small.reshape(len(maps), -1)).reshape(small.shape)
 
 

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,7 +208,10 @@ def test_other_splits_and_settings(release):
     assert lists(test.groups) == [[0, 3, 4], [2, 1]]
     assert lists(test.questions[0][:2]) == [[4, 0], [3, 2, 1, 2]]
     assert test.questions[0].right == 0
-    assert [(c.items.tolist(), c.label) for c in test.compatibility] == [([0, 3, 4], 1), ([1, 4], 0)]
+    assert [(c.items.tolist(), c.label) for c in test.compatibility] == [
+      ([0, 3, 4], 1),
+      ([1, 4], 0),
+    ]
     assert test.pairs == ((0, 3, 1), (2, 1, 0))
     assert any("1 pairs of which an item is not in test" in line for line in test.left_out)
     valid = load(release, "valid", setting=setting)
@@ -229,6 +233,7 @@ def test_plain_tfds_reads_it(release, tmp_path):
   builder = polyvore_outfits.PolyvoreOutfits(config="disjoint", data_dir=tmp_path / "tfds")
   config = tfds.download.DownloadConfig(manual_dir=release.parent)
   builder.download_and_prepare(download_config=config)
+  reader: Any
   for reader in (builder, tfds.builder_from_directory(builder.data_dir)):
     assert {k: v.num_examples for k, v in reader.info.splits.items()} == {
       "train": 5, "valid": 2, "test": 5,
@@ -236,9 +241,7 @@ def test_plain_tfds_reads_it(release, tmp_path):
     assert reader.info.features["semantic_category"].names == list(TYPES)
     examples = list(reader.as_data_source("train"))
     assert [e["item_id"] for e in examples] == [b"101", b"102", b"103", b"104", b"105"]
-    assert [list(e["attributes"]) for e in examples] == [[2, 0], [], [1], [], []] or [
-      list(e["attributes"]) for e in examples
-    ] == [[0, 2], [], [1], [], []]
+    assert [list(e["attributes"]) for e in examples] == [[0, 2], [], [1], [], []]
     assert examples[0]["image"].shape == (16, 16, 3)
     assert TYPES[examples[1]["semantic_category"]] == "bottoms"
     assert [e["category"] for e in examples] == [b"necklace"] * 4 + [b"undefined"]
@@ -395,7 +398,7 @@ def test_archives_cut_short(release, tmp_path, name):
   path.parent.mkdir(parents=True)
   (pack_zip if path.suffix == ".zip" else pack_tar)(release, path)
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  with pytest.raises(ValueError, match=f"{name}: no whole archive .*download it again from http"):
+  with pytest.raises(ValueError, match=f"{name}: no whole archive .*download it again"):
     load(path.parent)
 
 
@@ -477,30 +480,63 @@ def remove(name):
 @pytest.mark.parametrize(
   ("damage", "says"),
   [
-    (remove("polyvore_item_metadata.json"), r"polyvore_item_metadata\.json .*missing; get it from https://github\.com/mvasil/.* put it at .*/polyvore_outfits/polyvore_item_metadata\.json"),
-    (remove("nondisjoint/typespaces.p"), r"nondisjoint/typespaces\.p of Polyvore Outfits is missing"),
+    (
+      remove("polyvore_item_metadata.json"),
+      r"metadata\.json .*missing; get it from https://github\.com/mvasil/.* put it at .*data\.json",
+    ),
+    (remove("nondisjoint/typespaces.p"), r"typespaces\.p of Polyvore Outfits is missing"),
     (remove("nondisjoint/valid.json"), r"nondisjoint/valid\.json .*missing"),
     (remove("nondisjoint/fill_in_blank_test.json"), r"fill_in_blank_test\.json .*missing"),
-    (put("nondisjoint/train.json", b'[{"items": [{"item'), r"train\.json: no whole JSON document .*line 1 column .*18 bytes"),
+    (
+      put("nondisjoint/train.json", b'[{"items": [{"item'),
+      r"train\.json: no whole JSON .*line 1 column .*18 bytes",
+    ),
     (put("polyvore_item_metadata.json", b"{"), r"metadata\.json: no whole JSON"),
     (put("polyvore_item_metadata.json", b"[1]"), r"metadata\.json: it holds '\[1\]' where"),
     (put("polyvore_item_metadata.json", b"\xff\xfe\x00"), r"metadata\.json: no whole JSON"),
     (put("nondisjoint/train.json", b"[" * 100_000), r"train\.json: no whole JSON"),
     (put("nondisjoint/train.json", b'{"a": 1}'), r"train\.json: it holds .*set_id.*is expected"),
     (put("nondisjoint/train.json", b'[{"set_id": "1"}, 3]'), r"train\.json: it holds .*set_id"),
-    (put("nondisjoint/fill_in_blank_train.json", b'[{"question": ["1"]}]'), r"fill_in_blank_train\.json: it holds .*blank_position"),
-    (put("nondisjoint/compatibility_train.txt", b"hello world\n"), r"compatibility_train\.txt: it holds 'hello world'"),
+    (
+      put("nondisjoint/fill_in_blank_train.json", b'[{"question": ["1"]}]'),
+      r"fill_in_blank_train\.json: it holds .*blank_position",
+    ),
+    (
+      put("nondisjoint/compatibility_train.txt", b"hello world\n"),
+      r"compatibility_train\.txt: it holds 'hello world'",
+    ),
     (put("categories.csv", b"\n"), r"categories\.csv: no line"),
-    (change("polyvore_attributes.json", lambda v: v["annotations"].update({"103": [3]})), r"polyvore_attributes\.json: field 'annotations', item 103: \[3\], but there are 3 attributes \(0 to 2\); take"),
-    (change("polyvore_attributes.json", lambda v: v["annotations"].update({"103": [-1]})), r"item 103: \[-1\]"),
-    (change("polyvore_attributes.json", lambda v: v["annotations"].update({"103": "1"})), r"item 103: '1' is no list of indices"),
-    (change("polyvore_attributes.json", lambda v: v["annotations"]), r"polyvore_attributes\.json: it holds .*annotations"),
-    (change("polyvore_attributes.json", lambda v: v["attributes"].reverse()), r"attribute_list\.txt:1: not what field 'attributes'"),
+    (
+      change("polyvore_attributes.json", lambda v: v["annotations"].update({"103": [3]})),
+      r"attributes\.json: field 'annotations', item 103: \[3\], but there are 3 .*\(0 to 2\); take",
+    ),
+    (
+      change("polyvore_attributes.json", lambda v: v["annotations"].update({"103": [-1]})),
+      r"item 103: \[-1\]",
+    ),
+    (
+      change("polyvore_attributes.json", lambda v: v["annotations"].update({"103": "1"})),
+      r"item 103: '1' is no list of indices",
+    ),
+    (
+      change("polyvore_attributes.json", lambda v: v["annotations"]),
+      r"polyvore_attributes\.json: it holds .*annotations",
+    ),
+    (
+      change("polyvore_attributes.json", lambda v: v["attributes"].reverse()),
+      r"attribute_list\.txt:1: not what field 'attributes'",
+    ),
     (put("attribute_list.txt", b"cute\ngingham\n"), r"attribute_list\.txt:3: not what"),
-    (put("nondisjoint/typespaces.p", pickle.dumps(SPACES[:-1])), r"typespaces\.p: no space for \('accessories', 'accessories'\)|typespaces\.p: no space"),
-    (put("nondisjoint/typespaces.p", pickle.dumps([*SPACES, SPACES[5][::-1]])), r"typespaces\.p: the pair .* twice"),
+    (
+      put("nondisjoint/typespaces.p", pickle.dumps(SPACES[:-1])),
+      r"typespaces\.p: no space for \('accessories', 'accessories'\)",
+    ),
+    (
+      put("nondisjoint/typespaces.p", pickle.dumps([*SPACES, SPACES[5][::-1]])),
+      r"typespaces\.p: the pair .* twice",
+    ),
   ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(release, damage, says):
   damage(release)
   with pytest.raises(ValueError, match=says):
@@ -536,7 +572,9 @@ def test_wrong_places_are_explained(release, tmp_path):
     with pytest.raises(ValueError, match=says):
       polyvore_outfits.load("train", manual_dir=given, prepared_dir=tmp_path / "p")
   for options in ({"split": "val"}, {"setting": "both"}):
-    with pytest.raises(ValueError, match="train, valid, test, setting one of nondisjoint, disjoint"):
+    with pytest.raises(
+      ValueError, match="train, valid, test, setting one of nondisjoint, disjoint"
+    ):
       load(release, **options)
   for file in (release / "images").iterdir():
     file.unlink()
@@ -669,7 +707,7 @@ def test_images_from_threads_and_pickles(release):
   assert list(pickle.loads(pickle.dumps(images))) == want
   assert images[-1] == want[-1]
   assert images[1:4:2] == want[1:4:2]
-  assert images[np.int64(2)] == want[2]
+  assert images[np.int64(2)] == want[2]  # pyright: ignore
   for index in (5, -6):
     with pytest.raises(IndexError):
       images[index]

@@ -101,7 +101,7 @@ class Awa2(records.OrderedBuilder):
         f"{' and '.join(map(str, source.parts))}: no photo JPEGImages/CLASS/PHOTO.jpg of a class of"
         f" {formats.CLASSES} is there; get them from {formats.HOME}, or give your own"
       )
-    self.info.features["label"].names = list(self._predicates.classes)
+    self._name_labels("label", self._predicates.classes)
     self.examples_per_shard = records.shard_length(source)
     self._kept: list[tuple[str, str]] = []  # split and path of each record, in order
     return {split: self._generate_examples(split) for split in self._wanted}
@@ -141,13 +141,16 @@ class Awa2(records.OrderedBuilder):
         row = known.classes.index(folder)
         self._kept.append((split, read.name))
         continuous = known.continuous[row] if known.continuous is not None else ()
-        yield key, {
-          "image": read.data,
-          "name": PurePosixPath(read.name).stem,
-          "label": folder,
-          "attributes": np.flatnonzero(known.binary[row]).tolist(),
-          "continuous": np.array(continuous, np.float32),
-        }
+        yield (
+          key,
+          {
+            "image": read.data,
+            "name": PurePosixPath(read.name).stem,
+            "label": folder,
+            "attributes": np.flatnonzero(known.binary[row]).tolist(),
+            "continuous": np.array(continuous, np.float32),
+          },
+        )
       if self.on_progress:
         self.on_progress(self._done, self._total)
 

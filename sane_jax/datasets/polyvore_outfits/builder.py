@@ -101,10 +101,12 @@ def _read_release(source: sources.Source, setting: str) -> _Release:
   splits = {}
   for split in SPLITS:
     own = formats.Notes()
-    parsers = formats.parse_outfits, formats.parse_questions, formats.parse_compatibility
-    files = [f"{setting}/{name}" for name in _split_files(split)]
+    outfits, questions, compatibility = (f"{setting}/{name}" for name in _split_files(split))
     splits[split] = _Split(
-      *(parse(*need(name), own) for parse, name in zip(parsers, files, strict=True)), own
+      formats.parse_outfits(*need(outfits), own),
+      formats.parse_questions(*need(questions), own),
+      formats.parse_compatibility(*need(compatibility), own),
+      own,
     )
   used = {i for s in splits.values() for outfit in s.outfits for i in outfit.items.values()}
   for item_id in items:
@@ -155,8 +157,13 @@ class PolyvoreOutfits(records.OrderedBuilder):
       metadata=records.Tables(),
     )
 
+  @property
+  def _setting(self) -> str:
+    assert self.builder_config is not None
+    return self.builder_config.name
+
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-    setting = self.builder_config.name
+    setting = self._setting
     if self.source is None:
       own = layout(setting)
       self.source = sources.open_source(sources.find(dl_manager.manual_dir, own), own)
@@ -164,7 +171,7 @@ class PolyvoreOutfits(records.OrderedBuilder):
     self._release = release
     self._rows: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
     self._damaged: dict[str, list[str]] = {split: [] for split in SPLITS}
-    self.info.features["semantic_category"].names = list(release.type_names)
+    self._name_labels("semantic_category", release.type_names)
     self.examples_per_shard = records.shard_length(self.source)
     self._wanted = {split: self._usable(split) for split in SPLITS}
     self._done, self._total = 0, sum(map(len, self._wanted.values()))
@@ -179,7 +186,7 @@ class PolyvoreOutfits(records.OrderedBuilder):
     """Files of the items in the split's outfits that have a photo and a known type."""
     assert self.source is not None
     outfits, *_, notes = self._release.splits[split]
-    wanted, place = {}, self.builder_config.name + f"/{split}.json"
+    wanted, place = {}, f"{self._setting}/{split}.json"
     for outfit in outfits:
       if len(set(outfit.items.values())) < 2:
         notes.add(place, "outfits of fewer than two items", outfit.set_id)
@@ -229,7 +236,7 @@ class PolyvoreOutfits(records.OrderedBuilder):
     """A Collection's fields, of what is left once items without a photo are gone."""
     release, rows = self._release, self._rows[split]
     outfits, questions, lines, notes = release.splits[split]
-    files = [f"{self.builder_config.name}/{name}" for name in _split_files(split)]
+    files = [f"{self._setting}/{name}" for name in _split_files(split)]
     places = {(o.set_id, index): item for o in outfits for index, item in o.items.items()}
 
     def resolve(tokens: tuple[formats.Token, ...]) -> list[int]:

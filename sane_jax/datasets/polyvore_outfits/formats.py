@@ -121,24 +121,27 @@ def parse_categories(data: bytes, place: str) -> dict[str, Category]:
 
 # What a list of pairs of strings is written with, in any protocol, and the two that ask for a
 # global, which is then refused by name.
-_OPCODES = (
-  "PROTO FRAME STOP MARK POP POP_MARK EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1"
-  " TUPLE2 TUPLE3 STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE PUT BINPUT"
-  " LONG_BINPUT GET BINGET LONG_BINGET MEMOIZE GLOBAL STACK_GLOBAL"
-).split()
+_OPCODES = frozenset(
+  getattr(pickle, name)[0]
+  for name in (
+    *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "GLOBAL", "STACK_GLOBAL"),
+    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE"),
+    *("PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "MEMOIZE"),
+  )
+)
 
 
 class _PlainUnpickler(pickle._Unpickler):
   """Makes lists, tuples and strings; looks nothing up, imports nothing, calls nothing."""
 
   dispatch = {  # noqa: RUF012
-    code: load
-    for code, load in pickle._Unpickler.dispatch.items()
-    if code in {getattr(pickle, name)[0] for name in _OPCODES}
+    code: load for code, load in pickle._Unpickler.dispatch.items() if code in _OPCODES
   }
 
-  def find_class(self, module_name: str, global_name: str) -> Any:
-    raise ValueError(f"it asks for the global {module_name}.{global_name}; no code was run")
+  def find_class(self, module: str, name: str) -> Any:
+    raise ValueError(f"it asks for the global {module}.{name}; no code was run")
 
 
 def parse_typespaces(data: bytes, place: str) -> list[tuple[str, str]]:
@@ -290,7 +293,7 @@ def parse_attributes(
   names = [name.strip() for name in names]
   if lines is not None and lines != names:
     same = [a == b for a, b in zip(lines, names, strict=False)]
-    line = (same + [False]).index(False)
+    line = [*same, False].index(False)
     raise ValueError(
       f"{listed_place}:{line + 1}: not what field 'attributes' of {place} has there; take both"
       " files from one release"

@@ -1,0 +1,42 @@
+"""Figures of an attribute model against scikit-learn and cases worked out by hand."""
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from sane_jax import recognition
+
+
+def test_average_precision_is_scikit_learns(rng):
+  labels = rng.uniform(size=(80, 6)) < [0.5, 0.2, 0.05, 0.9, 1.0, 0.0]
+  for scores in (rng.normal(size=(80, 6)), rng.integers(0, 4, size=(80, 6)).astype(float)):
+    found = recognition.average_precisions(scores, labels)
+    for a in range(5):
+      expected = metrics.average_precision_score(labels[:, a], scores[:, a])
+      assert found[a] == pytest.approx(expected), a
+    assert np.isnan(found[5])
+    assert recognition.mean_average_precision(scores, labels) == pytest.approx(found[:5].mean())
+
+
+def test_chance():
+  labels = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0]], bool)
+  assert recognition.chance_precision(labels) == (1 + 0.25) / 2
+  constant = np.zeros((4, 3))
+  assert recognition.mean_average_precision(constant, labels) == (1 + 0.25) / 2
+
+
+def test_pointing_and_mass_by_hand():
+  maps = np.array([[[0.0, 3.0], [1.0, 0.0]], [[2.0, 2.0], [-5.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+  masks = np.array([[[0, 1], [0, 0]], [[1, 0], [1, 0]], [[1, 0], [0, 0]]], bool)
+  np.testing.assert_allclose(recognition.pointing_game(maps, masks), [1, 0.5, 0.25])
+  np.testing.assert_allclose(recognition.mass_inside(maps, masks), [0.75, 0.5, 0.25])
+
+
+def test_enlarging_keeps_places():
+  maps = np.zeros((1, 4, 4))
+  maps[0, 1, 2] = 1
+  large = recognition.enlarge(maps, (40, 40))[0]
+  assert large.shape == (40, 40)
+  top = np.argwhere(large > 0.99 * large.max())
+  np.testing.assert_allclose(top.mean(axis=0), [14.5, 24.5], atol=0.6)
+  assert large[:, :10].max() == 0
