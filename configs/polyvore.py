@@ -12,6 +12,7 @@ interrupted goes on:
   train_similarity  a type-aware embedding by triplets          -> WORKDIR/similarity
   build_index       the effect matrices of the training images  -> WORKDIR/index
   train_attributes  the attribute model, supervised by maps     -> WORKDIR/attributes
+  benchmark_input   whether reading images keeps up with training
 
 Source: Plummer et al., Why do These Match?, ECCV 2020; the embedding: Vasileva et al., Learning
 Type-Aware Embeddings for Fashion Compatibility, ECCV 2018.
@@ -31,6 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.tensorboard = False  # events for TensorBoard too; needs the extra `tensorboard`
   config.num_threads = 8  # that read and decode images
   config.cache_gib = 16.0  # decoded images kept in memory, at most; 0 keeps none
+
+  config.benchmark_steps = 10  # of benchmark_input: steps a turn
+  config.benchmark_repeats = 7  # and turns of each case
 
   config.data = data = ml_collections.ConfigDict()
   data.name = "polyvore_outfits"  # polyvore_outfits awa2

@@ -20,6 +20,7 @@ JOBS = (
   "explain",
   "evaluate",
   "benchmark",
+  "benchmark_input",
 )
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metrics as clu_metrics
+from jax.sharding import Mesh
 
 from sane_jax import retrieval, sharding, training
 from sane_jax.datasets import load, pipeline
@@ -62,43 +64,16 @@ def run(config: Any) -> None:
     print(f"train_similarity: up to date in {folder}")
     return
 
-  # The model and its optimiser.
-  with_titles = settings.text > 0 and any(train.titles)
-  description = {
-    "kind": "similarity",
-    **{name: settings[name] for name in ARCHITECTURE},
-    "type_names": list(train.type_names),
-    "conditions": train.conditions.tolist(),
-    "text_size": pipeline.WORDS if with_titles else 0,
-  }
-  model = weights.make_similarity_model(description)
-  start = weights.init_variables(model, config.key)
-  if settings.weights:
-    start, _ = weights.graft_trunk(start, settings.weights)
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0, settings.learning_rate, settings.warmup_steps, settings.num_steps
-  )
-  optimizer = training.accumulate(optax.adam(schedule), settings.batches_per_update)
-  state = sharding.replicate(mesh, training.start_state(start, optimizer, Metrics.empty()))
-  objective = Objective(*(settings[name] for name in Objective._fields))
-  update = jax.jit(
-    functools.partial(_update, model, optimizer, objective, train.conditions, config.key),
-    donate_argnums=0, out_shardings=sharding.whole(mesh),
-  )  # fmt: skip
+  begun = start(config, train, mesh)
 
   # The data, and what is measured.
   decoded = {
     c.name: pipeline.DecodedImages(c, settings.image_size, config.cache_gib / 3 * 2**30)
     for c in (train, valid, test)
   }
-  images = decoded[train.name]
-  batches = pipeline.group_batches(
-    train, images, groups_per_batch=settings.groups_per_batch,
-    images_per_group=settings.images_per_group, seed=config.key, titles=with_titles,
-    process=jax.process_index(), processes=jax.process_count(), num_threads=config.num_threads,
-  )  # fmt: skip
+  batches = read_batches(config, train, decoded[train.name], titles=begun.titles)
   embed = jax.jit(
-    lambda variables, x: model.apply(variables, x.astype(jnp.float32) / 255),
+    lambda variables, x: begun.model.apply(variables, x.astype(jnp.float32) / 255),
     out_shardings=sharding.whole(mesh),
   )
 
@@ -110,13 +85,14 @@ def run(config: Any) -> None:
     return figures(embeddings, _masks(variables, settings.embedding_size), collection)
 
   best = training.fit(
-    name="similarity", folder=folder, state=state,
-    batches=sharding.DeviceBatches(mesh, batches), update=update,
+    name="similarity", folder=folder, state=begun.state,
+    batches=sharding.DeviceBatches(mesh, batches), update=begun.update,
     evaluate=functools.partial(evaluate, valid),
     export=lambda variables, best: training.write_model(
-      folder / MODEL, weights.to_bytes(jax.device_get(variables), description | {"best": best})
+      folder / MODEL,
+      weights.to_bytes(jax.device_get(variables), begun.description | {"best": best}),
     ),
-    learning_rate=lambda step: schedule((step - 1) // settings.batches_per_update),
+    learning_rate=lambda step: begun.schedule((step - 1) // settings.batches_per_update),
     cadence=training.Cadence(
       settings.num_steps, settings.log_every_steps, settings.eval_every_steps,
       settings.save_every_steps,
@@ -127,13 +103,66 @@ def run(config: Any) -> None:
   results = {
     "best": best,
     "test": evaluate(test, sharding.replicate(mesh, trained)),
-    "test_untrained": evaluate(test, sharding.replicate(mesh, start)),
-    "images_that_could_not_be_read": images.broken,
+    "test_untrained": evaluate(test, sharding.replicate(mesh, begun.variables)),
+    "images_that_could_not_be_read": decoded[train.name].broken,
   }
   training.finish(folder, results)
   for name, value in results["test"].items():
     floor = results["test_untrained"][name]
     print(f"train_similarity: test {name} {value:.3f} (untrained {floor:.3f})")
+
+
+class Start(NamedTuple):
+  """What a run begins with."""
+
+  description: dict[str, Any]  # of the model, for its file
+  model: Any
+  variables: Any  # untrained, but for weights that were given
+  state: Any  # on the devices
+  update: Callable[..., Any]  # (state, batch, step) -> state
+  schedule: Callable[[Any], Any]  # update -> learning rate
+  titles: bool  # whether batches are to have the words of titles
+
+
+def start(config: Any, train: Collection, mesh: Mesh) -> Start:
+  """Model, optimiser and update of a run on these images."""
+  settings = config.similarity
+  titles = settings.text > 0 and any(train.titles)
+  description = {
+    "kind": "similarity",
+    **{name: settings[name] for name in ARCHITECTURE},
+    "type_names": list(train.type_names),
+    "conditions": train.conditions.tolist(),
+    "text_size": pipeline.WORDS if titles else 0,
+  }
+  model = weights.make_similarity_model(description)
+  variables = weights.init_variables(model, config.key)
+  if settings.weights:
+    variables, _ = weights.graft_trunk(variables, settings.weights)
+  updates = settings.num_steps // settings.batches_per_update
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, settings.learning_rate, min(settings.warmup_steps, updates - 1), updates
+  )
+  optimizer = training.accumulate(optax.adam(schedule), settings.batches_per_update)
+  state = sharding.replicate(mesh, training.start_state(variables, optimizer, Metrics.empty()))
+  objective = Objective(*(settings[name] for name in Objective._fields))
+  update = jax.jit(
+    functools.partial(_update, model, optimizer, objective, train.conditions, config.key),
+    donate_argnums=0, out_shardings=sharding.whole(mesh),
+  )  # fmt: skip
+  return Start(description, model, variables, state, update, schedule, titles)
+
+
+def read_batches(
+  config: Any, train: Collection, images: pipeline.DecodedImages, *, titles: bool
+) -> Any:
+  """This process's part of the batches of a begun."""
+  settings = config.similarity
+  return pipeline.group_batches(
+    train, images, groups_per_batch=settings.groups_per_batch,
+    images_per_group=settings.images_per_group, seed=config.key, titles=titles,
+    process=jax.process_index(), processes=jax.process_count(), num_threads=config.num_threads,
+  )  # fmt: skip
 
 
 def _masks(variables: Any, size: int) -> np.ndarray:

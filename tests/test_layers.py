@@ -12,6 +12,7 @@ JOBS = {
   "explain",
   "evaluate",
   "benchmark",
+  "benchmark_input",
   "draw_outfits",
   "convert_weights",
   "train_similarity",
@@ -32,7 +33,7 @@ LAYERS = [
 ]
 # Two folders of one layer, and two jobs, do not know each other; but a job may use another's
 # public pieces where they were made for it.
-ALLOWED = {("benchmark", "evaluate")}
+ALLOWED = {("benchmark", "evaluate"), ("benchmark_input", "train_similarity")}
 
 
 def imports(path):

@@ -1,0 +1,23 @@
+"""Job: draws a data set of outfits whose attributes and reasons to match are known to the pixel."""
+
+from typing import Any
+
+import tqdm
+
+from sane_jax.datasets import outfits_drawn
+
+
+def run(config: Any) -> None:
+  """Writes a data set in Polyvore Outfits' format, and the truth beside it; see the config."""
+  settings = config.outfits
+  with tqdm.tqdm(desc="drawing", unit="item", disable=None) as bar:
+
+    def show(done: int, total: int) -> None:
+      bar.total = total
+      bar.update(done - bar.n)
+
+    drawn = outfits_drawn.draw_outfits(
+      settings.folder, num_outfits=tuple(settings.num_outfits), seed=settings.key,
+      missing=settings.missing, processes=settings.processes, on_progress=show,
+    )  # fmt: skip
+  print(f"draw_outfits: {'written to' if drawn else 'up to date in'} {settings.folder}")
