@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,6 +266,15 @@ def test_typespaces_in_any_protocol(protocol):
   assert formats.parse_typespaces(python2, "t.p") == [("bottoms", "tops"), ("tops", "tops")]
 
 
+def test_typespaces_claim_no_memory():
+  giant = b"\x80\x05\x96" + (1 << 30).to_bytes(8, "little") + b"."
+  tracemalloc.start()
+  with pytest.raises(ValueError, match="refused"):
+    formats.parse_typespaces(giant, "t.p")
+  assert tracemalloc.get_traced_memory()[1] < 1 << 20
+  tracemalloc.stop()
+
+
 def test_partial_copies_serve(release):
   for item_id in ("102", "112"):
     (release / f"images/{item_id}.jpg").unlink()
@@ -327,9 +337,13 @@ def test_annotations_may_lie_beside_the_archive(release, tmp_path):
   beside.mkdir(parents=True)
   for name in ("polyvore_attributes.json", "attribute_list.txt", "polyvore_pairs_test.txt"):
     (release / name).rename(beside / name)
+  (release / "categories.csv").rename(beside / "categories.csv")  # it belongs into the folder
   pack_zip(release, beside / "polyvore_outfits.zip")
-  assert lists(load(beside).attributes)[0] == [0, 2]
-  assert len(load(beside, "test").pairs) == 2
+  for given in (beside, beside / "polyvore_outfits.zip"):
+    train = load(given)
+    assert lists(train.attributes)[0] == [0, 2]
+    assert any(line.startswith("categories.csv: not there") for line in train.left_out)
+    assert len(load(given, "test").pairs) == 2
 
 
 def test_levels_of_the_folder(release, tmp_path):
@@ -609,11 +623,14 @@ def test_prepared_once_and_again_when_the_source_changed(release):
   changed = count()
   assert changed[0] == total + 1
   assert changed[1] != first
-  shard = next(release.parent.parent.glob("prepared/*/*/nondisjoint/*/*train*record*"))
-  shard.unlink()  # whichever it was, it is made again
+  (release / "images/107.jpg").write_bytes(photo("107") + b"one more")
+  assert count()[0] == total + 1
   (release / "images/107.jpg").unlink()
   change("nondisjoint/train.json", lambda v: v.reverse())(release)
-  assert count()[1] == first
+  assert count() == (0, first)  # as at first, and that is still there
+  for shard in release.parent.parent.glob("prepared/*/*/nondisjoint/*/*train*record*"):
+    shard.unlink()
+  assert count() == (total, first)
 
 
 CHILD = """
@@ -719,7 +736,15 @@ def test_what_decodes(tmp_path):
   assert records.image_problem(photo("103")) == ""
   assert records.image_problem(b"") == "an empty file"
   assert records.image_problem(b"%!PS-Adobe-3.0 EPSF-3.0") == "no image of a format known here"
-  assert "broken or cut short" in records.image_problem(good[:-40])
+  for mode in ("RGB", "L", "CMYK"):
+    noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    assert records.image_problem(data) == ""
+    for share in (0.2, 0.5, 0.95):  # the header is whole in all
+      cut = records.image_problem(data[: int(share * len(data))])
+      assert cut.startswith("broken or cut short")
   header = bytearray(good)
   at = header.index(b"\xff\xc0")
   header[at + 5 : at + 9] = b"\xff\xff\xff\xff"  # 65,535 x 65,535 pixels

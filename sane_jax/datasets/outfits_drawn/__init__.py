@@ -1,0 +1,5 @@
+"""Outfits that are drawn: garments, what makes them match, and the files of a data set of them."""
+
+from sane_jax.datasets.outfits_drawn.release import draw_outfits, read_truth
+
+__all__ = ["draw_outfits", "read_truth"]
