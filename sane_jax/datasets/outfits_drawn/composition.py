@@ -26,10 +26,10 @@ BODY = 0.25  # share of outfits around a dress rather than top and bottoms
 STYLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # marks, colours
   "denim": (("denim", "frayed"), ("blue", "navy", "white")),
   "punk": (("leather", "studded", "zipped"), ("black", "red", "burgundy")),
-  "romantic": (("lace", "ruffled", "bowdetailed", "pearlembelished"), ("pink", "cream", "rose")),
-  "cosy": (("knitted", "ribbed", "quilted"), ("beige", "grey", "cream")),
+  "romantic": (("lace", "ruffled", "bowdetailed", "pearlembelished"), ("pink", "white", "purple")),
+  "cosy": (("knitted", "ribbed", "quilted"), ("beige", "grey", "brown")),
   "boho": (("suede", "crochet", "tasseled", "embroidered"), ("brown", "khaki", "orange")),
-  "evening": (("sequin", "chained", "embossed"), ("golden", "silver", "black")),
+  "evening": (("sequin", "chained", "embossed"), ("golden", "black", "navy")),
   "sporty": (("logo", "mesh", "hooded"), ("white", "turquoise", "green")),
 }
 PATTERN_SLOT = "pattern"
@@ -118,7 +118,7 @@ def draw_item(rng: np.random.Generator, category: str, rule: Rule | None) -> Ite
       colours[0] = str(rng.choice(palette))
       if colours[1] == colours[0]:
         colours[1] = str(rng.choice([c for c in garments.COLOURS if c != colours[0]]))
-  two = bool(chosen.get(PATTERN_SLOT)) or rng.uniform() < 0.25
+  two = bool(chosen.get(PATTERN_SLOT)) or (kind in garments.TRIMMED and rng.uniform() < 0.3)
   colours = colours[: 1 + two]
   names = tuple(dict.fromkeys([*colours, *(n for n in chosen.values() if n)]))
   return Item(kind, names, tuple(colours), int(rng.integers(2**31)))

@@ -149,6 +149,11 @@ _SLOTS: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+# Kinds with pieces in the second colour, where no pattern shows it.
+TRIMMED = ("tee", "blouse", "sweater", "coat", "jacket", "hoodie", "pump", "sneaker", "tote", "clutch",
+           "beanie", "necklace", "belt")  # fmt: skip
+
+
 class Item(NamedTuple):
   """What is drawn.
 
@@ -200,6 +205,14 @@ def _mirror(points: Points) -> list[tuple[float, float]]:
   return [*points, *((-x, y) for x, y in reversed(points))]
 
 
+def _box(alpha: np.ndarray) -> tuple[slice, slice]:
+  """The rows and columns in which anything is covered."""
+  rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
+  if not len(rows):
+    return slice(0), slice(0)
+  return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
 class _Canvas:
   """A picture in the making. Garments are drawn in units: x to the right, y down, about ±1."""
 
@@ -220,24 +233,31 @@ class _Canvas:
     self.owner = np.full((SIZE, SIZE), -1, np.int8)  # colour that shows: 0 first, 1 second
     self.cloth = np.zeros((SIZE, SIZE), bool)  # that bears pattern and material
     self.parts: dict[str, np.ndarray] = {}
-    self.first, self.second, self.share, self.factor, self.white = self._fabric()
+    self._make_fabric()
 
-  def _fabric(self):
+  def _make_fabric(self) -> None:
+    """All cloth of the item, as large as the picture: pieces are cut out of it."""
     names = self.item.colours
-    first = np.asarray(COLOURS[names[0]], np.float32)
-    second = np.asarray(COLOURS[names[-1]], np.float32)
-    share = np.zeros((SIZE, SIZE), np.float32)
-    name = next((n for n in patterns.PATTERNS if self.has(n)), None)
-    if name is not None:
-      share = patterns.pattern(name, self.x, self.y, self.rng).astype(np.float32)
-    self.pattern = name
-    factor, white = np.ones_like(share), 0.0
+    self.first = np.asarray(COLOURS[names[0]], np.float32)
+    self.second = np.asarray(COLOURS[names[-1]], np.float32)
+    self.pattern = next((n for n in patterns.PATTERNS if self.has(n)), None)
     self.material = next((n for n in patterns.MATERIALS if self.has(n)), None)
+    self.share = np.zeros((SIZE, SIZE), np.float32)
+    if self.pattern is not None:
+      self.share = patterns.pattern(self.pattern, self.x, self.y, self.rng).astype(np.float32)
+    factor, white = 1.0, 0.0
     if self.material is not None:
       factor, white = patterns.MATERIALS[self.material](self.x, self.y, self.rng)
     phase = self.rng.uniform(0, 6.28)
     light = 1.03 - 0.0006 * self.y + 0.035 * np.sin(self.x / 17 + phase + 0.02 * self.y)
-    return first, second, share, factor * light, white
+    factor, white = (factor * light)[..., None], np.asarray(white, np.float32)[..., None]
+
+    def lit(colour: np.ndarray) -> np.ndarray:
+      colour = np.clip(colour * factor, 0, 255)
+      return (colour + white * (250 - colour)).astype(np.float32)
+
+    self.fabric = lit(self.first + self.share[..., None] * (self.second - self.first))
+    self.trimming = lit(self.second) if len(names) > 1 else lit(self.first)
 
   def alpha(self, points: Points) -> np.ndarray:
     """How much of each pixel an outline covers [h w]."""
@@ -259,7 +279,9 @@ class _Canvas:
     return [tuple(p) for p in out.tolist()]
 
   def _lay(self, alpha: np.ndarray, colour: np.ndarray) -> None:
-    self.rgb += alpha[..., None] * (colour - self.rgb)
+    where = _box(alpha)
+    colour = colour[where] if colour.ndim == 3 else colour
+    self.rgb[where] += alpha[where][..., None] * (colour - self.rgb[where])
 
   def part(self, name: str, alpha: np.ndarray) -> None:
     """Adds what `alpha` covers to the pixels of an attribute, if the item has it."""
@@ -278,18 +300,16 @@ class _Canvas:
     points = _smooth(points, smooth) if smooth else np.asarray(points, float)
     alpha = self.alpha(points)
     inside = alpha > 0.5
-    if trim or plain:
-      trim = trim and len(self.item.colours) > 1
-      share = np.full((SIZE, SIZE), float(trim), np.float32)
-    else:
-      share = self.share
-    colour = self.first + share[..., None] * (self.second - self.first)
-    factor, white = (np.ones_like(share), 0.0) if plain else (self.factor, self.white)
-    colour = np.clip(colour * np.asarray(factor)[..., None], 0, 255)
-    colour = colour + np.asarray(white)[..., None] * (250 - colour)
+    second = trim and len(self.item.colours) > 1
+    colour = self.trimming if trim else self.fabric
+    if plain:
+      colour = self.second if second else self.first
     self._lay(alpha, colour)
-    self._lay(0.75 * self.line(points, 1.6, closed=True), colour * 0.55)
-    self.owner[inside] = (share[inside] >= 0.5).astype(np.int8)
+    self._lay(0.75 * self.line(points, 1.6, closed=True), colour * np.float32(0.55))
+    if trim or plain:
+      self.owner[inside] = int(second)
+    else:
+      self.owner[inside] = self.share[inside] >= 0.5
     if not trim and not plain:
       self.cloth |= inside
     else:
@@ -418,10 +438,10 @@ def _details(c: _Canvas, x: float, y: float, width: float, pockets: Points = ())
     c.dots(spots, 0.045, PEARL, "pearlembelished")
   if c.has("embroidered"):
     colour = c.contrast()
-    stem = [(x + t * width * 0.9, y + 0.16 * np.sin(5 * t)) for t in np.linspace(-1, 1, 14)]
+    stem = [(x + t * width * 0.9, y + 0.05 * np.sin(5 * t)) for t in np.linspace(-1, 1, 14)]
     c.ink(c.line(stem, 3), colour, "embroidered")
     for t in (-0.75, -0.25, 0.25, 0.75):
-      px, py = x + t * width * 0.9, y + 0.16 * np.sin(5 * t)
+      px, py = x + t * width * 0.9, y + 0.05 * np.sin(5 * t)
       petals = [
         (px + (0.05 + 0.045 * np.cos(5 * a)) * np.cos(a) * 1.3, py + (0.05 + 0.045 * np.cos(5 * a)) * np.sin(a) * 1.3)
         for a in np.linspace(0, 6.28, 26)
