@@ -63,7 +63,9 @@ def get_config() -> ml_collections.ConfigDict:
   similarity.num_steps = 20_000  # batches
   similarity.warmup_steps = 500  # of linear growth, then a cosine down to 0
   similarity.learning_rate = 5e-4  # of Adam
-  similarity.negatives = "hard"  # hard random: which image of the positive's type, in the batch
+  # Which image of the positive's type, in the batch: random, or hard, the nearest. Hard ones from
+  # scratch let all embeddings fall into one point.
+  similarity.negatives = "random"
   similarity.margin = 0.3  # between distances of unit vectors
   similarity.mask_l1 = 5e-4  # weight of the mean of the type masks
   similarity.embedding_l2 = 5e-4  # weight of the mean square norm of embeddings

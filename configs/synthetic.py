@@ -39,12 +39,12 @@ def get_config() -> ml_collections.ConfigDict:
   similarity.stem = "small"  # 3x3 convolution of stride 2
   similarity.image_size = 64  # pixels
   similarity.groups_per_batch = 24  # outfits a batch
-  similarity.num_steps = 600  # batches
+  similarity.num_steps = 450  # batches
   similarity.warmup_steps = 50  # of linear growth
   similarity.learning_rate = 2e-3  # of Adam
   similarity.log_every_steps = 20  # numbers written
-  similarity.eval_every_steps = 100  # on the validation split
-  similarity.save_every_steps = 100  # checkpoints
+  similarity.eval_every_steps = 150  # on the validation split
+  similarity.save_every_steps = 150  # checkpoints
 
   index = config.index
   index.design = "hadamard"  # fewer passes than rise for the same map
