@@ -58,9 +58,10 @@ def get_config() -> ml_collections.ConfigDict:
   attributes.stem = "small"  # 3x3 convolution of stride 2
   attributes.image_size = 64  # pixels; activation maps are 8 x 8
   attributes.batch_size = 64  # images
-  attributes.num_epochs = 20  # passes over the annotated training images
+  attributes.num_epochs = 12  # passes over the annotated training images
   attributes.learning_rate = 2e-3  # of Adam in the first epoch
   attributes.decay = 0.9  # factor an epoch
   attributes.sharpness = 1.0  # see ops/losses.py
+  attributes.truth = "runs/synthetic/drawn/truth"  # where each attribute is
   attributes.log_every_steps = 20  # numbers written
   return config

@@ -93,6 +93,8 @@ def run(config: Any) -> None:
   results = {
     "fingerprint": training.hash_file(folder / "settings.json"),
     "content": identity["content"],
+    "matches": settings.matches,
+    "key": config.key,
     "queries": len(queries),
     "images": len(train.ids),
     "masked_passes_a_query": design.num_masks,

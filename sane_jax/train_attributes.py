@@ -72,7 +72,7 @@ def run(config: Any) -> None:
   if settings.map_weight > 0:
     index = pathlib.Path(config.workdir) / "index"
     identity["index"] = training.read_finished(index, "build_index")["fingerprint"]
-    maps = read_maps(index, train, limit=config.index.matches, seed=config.key)
+    maps = read_maps(index, train)
   folder = training.claim_folder(pathlib.Path(config.workdir) / settings.folder, identity)
   if training.is_finished(folder):
     print(f"train_attributes: up to date in {folder}")
@@ -197,8 +197,8 @@ def _trunk(name: str) -> tuple[Any, Callable[[Any, Any], Any], int]:
   return params, functools.partial(apply, method="features"), 1280
 
 
-def read_maps(folder: pathlib.Path, train: Collection, *, limit: int, seed: int) -> Maps:
-  """Saliency maps of the queries of an index, against `limit` of the images that match each.
+def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
+  """Saliency maps of the queries of an index, against the matches that it was built for.
 
   Raises:
     ValueError: there is no index, it is not whole, or it is of another collection.
@@ -209,6 +209,7 @@ def read_maps(folder: pathlib.Path, train: Collection, *, limit: int, seed: int)
       f"the index in {folder} is of other images than {train.name}; remove {folder} and build it"
       " again with --config.job=build_index"
     )
+  limit, seed = finished["matches"], finished["key"]
   index = effect_index.read_index(folder)
   embeddings = index.embeddings.read().result()
   groups = collection_lib.groups_of(train)
@@ -230,13 +231,13 @@ def localisation(
   """How well activation maps [n h w a] lie on the true pixels of the attributes that images have.
 
   Means over attributes (each the mean over its images) of the pointing game and of the mass inside,
-  with what an even map gets. Truth: FOLDER/<id>.npz, see `drawing.read_truth`.
+  with what an even map gets. Truth: FOLDER/<id>.npz, see `outfits_drawn.read_truth`.
   """
-  from sane_jax.datasets import drawing
+  from sane_jax.datasets import outfits_drawn
 
   pointing, mass, chance = ({} for _ in range(3))
   for position, row in enumerate(rows):
-    masks = drawing.read_truth(truth, collection.ids[row])
+    masks = outfits_drawn.read_truth(truth, collection.ids[row])
     for a in collection.attributes[row]:
       mask = _middle_square(masks[int(a)])
       large = recognition.enlarge(maps[position, None, :, :, a], mask.shape)

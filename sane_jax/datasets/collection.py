@@ -69,7 +69,7 @@ def groups_of(collection: Collection) -> tuple[tuple[int, ...], ...]:
 def draw_matches(
   collection: Collection, groups: Sequence[int], row: int, *, limit: int, seed: int
 ) -> np.ndarray:
-  """At most `limit` rows that share one of its `groups` with `row`: drawn by (seed, row), sorted."""
+  """At most `limit` rows that share one of `row`'s groups: drawn by (seed, row), ascending."""
   shared = [collection.groups[group] for group in groups]
   if not shared:
     return np.zeros(0, np.int32)

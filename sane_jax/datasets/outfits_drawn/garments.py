@@ -13,12 +13,23 @@ SIZE = 300
 _FINE = 2  # outlines are drawn so many times as large, and reduced
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-  "black": (35, 34, 38), "white": (244, 244, 242), "red": (200, 32, 42), "navy": (28, 40, 88),
-  "green": (46, 128, 70), "pink": (240, 150, 180), "beige": (216, 194, 160),
-  "grey": (142, 144, 150), "blue": (52, 106, 200), "brown": (118, 74, 44),
-  "purple": (118, 62, 150), "orange": (238, 126, 36), "turquoise": (50, 186, 186),
-  "burgundy": (110, 22, 46), "khaki": (138, 132, 82), "golden": (214, 166, 52),
-}  # fmt: skip
+  "black": (35, 34, 38),
+  "white": (233, 233, 231),
+  "red": (200, 32, 42),
+  "navy": (28, 40, 88),
+  "green": (46, 128, 70),
+  "pink": (240, 150, 180),
+  "beige": (216, 194, 160),
+  "grey": (142, 144, 150),
+  "blue": (52, 106, 200),
+  "brown": (118, 74, 44),
+  "purple": (118, 62, 150),
+  "orange": (238, 126, 36),
+  "turquoise": (50, 186, 186),
+  "burgundy": (110, 22, 46),
+  "khaki": (138, 132, 82),
+  "golden": (214, 166, 52),
+}
 
 KINDS: dict[str, tuple[str, ...]] = {
   "tops": ("tee", "blouse", "sweater", "tank"),
@@ -34,10 +45,21 @@ KINDS: dict[str, tuple[str, ...]] = {
   "accessories": ("belt",),
 }
 
-_CLOTH = ("denim", "knitted", "quilted", "leather", "lace", "sequin", "ribbed", "mesh", "crochet",
-          "suede", "")  # fmt: skip
+_CLOTH = (
+  "denim",
+  "knitted",
+  "quilted",
+  "leather",
+  "lace",
+  "sequin",
+  "ribbed",
+  "mesh",
+  "crochet",
+  "suede",
+  "",
+)
 _PRINTS = (*patterns.PATTERNS, "")
-_SMALL_PRINTS = tuple(p for p in patterns.PATTERNS if p not in ("graphic", "colorblock")) + ("",)
+_SMALL_PRINTS = (*(p for p in patterns.PATTERNS if p not in ("graphic", "colorblock")), "")
 _TOP = {
   "pattern": _PRINTS,
   "material": _CLOTH,
@@ -47,111 +69,205 @@ _TOP = {
 _SLOTS: dict[str, dict[str, tuple[str, ...]]] = {
   "tee": {**_TOP, "sleeve": ("shortsleeve", "longsleeve"), "collar": ("cutout", "")},
   "blouse": {
-    **_TOP, "sleeve": ("shortsleeve", "longsleeve"), "collar": ("collared", ""),
+    **_TOP,
+    "sleeve": ("shortsleeve", "longsleeve"),
+    "collar": ("collared", ""),
     "closure": ("buttoned", "bowdetailed"),
   },
   "sweater": {
-    **_TOP, "sleeve": ("longsleeve",), "material": ("knitted", "ribbed", "crochet", "sequin"),
+    **_TOP,
+    "sleeve": ("longsleeve",),
+    "material": ("knitted", "ribbed", "crochet", "sequin"),
     "closure": ("buttoned", "zipped", ""),
   },
   "tank": {**_TOP, "sleeve": ("sleeveless",), "closure": ("bowdetailed", "")},
   "trousers": {
-    "pattern": _SMALL_PRINTS, "material": _CLOTH, "cut": ("wide", "skinny", "straightleg"),
-    "hem": ("cuffed", "frayed", ""), "closure": ("belted", "waistbanded", ""),
+    "pattern": _SMALL_PRINTS,
+    "material": _CLOTH,
+    "cut": ("wide", "skinny", "straightleg"),
+    "hem": ("cuffed", "frayed", ""),
+    "closure": ("belted", "waistbanded", ""),
     "detail": ("pocketed", "studded", "embroidered", "zipped", ""),
   },
   "shorts": {
-    "pattern": _SMALL_PRINTS, "material": _CLOTH, "hem": ("cuffed", "frayed", "ruffled", ""),
-    "closure": ("belted", "waistbanded", ""), "detail": ("pocketed", "studded", "embroidered", ""),
+    "pattern": _SMALL_PRINTS,
+    "material": _CLOTH,
+    "hem": ("cuffed", "frayed", "ruffled", ""),
+    "closure": ("belted", "waistbanded", ""),
+    "detail": ("pocketed", "studded", "embroidered", ""),
   },
   "skirt": {
-    "pattern": _SMALL_PRINTS, "material": _CLOTH, "length": ("mini", "midi", "maxi"),
+    "pattern": _SMALL_PRINTS,
+    "material": _CLOTH,
+    "length": ("mini", "midi", "maxi"),
     "hem": ("ruffled", "pleated", "layered", "asymmetric", ""),
     "closure": ("belted", "waistbanded", "buttoned", ""),
   },
   "dress": {
-    "pattern": _PRINTS, "material": _CLOTH, "sleeve": ("sleeveless", "shortsleeve", "longsleeve"),
-    "length": ("mini", "midi", "maxi"), "collar": ("collared", "cutout", ""),
+    "pattern": _PRINTS,
+    "material": _CLOTH,
+    "sleeve": ("sleeveless", "shortsleeve", "longsleeve"),
+    "length": ("mini", "midi", "maxi"),
+    "collar": ("collared", "cutout", ""),
     "hem": ("ruffled", "pleated", "layered", "asymmetric", ""),
     "closure": ("belted", "bowdetailed", "buttoned", ""),
   },
   "jumpsuit": {
-    "pattern": _SMALL_PRINTS, "material": _CLOTH, "sleeve": ("sleeveless", "shortsleeve"),
-    "cut": ("wide", "skinny", "straightleg"), "closure": ("belted", "zipped", "buttoned", ""),
+    "pattern": _SMALL_PRINTS,
+    "material": _CLOTH,
+    "sleeve": ("sleeveless", "shortsleeve"),
+    "cut": ("wide", "skinny", "straightleg"),
+    "closure": ("belted", "zipped", "buttoned", ""),
     "collar": ("collared", ""),
   },
   "coat": {
-    "pattern": _SMALL_PRINTS, "material": _CLOTH, "sleeve": ("longsleeve",),
-    "collar": ("collared", "hooded"), "closure": ("buttoned", "zipped", "belted"),
+    "pattern": _SMALL_PRINTS,
+    "material": _CLOTH,
+    "sleeve": ("longsleeve",),
+    "collar": ("collared", "hooded"),
+    "closure": ("buttoned", "zipped", "belted"),
     "detail": ("pocketed", "embroidered", "studded", ""),
   },
   "jacket": {
-    "pattern": _SMALL_PRINTS, "material": ("denim", "leather", "quilted", "suede", "sequin"),
-    "sleeve": ("longsleeve",), "collar": ("collared", ""), "closure": ("buttoned", "zipped"),
+    "pattern": _SMALL_PRINTS,
+    "material": ("denim", "leather", "quilted", "suede", "sequin"),
+    "sleeve": ("longsleeve",),
+    "collar": ("collared", ""),
+    "closure": ("buttoned", "zipped"),
     "detail": ("pocketed", "studded", "embroidered", "chained", ""),
   },
   "hoodie": {
-    "pattern": _PRINTS, "material": ("ribbed", "mesh", "quilted", ""), "sleeve": ("longsleeve",),
-    "collar": ("hooded",), "closure": ("zipped", ""), "detail": ("logo", "pocketed"),
+    "pattern": _PRINTS,
+    "material": ("ribbed", "mesh", "quilted", ""),
+    "sleeve": ("longsleeve",),
+    "collar": ("hooded",),
+    "closure": ("zipped", ""),
+    "detail": ("logo", "pocketed"),
   },
   "boot": {
-    "pattern": _SMALL_PRINTS, "material": ("leather", "suede", "quilted", "knitted"),
-    "shaft": ("ankle", "kneehigh"), "sole": ("heel", "platform", "flat"), "toe": ("pointy", "round"),
+    "pattern": _SMALL_PRINTS,
+    "material": ("leather", "suede", "quilted", "knitted"),
+    "shaft": ("ankle", "kneehigh"),
+    "sole": ("heel", "platform", "flat"),
+    "toe": ("pointy", "round"),
     "detail": ("zipped", "studded", "tasseled", "chained", ""),
   },
   "pump": {
-    "pattern": _SMALL_PRINTS, "material": ("leather", "suede", "sequin", "lace", "denim", ""),
-    "sole": ("heel", "platform"), "toe": ("pointy", "round"),
+    "pattern": _SMALL_PRINTS,
+    "material": ("leather", "suede", "sequin", "lace", "denim", ""),
+    "sole": ("heel", "platform"),
+    "toe": ("pointy", "round"),
     "detail": ("bowdetailed", "strappy", "studded", "pearlembelished", "embroidered", ""),
   },
   "sneaker": {
-    "pattern": _SMALL_PRINTS, "material": ("mesh", "leather", "denim", "knitted", ""),
-    "sole": ("platform", "flat"), "detail": ("logo", "studded", "embroidered", ""),
+    "pattern": _SMALL_PRINTS,
+    "material": ("mesh", "leather", "denim", "knitted", ""),
+    "sole": ("platform", "flat"),
+    "detail": ("logo", "studded", "embroidered", ""),
   },
   "tote": {
-    "pattern": _PRINTS, "material": ("leather", "denim", "crochet", "quilted", "suede", "sequin", ""),
+    "pattern": _PRINTS,
+    "material": ("leather", "denim", "crochet", "quilted", "suede", "sequin", ""),
     "detail": ("logo", "pocketed", "tasseled", "studded", "bowdetailed", "embroidered", "frayed"),
   },
   "clutch": {
-    "pattern": _SMALL_PRINTS, "material": ("leather", "sequin", "quilted", "suede", "lace", "denim"),
-    "detail": ("chained", "zipped", "tasseled", "pearlembelished", "embossed", "studded",
-               "bowdetailed", "embroidered", "logo"),
+    "pattern": _SMALL_PRINTS,
+    "material": ("leather", "sequin", "quilted", "suede", "lace", "denim"),
+    "detail": (
+      "chained",
+      "zipped",
+      "tasseled",
+      "pearlembelished",
+      "embossed",
+      "studded",
+      "bowdetailed",
+      "embroidered",
+      "logo",
+    ),
   },
   "beanie": {
-    "pattern": _SMALL_PRINTS, "material": ("knitted", "ribbed", "crochet", "mesh", "sequin", "denim"),
+    "pattern": _SMALL_PRINTS,
+    "material": ("knitted", "ribbed", "crochet", "mesh", "sequin", "denim"),
     "detail": ("logo", "tasseled", "cuffed", "embroidered", "studded", "pearlembelished", ""),
   },
   "sunhat": {
-    "pattern": _SMALL_PRINTS, "material": ("crochet", "suede", "denim", "leather", "lace", "quilted"),
+    "pattern": _SMALL_PRINTS,
+    "material": ("crochet", "suede", "denim", "leather", "lace", "quilted"),
     "detail": ("bowdetailed", "belted", "frayed", "tasseled", "chained", "embroidered", "studded"),
   },
   "scarf": {
-    "pattern": _SMALL_PRINTS, "material": ("knitted", "lace", "ribbed", "crochet", "sequin", "quilted",
-                                           "suede", "mesh"),
-    "hem": ("tasseled", "frayed", "ruffled", ""), "detail": ("logo", "embroidered", "studded", ""),
+    "pattern": _SMALL_PRINTS,
+    "material": ("knitted", "lace", "ribbed", "crochet", "sequin", "quilted", "suede", "mesh"),
+    "hem": ("tasseled", "frayed", "ruffled", ""),
+    "detail": ("logo", "embroidered", "studded", ""),
   },
   "shades": {
-    "pattern": ("striped", "leopardprint", "snakeprint", "checkered", "dotted", "geometricprint",
-                "starry", "floral", "plaid", "gingham", ""),
+    "pattern": (
+      "striped",
+      "leopardprint",
+      "snakeprint",
+      "checkered",
+      "dotted",
+      "geometricprint",
+      "starry",
+      "floral",
+      "plaid",
+      "gingham",
+      "",
+    ),
     "shape": ("round", "pointy"),
     "detail": ("studded", "pearlembelished", "chained", "logo", ""),
   },
   "necklace": {
-    "pattern": ("striped", "dotted", "checkered", "geometricprint", "leopardprint", "snakeprint",
-                "floral", "starry", "plaid", "gingham", ""),
-    "detail": ("chained", "pearlembelished", "studded"), "end": ("tasseled", "round", "embossed"),
+    "pattern": (
+      "striped",
+      "dotted",
+      "checkered",
+      "geometricprint",
+      "leopardprint",
+      "snakeprint",
+      "floral",
+      "starry",
+      "plaid",
+      "gingham",
+      "",
+    ),
+    "detail": ("chained", "pearlembelished", "studded"),
+    "end": ("tasseled", "round", "embossed"),
   },
   "belt": {
-    "pattern": _SMALL_PRINTS, "material": ("leather", "suede", "denim", "crochet", "sequin", "lace"),
-    "detail": ("studded", "embossed", "chained", "tasseled", "bowdetailed", "embroidered",
-               "pearlembelished", "logo"),
+    "pattern": _SMALL_PRINTS,
+    "material": ("leather", "suede", "denim", "crochet", "sequin", "lace"),
+    "detail": (
+      "studded",
+      "embossed",
+      "chained",
+      "tasseled",
+      "bowdetailed",
+      "embroidered",
+      "pearlembelished",
+      "logo",
+    ),
   },
-}  # fmt: skip
+}
 
 
 # Kinds with pieces in the second colour, where no pattern shows it.
-TRIMMED = ("tee", "blouse", "sweater", "coat", "jacket", "hoodie", "pump", "sneaker", "tote", "clutch",
-           "beanie", "necklace", "belt")  # fmt: skip
+TRIMMED = (
+  "tee",
+  "blouse",
+  "sweater",
+  "coat",
+  "jacket",
+  "hoodie",
+  "pump",
+  "sneaker",
+  "tote",
+  "clutch",
+  "beanie",
+  "necklace",
+  "belt",
+)
 
 
 class Item(NamedTuple):
@@ -221,10 +337,11 @@ class _Canvas:
     self.rng = rng = np.random.default_rng(item.seed)
     self.has = frozenset(item.attributes).__contains__
     angle = np.deg2rad(rng.uniform(-6, 6))
-    scale = rng.uniform(112, 134)
+    hooded = self.has("hooded")
+    scale = rng.uniform(112, 134) * (0.85 if hooded else 1)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     self.matrix = scale * turn @ np.diag([rng.choice([-1, 1]), 1])
-    self.centre = SIZE / 2 + rng.uniform(-5, 5, size=2)
+    self.centre = SIZE / 2 + rng.uniform(-5, 5, size=2) + (0, 14 * hooded)  # room for the hood
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     x, y = x - self.centre[0], y - self.centre[1]
     self.x = (np.cos(angle) * x + np.sin(angle) * y).astype(np.float32)
@@ -232,6 +349,7 @@ class _Canvas:
     self.rgb = np.full((SIZE, SIZE, 3), 255, np.float32)
     self.owner = np.full((SIZE, SIZE), -1, np.int8)  # colour that shows: 0 first, 1 second
     self.cloth = np.zeros((SIZE, SIZE), bool)  # that bears pattern and material
+    self.support = np.zeros((SIZE, SIZE), bool)  # where anything is drawn
     self.parts: dict[str, np.ndarray] = {}
     self._make_fabric()
 
@@ -249,7 +367,8 @@ class _Canvas:
     if self.material is not None:
       factor, white = patterns.MATERIALS[self.material](self.x, self.y, self.rng)
     phase = self.rng.uniform(0, 6.28)
-    light = 1.03 - 0.0006 * self.y + 0.035 * np.sin(self.x / 17 + phase + 0.02 * self.y)
+    light = 1.0 - 0.0005 * self.y + 0.035 * np.sin(self.x / 17 + phase + 0.02 * self.y)
+    light = np.minimum(light, 1.06)  # white cloth stays off the white behind it
     factor, white = (factor * light)[..., None], np.asarray(white, np.float32)[..., None]
 
     def lit(colour: np.ndarray) -> np.ndarray:
@@ -280,6 +399,7 @@ class _Canvas:
 
   def _lay(self, alpha: np.ndarray, colour: np.ndarray) -> None:
     where = _box(alpha)
+    self.support[where] |= alpha[where] > 0.2
     colour = colour[where] if colour.ndim == 3 else colour
     self.rgb[where] += alpha[where][..., None] * (colour - self.rgb[where])
 
@@ -356,7 +476,9 @@ class _Canvas:
     for index, name in enumerate(self.item.colours):
       self.parts[name] = self.owner == index
     pixels = np.clip(self.rgb, 0, 255).astype(np.uint8)
-    return pixels, {n: self.parts[n] for n in self.item.attributes if n in self.parts}
+    return pixels, {
+      n: self.parts[n] & self.support for n in self.item.attributes if n in self.parts
+    }
 
 
 # --- details that many garments share -------------------------------------------------------------
@@ -372,7 +494,11 @@ def _bow(c: _Canvas, x: float, y: float, size: float) -> None:
   colour = c.contrast()
   for side in (-1, 1):
     loop = [(x, y), (x + side * size, y - 0.55 * size), (x + side * size, y + 0.55 * size)]
-    tail = [(x, y), (x + side * 0.55 * size, y + 1.3 * size), (x + side * 0.2 * size, y + 1.35 * size)]
+    tail = [
+      (x, y),
+      (x + side * 0.55 * size, y + 1.3 * size),
+      (x + side * 0.2 * size, y + 1.35 * size),
+    ]
     for points in (tail, loop):
       alpha = c.alpha(_smooth(points, 1))
       c.ink(alpha, colour, "bowdetailed")
@@ -387,14 +513,21 @@ def _placket(c: _Canvas, top: float, bottom: float, x: float = 0.0) -> None:
     for side in (-0.07, 0.07):
       c.ink(c.line([(x + side, top), (x + side, bottom)], 1.2), c.first * 0.5, strength=0.55)
     count = max(3, round((bottom - top) / 0.22))
-    c.dots([(x, v) for v in np.linspace(top + 0.08, bottom - 0.08, count)], 0.045, c.contrast(), "buttoned")
+    c.dots(
+      [(x, v) for v in np.linspace(top + 0.08, bottom - 0.08, count)],
+      0.045,
+      c.contrast(),
+      "buttoned",
+    )
   if c.has("zipped"):
     zip_ = c.line([(x, top), (x, bottom)], 7)
     c.ink(zip_, np.asarray(METAL) * 0.55, "zipped")
     teeth = Image.new("L", (SIZE * _FINE, SIZE * _FINE))
     for k, v in enumerate(np.arange(top, bottom, 0.03)):
       side = 0.018 if k % 2 else -0.018
-      ImageDraw.Draw(teeth).line(c._pixels([(x + side - 0.02, v), (x + side + 0.02, v)]), fill=255, width=4)
+      ImageDraw.Draw(teeth).line(
+        c._pixels([(x + side - 0.02, v), (x + side + 0.02, v)]), fill=255, width=4
+      )
     c.ink(np.asarray(teeth.reduce(_FINE), np.float32) / 255, (225, 222, 214))
     c.dots([(x, top + 0.05)], 0.04, METAL, "zipped")
 
@@ -421,20 +554,47 @@ def _details(c: _Canvas, x: float, y: float, width: float, pockets: Points = ())
   if c.has("pocketed"):
     for px, py in pockets or ((x, y),):
       s = 0.15
-      patch = [(px - s, py - s), (px + s, py - s), (px + s, py + 0.75 * s), (px, py + 1.2 * s), (px - s, py + 0.75 * s)]
+      patch = [
+        (px - s, py - s),
+        (px + s, py - s),
+        (px + s, py + 0.75 * s),
+        (px, py + 1.2 * s),
+        (px - s, py + 0.75 * s),
+      ]
       c.sew(patch, "pocketed", smooth=0)
-      c.ink(c.line([(px - s, py - 0.6 * s), (px + s, py - 0.6 * s)], 2.2), c.first * 0.45, strength=0.8)
+      c.ink(
+        c.line([(px - s, py - 0.6 * s), (px + s, py - 0.6 * s)], 2.2), c.first * 0.45, strength=0.8
+      )
   if c.has("logo"):
     colour = c.contrast()
     s = min(0.2, width)
-    badge = _smooth([(x - s, y - s), (x + s, y - s), (x + s, y + 0.5 * s), (x, y + 1.2 * s), (x - s, y + 0.5 * s)], 1)
+    badge = _smooth(
+      [
+        (x - s, y - s),
+        (x + s, y - s),
+        (x + s, y + 0.5 * s),
+        (x, y + 1.2 * s),
+        (x - s, y + 0.5 * s),
+      ],
+      1,
+    )
     c.ink(c.alpha(badge), colour, "logo")
-    c.ink(c.line([(x - 0.5 * s, y - 0.5 * s), (x, y + 0.6 * s), (x + 0.5 * s, y - 0.5 * s)], 4), c.first, "logo")
+    c.ink(
+      c.line([(x - 0.5 * s, y - 0.5 * s), (x, y + 0.6 * s), (x + 0.5 * s, y - 0.5 * s)], 4),
+      c.first,
+      "logo",
+    )
   if c.has("studded"):
-    spots = [(x + a * width, y + b * 0.5 * width) for b in (-0.6, 0, 0.6) for a in np.linspace(-0.9, 0.9, 5)]
+    spots = [
+      (x + a * width, y + b * 0.5 * width)
+      for b in (-0.6, 0, 0.6)
+      for a in np.linspace(-0.9, 0.9, 5)
+    ]
     c.dots(spots, 0.034, METAL, "studded")
   if c.has("pearlembelished"):
-    spots = [(x + width * np.sin(a), y + 0.7 * width * np.cos(a)) for a in np.linspace(-1.5, 1.5, 9)]
+    spots = [
+      (x + width * np.sin(a), y + 0.7 * width * np.cos(a)) for a in np.linspace(-1.5, 1.5, 9)
+    ]
     c.dots(spots, 0.045, PEARL, "pearlembelished")
   if c.has("embroidered"):
     colour = c.contrast()
@@ -443,7 +603,10 @@ def _details(c: _Canvas, x: float, y: float, width: float, pockets: Points = ())
     for t in (-0.75, -0.25, 0.25, 0.75):
       px, py = x + t * width * 0.9, y + 0.05 * np.sin(5 * t)
       petals = [
-        (px + (0.05 + 0.045 * np.cos(5 * a)) * np.cos(a) * 1.3, py + (0.05 + 0.045 * np.cos(5 * a)) * np.sin(a) * 1.3)
+        (
+          px + (0.05 + 0.045 * np.cos(5 * a)) * np.cos(a) * 1.3,
+          py + (0.05 + 0.045 * np.cos(5 * a)) * np.sin(a) * 1.3,
+        )
         for a in np.linspace(0, 6.28, 26)
       ]
       c.ink(c.alpha(petals), colour, "embroidered")
@@ -451,7 +614,10 @@ def _details(c: _Canvas, x: float, y: float, width: float, pockets: Points = ())
     for radius in (0.16, 0.1):
       ring = [(x + radius * np.cos(a), y + radius * np.sin(a)) for a in np.linspace(0, 6.28, 24)]
       c.ink(c.line(ring, 4, closed=True), c.first * 0.55, strength=0.85)
-    c.part("embossed", c.alpha([(x + 0.2 * np.cos(a), y + 0.2 * np.sin(a)) for a in np.linspace(0, 6.28, 24)]))
+    c.part(
+      "embossed",
+      c.alpha([(x + 0.2 * np.cos(a), y + 0.2 * np.sin(a)) for a in np.linspace(0, 6.28, 24)]),
+    )
   if c.has("chained"):
     _chain(c, [(x + t * width, y + 0.25 * width * (1 - t * t)) for t in np.linspace(-1, 1, 20)])
   if c.has("tasseled"):
@@ -471,13 +637,19 @@ def _chain(c: _Canvas, points: Points) -> None:
 
 def _tassel(c: _Canvas, x: float, y: float, size: float = 0.3) -> None:
   colour = c.contrast()
-  c.part("tasseled", c.alpha([(x - 0.09, y), (x + 0.09, y), (x + 0.13, y + size), (x - 0.13, y + size)]))
+  c.part(
+    "tasseled", c.alpha([(x - 0.09, y), (x + 0.09, y), (x + 0.13, y + size), (x - 0.13, y + size)])
+  )
   for t in np.linspace(-1, 1, 9):
-    c.ink(c.line([(x + 0.04 * t, y), (x + 0.12 * t, y + size)], 2.4), colour * (0.85 + 0.1 * (t > 0)))
+    c.ink(
+      c.line([(x + 0.04 * t, y), (x + 0.12 * t, y + size)], 2.4), colour * (0.85 + 0.1 * (t > 0))
+    )
   c.dots([(x, y)], 0.06, colour, "tasseled")
 
 
-def _band(c: _Canvas, left: float, right: float, y: float, height: float, seed_wave: float = 0.0) -> None:
+def _band(
+  c: _Canvas, left: float, right: float, y: float, height: float, seed_wave: float = 0.0
+) -> None:
   """What may edge a garment below, from left to right at y."""
   width = right - left
   if c.has("ruffled") or c.has("peplum"):
@@ -491,11 +663,19 @@ def _band(c: _Canvas, left: float, right: float, y: float, height: float, seed_w
     c.sew([(left, y), (right, y), *reversed(lower)], name, trim=True, smooth=0)
     for t in np.linspace(0.04, 0.96, waves):
       c.ink(
-        c.line([(left + width * t, y + 0.01), (left - flare + (width + 2 * flare) * t, y + height)], 1.6),
-        c.first * 0.45, strength=0.45,
+        c.line(
+          [(left + width * t, y + 0.01), (left - flare + (width + 2 * flare) * t, y + height)], 1.6
+        ),
+        c.first * 0.45,
+        strength=0.45,
       )
   if c.has("frayed"):
-    c.part("frayed", c.alpha([(left, y - 0.03), (right, y - 0.03), (right, y + 0.6 * height), (left, y + 0.6 * height)]))
+    c.part(
+      "frayed",
+      c.alpha(
+        [(left, y - 0.03), (right, y - 0.03), (right, y + 0.6 * height), (left, y + 0.6 * height)]
+      ),
+    )
     rng = c.rng
     image = Image.new("L", (SIZE * _FINE, SIZE * _FINE))
     for t in np.linspace(0.01, 0.99, max(12, round(width * 30))):
@@ -504,8 +684,17 @@ def _band(c: _Canvas, left: float, right: float, y: float, height: float, seed_w
       ImageDraw.Draw(image).line(c._pixels([(x, y - 0.02), end]), fill=255, width=3)
     c.ink(np.asarray(image.reduce(_FINE), np.float32) / 255, c.first + 0.35 * (255 - c.first))
   if c.has("cuffed"):
-    c.sew([(left - 0.02, y - height), (right + 0.02, y - height), (right + 0.02, y + 0.02), (left - 0.02, y + 0.02)],
-          "cuffed", trim=True, smooth=0)
+    c.sew(
+      [
+        (left - 0.02, y - height),
+        (right + 0.02, y - height),
+        (right + 0.02, y + 0.02),
+        (left - 0.02, y + 0.02),
+      ],
+      "cuffed",
+      trim=True,
+      smooth=0,
+    )
   if c.has("tasseled"):
     for x in np.linspace(left + 0.06, right - 0.06, max(2, round(width / 0.18))):
       _tassel(c, x, y, 1.3 * height)
@@ -514,7 +703,13 @@ def _band(c: _Canvas, left: float, right: float, y: float, height: float, seed_w
 def _collar(c: _Canvas, y: float, width: float) -> None:
   if c.has("collared"):
     for side in (-1, 1):
-      flap = [(0, y + 0.17), (side * 0.02, y + 0.02), (side * width, y - 0.07), (side * (width + 0.13), y + 0.2), (side * 0.14, y + 0.34)]
+      flap = [
+        (0, y + 0.17),
+        (side * 0.02, y + 0.02),
+        (side * width, y - 0.07),
+        (side * (width + 0.13), y + 0.2),
+        (side * 0.14, y + 0.34),
+      ]
       c.sew(flap, "collared", trim=True, smooth=0)
   if c.has("cutout"):
     hole = [(0.15 * np.cos(a), y + 0.36 + 0.11 * np.sin(a)) for a in np.linspace(0, 6.28, 24)]
@@ -525,7 +720,12 @@ def _collar(c: _Canvas, y: float, width: float) -> None:
 
 def _hood(c: _Canvas, y: float, width: float) -> None:
   if c.has("hooded"):
-    outer = [(width + 0.1, y + 0.12), (width + 0.12, y - 0.2), (0.5 * width, y - 0.42), (0, y - 0.46)]
+    outer = [
+      (width + 0.1, y + 0.12),
+      (width + 0.12, y - 0.2),
+      (0.5 * width, y - 0.42),
+      (0, y - 0.46),
+    ]
     c.sew(_mirror(outer[::-1]), "hooded")
     inner = [(0, y - 0.3), (0.6 * width, y - 0.22), (0.72 * width, y), (0.2, y + 0.14)]
     c.ink(c.alpha(_smooth(_mirror(inner), 2)), c.first * 0.42, "hooded", strength=0.9)
@@ -535,7 +735,12 @@ def _sleeves(c: _Canvas, shoulder: float, y: float, pit: float, spread: float) -
   """Both sleeves, from the shoulder (±shoulder, y) to the armpit (±·, pit)."""
   if c.has("sleeveless"):
     for side in (-1, 1):
-      edge = [(side * (shoulder - 0.14), y - 0.04), (side * (shoulder + 0.03), y - 0.02), (side * (shoulder + 0.03), pit), (side * (shoulder - 0.12), pit - 0.05)]
+      edge = [
+        (side * (shoulder - 0.14), y - 0.04),
+        (side * (shoulder + 0.03), y - 0.02),
+        (side * (shoulder + 0.03), pit),
+        (side * (shoulder - 0.12), pit - 0.05),
+      ]
       c.part("sleeveless", c.alpha(edge))
     return
   name = "longsleeve" if c.has("longsleeve") else "shortsleeve"
@@ -547,20 +752,31 @@ def _sleeves(c: _Canvas, shoulder: float, y: float, pit: float, spread: float) -
     top = np.array([side * shoulder, y])
     end = top + length * direction
     points = [
-      (side * (shoulder - 0.12), y - 0.03), tuple(top + 0.03 * across), tuple(end + wide * across),
-      tuple(end - 0.09 * across), (side * (shoulder - 0.03), pit + 0.02), (side * (shoulder - 0.16), pit - 0.1),
-    ]  # fmt: skip
+      (side * (shoulder - 0.12), y - 0.03),
+      tuple(top + 0.03 * across),
+      tuple(end + wide * across),
+      tuple(end - 0.09 * across),
+      (side * (shoulder - 0.03), pit + 0.02),
+      (side * (shoulder - 0.16), pit - 0.1),
+    ]
     c.sew(points, name, smooth=1)
     if len(c.item.colours) > 1:
       near = end - 0.1 * direction
-      cuff = [tuple(near + wide * across), tuple(end + wide * across), tuple(end - 0.09 * across), tuple(near - 0.1 * across)]
+      cuff = [
+        tuple(near + wide * across),
+        tuple(end + wide * across),
+        tuple(end - 0.09 * across),
+        tuple(near - 0.1 * across),
+      ]
       c.sew(cuff, name, trim=True, smooth=0)
 
 
 # --- garments -------------------------------------------------------------------------------------
 
 
-def _bodice(c: _Canvas, bottom: float, *, boxy: float = 0.0, neck: float = 0.2) -> tuple[float, float]:
+def _bodice(
+  c: _Canvas, bottom: float, *, boxy: float = 0.0, neck: float = 0.2
+) -> tuple[float, float]:
   """Torso with sleeves, from y = −0.85 to `bottom`; returns its half widths at waist and bottom."""
   rng = c.rng
   shoulder = rng.uniform(0.42, 0.5) + boxy
@@ -571,17 +787,46 @@ def _bodice(c: _Canvas, bottom: float, *, boxy: float = 0.0, neck: float = 0.2) 
   _hood(c, -0.82, neck)
   _sleeves(c, shoulder, -0.74, -0.3, rng.uniform(0.25, 0.55))
   depth = rng.uniform(0.06, 0.2)
-  half = [(0.0, -0.85 + depth), (0.6 * neck, -0.85 + 0.7 * depth), (neck, -0.88), (shoulder, -0.76), (shoulder - 0.01, -0.3),
-          (waist, 0.5 * (bottom - 0.3)), (hem, bottom)]  # fmt: skip
+  half = [
+    (0.0, -0.85 + depth),
+    (0.6 * neck, -0.85 + 0.7 * depth),
+    (neck, -0.88),
+    (shoulder, -0.76),
+    (shoulder - 0.01, -0.3),
+    (waist, 0.5 * (bottom - 0.3)),
+    (hem, bottom),
+  ]
   points = _mirror(half)
   if c.has("asymmetric"):
     points[6], points[7] = (hem, bottom - 0.22), (-hem, bottom + 0.12)
   body = c.sew(points, smooth=1)
   if c.has("asymmetric"):
-    band = c.alpha([(-hem - 0.1, bottom - 0.1), (hem + 0.1, bottom - 0.42), (hem + 0.1, bottom + 0.2), (-hem - 0.1, bottom + 0.2)])
+    band = c.alpha(
+      [
+        (-hem - 0.1, bottom - 0.1),
+        (hem + 0.1, bottom - 0.42),
+        (hem + 0.1, bottom + 0.2),
+        (-hem - 0.1, bottom + 0.2),
+      ]
+    )
     c.part("asymmetric", np.minimum(band, body))
-  c.ink(c.line([(x * 1.02, y) for x, y in [(-neck, -0.88), (-0.6 * neck, -0.85 + 0.7 * depth), (0, -0.85 + depth), (0.6 * neck, -0.85 + 0.7 * depth), (neck, -0.88)]], 4),
-        c.contrast() if len(c.item.colours) > 1 and not c.pattern else c.first * 0.6, strength=0.8)
+  c.ink(
+    c.line(
+      [
+        (x * 1.02, y)
+        for x, y in [
+          (-neck, -0.88),
+          (-0.6 * neck, -0.85 + 0.7 * depth),
+          (0, -0.85 + depth),
+          (0.6 * neck, -0.85 + 0.7 * depth),
+          (neck, -0.88),
+        ]
+      ],
+      4,
+    ),
+    c.contrast() if len(c.item.colours) > 1 and not c.pattern else c.first * 0.6,
+    strength=0.8,
+  )
   return waist, hem
 
 
@@ -589,7 +834,10 @@ def _top(c: _Canvas, boxy: float = 0.0) -> None:
   bottom = c.rng.uniform(0.12, 0.24) if c.has("cropped") else c.rng.uniform(0.62, 0.78)
   _, hem = _bodice(c, bottom, boxy=boxy)
   if c.has("cropped"):
-    c.part("cropped", c.alpha([(-hem, bottom - 0.16), (hem, bottom - 0.16), (hem, bottom), (-hem, bottom)]))
+    c.part(
+      "cropped",
+      c.alpha([(-hem, bottom - 0.16), (hem, bottom - 0.16), (hem, bottom), (-hem, bottom)]),
+    )
   _band(c, -hem, hem, bottom, 0.17)
   _collar(c, -0.8, 0.2)
   _placket(c, -0.6, bottom - 0.02)
@@ -607,7 +855,14 @@ def _legs(c: _Canvas, top: float, bottom: float, hip: float) -> None:
     outer, inner = hip - 0.01, 0.08
   lean = rng.uniform(0.0, 0.05)
   for side in (-1, 1):
-    leg = [(side * -0.02, top), (side * hip * 0.86, top), (side * hip, top + 0.35), (side * (outer + lean), bottom), (side * (inner + lean), bottom), (side * 0.0, top + 0.55)]
+    leg = [
+      (side * -0.02, top),
+      (side * hip * 0.86, top),
+      (side * hip, top + 0.35),
+      (side * (outer + lean), bottom),
+      (side * (inner + lean), bottom),
+      (side * 0.0, top + 0.55),
+    ]
     alpha = c.sew(leg, smooth=0)
     for name in ("wide", "skinny", "straightleg"):
       low = c.alpha([(-1.2, top + 0.6), (1.2, top + 0.6), (1.2, 1.5), (-1.2, 1.5)])
@@ -630,7 +885,13 @@ def _trousers(c: _Canvas) -> None:
 def _shorts(c: _Canvas) -> None:
   hip = c.rng.uniform(0.5, 0.6)
   for side in (-1, 1):
-    leg = [(0, -0.55), (side * hip * 0.88, -0.55), (side * (hip + 0.1), 0.4), (side * 0.07, 0.46), (0, 0.1)]
+    leg = [
+      (0, -0.55),
+      (side * hip * 0.88, -0.55),
+      (side * (hip + 0.1), 0.4),
+      (side * 0.07, 0.46),
+      (0, 0.1),
+    ]
     c.sew(leg, smooth=0)
     left, right = sorted((side * 0.07, side * (hip + 0.1)))
     _band(c, left, right, 0.43, 0.13)
@@ -642,15 +903,23 @@ def _shorts(c: _Canvas) -> None:
 _LENGTHS = {"mini": 0.05, "midi": 0.5, "maxi": 0.95}
 
 
-def _skirt_part(c: _Canvas, top: float, waist: float, flare: float, length: str, bottom: float) -> None:
+def _skirt_part(
+  c: _Canvas, top: float, waist: float, flare: float, length: str, bottom: float
+) -> None:
   hem = waist + flare * (bottom - top)
-  points = [(waist, top), (waist + 0.55 * flare * (bottom - top), 0.5 * (top + bottom)), (hem, bottom)]
+  points = [
+    (waist, top),
+    (waist + 0.55 * flare * (bottom - top), 0.5 * (top + bottom)),
+    (hem, bottom),
+  ]
   outline = _mirror(points)
   if c.has("asymmetric"):
     outline[2], outline[3] = (hem, bottom - 0.3), (-hem, bottom + 0.05)
   alpha = c.sew(outline, length, smooth=0)
   if c.has("asymmetric"):
-    low = c.alpha([(-1.3, bottom - 0.12), (1.3, bottom - 0.5), (1.3, bottom + 0.2), (-1.3, bottom + 0.2)])
+    low = c.alpha(
+      [(-1.3, bottom - 0.12), (1.3, bottom - 0.5), (1.3, bottom + 0.2), (-1.3, bottom + 0.2)]
+    )
     c.part("asymmetric", np.minimum(alpha, low))
   if c.has("pleated"):
     c.part("pleated", alpha)
@@ -661,7 +930,9 @@ def _skirt_part(c: _Canvas, top: float, waist: float, flare: float, length: str,
       y = top + level * (bottom - top)
       half = waist + flare * (y - top) + 0.03
       waves = 9
-      edge = [(half * s, y + 0.03 * np.cos(2 * np.pi * waves * s / 2)) for s in np.linspace(-1, 1, 60)]
+      edge = [
+        (half * s, y + 0.03 * np.cos(2 * np.pi * waves * s / 2)) for s in np.linspace(-1, 1, 60)
+      ]
       shade = c.line(edge, 5)
       c.ink(shade, c.first * 0.4, strength=0.75)
     c.part("layered", alpha)
@@ -715,7 +986,11 @@ def _hoodie(c: _Canvas) -> None:
   if c.has("pocketed"):
     pouch = [(-0.2, 0.12), (0.2, 0.12), (0.34, 0.48), (-0.34, 0.48)]
     c.sew(pouch, "pocketed", smooth=0)
-  c.sew([(-hem, bottom - 0.08), (hem, bottom - 0.08), (hem, bottom + 0.03), (-hem, bottom + 0.03)], trim=True, smooth=0)
+  c.sew(
+    [(-hem, bottom - 0.08), (hem, bottom - 0.08), (hem, bottom + 0.03), (-hem, bottom + 0.03)],
+    trim=True,
+    smooth=0,
+  )
   _placket(c, -0.6, bottom)
   if c.has("logo"):
     _details(c, 0, -0.2, 0.24)
@@ -726,9 +1001,19 @@ def _hoodie(c: _Canvas) -> None:
 def _sole(c: _Canvas, left: float, right: float, y: float, lift: float) -> None:
   """A shoe's sole under [left, right]; the toe points to the left."""
   if c.has("heel"):
-    heel = [(right - 0.2, y - 0.12 - lift), (right, y - 0.1 - lift), (right - 0.06, y + 0.12), (right - 0.16, y + 0.12)]
+    heel = [
+      (right - 0.2, y - 0.12 - lift),
+      (right, y - 0.1 - lift),
+      (right - 0.06, y + 0.12),
+      (right - 0.16, y + 0.12),
+    ]
     c.sew(heel, "heel", trim=True, smooth=0, plain=True)
-    c.sew([(left, y + 0.06), (left + 0.5, y + 0.06), (left + 0.5, y + 0.12), (left, y + 0.12)], trim=True, smooth=0, plain=True)
+    c.sew(
+      [(left, y + 0.06), (left + 0.5, y + 0.06), (left + 0.5, y + 0.12), (left, y + 0.12)],
+      trim=True,
+      smooth=0,
+      plain=True,
+    )
   else:
     thick = 0.24 if c.has("platform") else 0.1
     sole = [(left, y), (right, y), (right - 0.02, y + thick), (left + 0.03, y + thick)]
@@ -737,7 +1022,17 @@ def _sole(c: _Canvas, left: float, right: float, y: float, lift: float) -> None:
 
 def _toe(c: _Canvas, left: float, y: float) -> None:
   for name in ("pointy", "round"):
-    c.part(name, c.alpha([(left - 0.1, y - 0.3), (left + 0.34, y - 0.3), (left + 0.34, y + 0.1), (left - 0.1, y + 0.1)]))
+    c.part(
+      name,
+      c.alpha(
+        [
+          (left - 0.1, y - 0.3),
+          (left + 0.34, y - 0.3),
+          (left + 0.34, y + 0.1),
+          (left - 0.1, y + 0.1),
+        ]
+      ),
+    )
 
 
 def _boot(c: _Canvas) -> None:
@@ -745,9 +1040,22 @@ def _boot(c: _Canvas) -> None:
   top = -0.95 if tall else -0.35
   lift = 0.2 if c.has("heel") else 0.0
   y = 0.6
-  tip = [(-0.92, y - 0.02), (-0.6, y - 0.2)] if c.has("pointy") else [(-0.78, y), (-0.82, y - 0.14), (-0.62, y - 0.26)]
+  tip = (
+    [(-0.92, y - 0.02), (-0.6, y - 0.2)]
+    if c.has("pointy")
+    else [(-0.78, y), (-0.82, y - 0.14), (-0.62, y - 0.26)]
+  )
   _sole(c, -0.8, 0.4, y - 0.02, lift)
-  points = [(-0.12, top), (0.34, top), (0.36, y - 0.35 - lift), (0.4, y - lift), (0.1, y - 0.3 * lift), (-0.4, y + 0.02), *tip, (-0.2, y - 0.42)]
+  points = [
+    (-0.12, top),
+    (0.34, top),
+    (0.36, y - 0.35 - lift),
+    (0.4, y - lift),
+    (0.1, y - 0.3 * lift),
+    (-0.4, y + 0.02),
+    *tip,
+    (-0.2, y - 0.42),
+  ]
   alpha = c.sew(points, smooth=1)
   shaft = c.alpha([(-0.4, top - 0.1), (0.6, top - 0.1), (0.6, y - 0.35), (-0.4, y - 0.35)])
   c.part("kneehigh" if tall else "ankle", np.minimum(alpha, shaft))
@@ -765,9 +1073,25 @@ def _boot(c: _Canvas) -> None:
 def _pump(c: _Canvas) -> None:
   lift = 0.36 if c.has("heel") else 0.1
   y = 0.3
-  tip = [(-0.98, y), (-0.7, y - 0.14)] if c.has("pointy") else [(-0.84, y + 0.02), (-0.88, y - 0.12), (-0.68, y - 0.2)]
+  tip = (
+    [(-0.98, y), (-0.7, y - 0.14)]
+    if c.has("pointy")
+    else [(-0.84, y + 0.02), (-0.88, y - 0.12), (-0.68, y - 0.2)]
+  )
   _sole(c, -0.84, 0.72, y, lift - 0.02)
-  c.sew([(0.72, y - 0.05 - lift), (0.66, y - 0.36 - lift), (0.5, y - 0.32 - lift), (0.1, y - 0.12), (-0.35, y - 0.22), *reversed(tip), (-0.3, y + 0.04), (0.3, y - 0.3 * lift)], smooth=1)
+  c.sew(
+    [
+      (0.72, y - 0.05 - lift),
+      (0.66, y - 0.36 - lift),
+      (0.5, y - 0.32 - lift),
+      (0.1, y - 0.12),
+      (-0.35, y - 0.22),
+      *reversed(tip),
+      (-0.3, y + 0.04),
+      (0.3, y - 0.3 * lift),
+    ],
+    smooth=1,
+  )
   _toe(c, -0.92, y)
   if c.has("strappy"):
     for px in (0.36, 0.52):
@@ -780,21 +1104,41 @@ def _pump(c: _Canvas) -> None:
 def _sneaker(c: _Canvas) -> None:
   y = 0.25
   _sole(c, -0.92, 0.88, y - 0.02, 0)
-  c.sew([(0.86, y), (0.84, y - 0.5), (0.6, y - 0.52), (0.42, y - 0.42), (0.1, y - 0.5), (-0.3, y - 0.24), (-0.78, y - 0.16), (-0.92, y)], smooth=1)
+  c.sew(
+    [
+      (0.86, y),
+      (0.84, y - 0.5),
+      (0.6, y - 0.52),
+      (0.42, y - 0.42),
+      (0.1, y - 0.5),
+      (-0.3, y - 0.24),
+      (-0.78, y - 0.16),
+      (-0.92, y),
+    ],
+    smooth=1,
+  )
   c.sew([(-0.9, y), (-0.88, y - 0.12), (-0.66, y - 0.18), (-0.6, y)], trim=True, smooth=1)
   for t in np.linspace(0, 1, 4):
     px, py = -0.2 + 0.32 * t, y - 0.28 - 0.2 * t
-    c.ink(c.line([(px - 0.05, py - 0.03), (px + 0.14, py + 0.1)], 5), (250, 250, 250), strength=0.95)
+    c.ink(
+      c.line([(px - 0.05, py - 0.03), (px + 0.14, py + 0.1)], 5), (250, 250, 250), strength=0.95
+    )
   _details(c, 0.42, y - 0.2, 0.18)
 
 
 def _tote(c: _Canvas) -> None:
   half = c.rng.uniform(0.58, 0.72)
   for side in (-1, 1):
-    arc = [(side * 0.1 + 0.3 * np.cos(a), -0.35 - 0.5 * np.sin(a)) for a in np.linspace(0, np.pi, 20)]
+    arc = [
+      (side * 0.1 + 0.3 * np.cos(a), -0.35 - 0.5 * np.sin(a)) for a in np.linspace(0, np.pi, 20)
+    ]
     c.ink(c.line(arc, 9), (c.second if len(c.item.colours) > 1 else c.first * 0.75), strength=0.95)
   c.sew(_mirror([(half * 0.9, -0.4), (half, 0.75)]), smooth=0)
-  c.sew([(-half * 0.9, -0.4), (half * 0.9, -0.4), (half * 0.92, -0.26), (-half * 0.92, -0.26)], trim=True, smooth=0)
+  c.sew(
+    [(-half * 0.9, -0.4), (half * 0.9, -0.4), (half * 0.92, -0.26), (-half * 0.92, -0.26)],
+    trim=True,
+    smooth=0,
+  )
   _band(c, -half, half, 0.74, 0.16)
   if not c.has("tasseled"):
     _details(c, 0, 0.15, 0.3)
@@ -842,11 +1186,23 @@ def _sunhat(c: _Canvas) -> None:
 
 def _scarf(c: _Canvas) -> None:
   for side, bottom in ((-1, c.rng.uniform(0.55, 0.8)), (1, c.rng.uniform(0.7, 0.9))):
-    c.sew([(side * 0.08, -0.3), (side * 0.42, -0.4), (side * 0.46, bottom - 0.14), (side * 0.08, bottom - 0.14)], smooth=0)
+    c.sew(
+      [
+        (side * 0.08, -0.3),
+        (side * 0.42, -0.4),
+        (side * 0.46, bottom - 0.14),
+        (side * 0.08, bottom - 0.14),
+      ],
+      smooth=0,
+    )
     left, right = sorted((side * 0.08, side * 0.46))
     _band(c, left, right, bottom - 0.14, 0.16)
   c.sew([(0.52 * np.cos(a), -0.5 + 0.3 * np.sin(a)) for a in np.linspace(0, 6.28, 24)], smooth=1)
-  c.ink(c.alpha([(0.26 * np.cos(a), -0.56 + 0.12 * np.sin(a)) for a in np.linspace(0, 6.28, 20)]), c.first * 0.4, strength=0.9)
+  c.ink(
+    c.alpha([(0.26 * np.cos(a), -0.56 + 0.12 * np.sin(a)) for a in np.linspace(0, 6.28, 20)]),
+    c.first * 0.4,
+    strength=0.9,
+  )
   if not c.has("tasseled"):
     _details(c, 0.27, 0.2, 0.16)
 
@@ -854,9 +1210,17 @@ def _scarf(c: _Canvas) -> None:
 def _shades(c: _Canvas) -> None:
   for side in (-1, 1):
     if c.has("pointy"):
-      outline = [(side * 0.1, -0.14), (side * 0.98, -0.42), (side * 0.86, 0.2), (side * 0.5, 0.34), (side * 0.16, 0.22)]
+      outline = [
+        (side * 0.1, -0.14),
+        (side * 0.98, -0.42),
+        (side * 0.86, 0.2),
+        (side * 0.5, 0.34),
+        (side * 0.16, 0.22),
+      ]
     else:
-      outline = [(side * 0.52 + 0.42 * np.cos(a), 0.38 * np.sin(a)) for a in np.linspace(0, 6.28, 24)]
+      outline = [
+        (side * 0.52 + 0.42 * np.cos(a), 0.38 * np.sin(a)) for a in np.linspace(0, 6.28, 24)
+      ]
     p = _smooth(outline, 2)
     frame = c.sew(p, smooth=0)
     inner = p.mean(axis=0) + 0.72 * (p - p.mean(axis=0))
@@ -874,8 +1238,13 @@ def _shades(c: _Canvas) -> None:
 
 def _necklace(c: _Canvas) -> None:
   wide = c.rng.uniform(0.55, 0.75)
-  curve = [(wide * np.sin(t), -0.85 + 1.25 * (1 - np.cos(t)) / 2) for t in np.linspace(-np.pi, np.pi, 60)]
-  curve = [(wide * np.sin(t), 0.35 - 1.15 * np.cos(t / 2) ** 0 * (1 - np.cos(t)) / 2) for t in np.linspace(-2.6, 2.6, 60)]
+  curve = [
+    (wide * np.sin(t), -0.85 + 1.25 * (1 - np.cos(t)) / 2) for t in np.linspace(-np.pi, np.pi, 60)
+  ]
+  curve = [
+    (wide * np.sin(t), 0.35 - 1.15 * np.cos(t / 2) ** 0 * (1 - np.cos(t)) / 2)
+    for t in np.linspace(-2.6, 2.6, 60)
+  ]
   if c.has("chained"):
     _chain(c, curve)
   elif c.has("pearlembelished"):
@@ -887,9 +1256,20 @@ def _necklace(c: _Canvas) -> None:
   alpha = c.sew(pendant, "round", smooth=0)
   if c.has("embossed"):
     c.part("embossed", alpha)
-    c.ink(c.line([(0.14 * np.cos(a), 0.6 + 0.15 * np.sin(a)) for a in np.linspace(0, 6.28, 20)], 5, closed=True), c.first * 0.5)
+    c.ink(
+      c.line(
+        [(0.14 * np.cos(a), 0.6 + 0.15 * np.sin(a)) for a in np.linspace(0, 6.28, 20)],
+        5,
+        closed=True,
+      ),
+      c.first * 0.5,
+    )
   if len(c.item.colours) > 1:
-    c.sew([(0.1 * np.cos(a), 0.6 + 0.1 * np.sin(a)) for a in np.linspace(0, 6.28, 14)], trim=True, smooth=0)
+    c.sew(
+      [(0.1 * np.cos(a), 0.6 + 0.1 * np.sin(a)) for a in np.linspace(0, 6.28, 14)],
+      trim=True,
+      smooth=0,
+    )
   if c.has("tasseled"):
     _tassel(c, 0, 0.84, 0.34)
 

@@ -1,4 +1,4 @@
-"""Writes drawn outfits in Polyvore Outfits' format, and beside it the truth that no real set has."""
+"""Drawn outfits as files: in Polyvore Outfits' format, and beside it the truth that no set has."""
 
 import concurrent.futures
 import functools
