@@ -10,15 +10,17 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
   AP = Σ_i (R_i − R_{i−1}) P_i over the distinct scores from the highest down: ties count together.
 
   Args:
-    scores: [n a].
+    scores: [n a]; those that are no number rank last, together.
     labels: bool [n a].
   """
+  scores = np.where(np.isnan(scores), -np.inf, scores)
   out = np.full(scores.shape[1], np.nan)
   for a in range(scores.shape[1]):
     truth = labels[:, a]
     if truth.any():
       order = np.argsort(-scores[:, a], kind="stable")
-      last = np.append(np.diff(scores[order, a]) != 0, True)  # of each run of equal scores
+      ranked = scores[order, a]
+      last = np.append(ranked[1:] != ranked[:-1], True)  # of each run of equal scores
       hits = np.cumsum(truth[order])[last]
       precision = hits / (np.flatnonzero(last) + 1)
       out[a] = np.sum(np.diff(hits, prepend=0) * precision) / truth.sum()
@@ -26,37 +28,50 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-  """Mean of `average_precisions` over the attributes that occur."""
-  return float(np.nanmean(average_precisions(scores, labels)))
+  """Mean of `average_precisions` over the attributes that occur; NaN if none does."""
+  each = average_precisions(scores, labels)
+  return float(np.nanmean(each)) if np.isfinite(each).any() else float("nan")
 
 
 def chance_precision(labels: np.ndarray) -> float:
-  """What scores that say nothing reach: the mean frequency of the attributes that occur."""
-  frequency = labels.mean(axis=0)
-  return float(frequency[frequency > 0].mean())
+  """What scores that say nothing reach: the mean frequency of the attributes that occur.
+
+  NaN if none does.
+  """
+  occurs = labels.any(axis=0)
+  return float(labels[:, occurs].mean()) if occurs.any() else float("nan")
 
 
 def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Maps [n h w] at `size`, linear between the centres of their cells, edges held."""
   zoom = (1, size[0] / maps.shape[1], size[1] / maps.shape[2])
-  return ndimage.zoom(maps, zoom, order=1, mode="nearest", grid_mode=True)
+  return np.asarray(ndimage.zoom(maps, zoom, order=1, mode="nearest", grid_mode=True))
 
 
 def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
   """Whether the highest point of each map lies on the true pixels [n]; ties count by their share.
+
+  NaN for a map with a NaN in it. An even map gets the share of the pixels that are true.
 
   Args:
     maps: [n h w].
     masks: bool [n h w].
   """
   flat = maps.reshape(len(maps), -1)
-  top = flat == flat.max(axis=1, keepdims=True)
-  return (top & masks.reshape(len(maps), -1)).sum(1) / top.sum(1)
+  top = flat == flat.max(axis=1, keepdims=True)  # nowhere, where the maximum is NaN
+  count = top.sum(1)
+  hits = (top & masks.reshape(len(maps), -1)).sum(1)
+  return np.where(count > 0, hits / np.maximum(count, 1), np.nan)
 
 
 def mass_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-  """Share of each map's positive mass that lies on the true pixels [n]; the even share if none."""
+  """Share of each map's positive mass that lies on the true pixels [n].
+
+  The share of the pixels that are true, as for an even map, where nothing is positive. NaN for a
+  map with a NaN in it.
+  """
   flat = np.maximum(maps.reshape(len(maps), -1), 0)
   inside = masks.reshape(len(maps), -1)
   total = flat.sum(1)
-  return np.where(total > 0, (flat * inside).sum(1) / np.where(total > 0, total, 1), inside.mean(1))
+  share = (flat * inside).sum(1) / np.where(total > 0, total, 1)
+  return np.where(total == 0, inside.mean(1), share)

@@ -94,7 +94,7 @@ def recall_at_k(
 ) -> dict[int, float]:
   """Share of images with one of their own label among the k nearest others, for each k.
 
-  Images that are alone with their label are left out.
+  Images that are alone with their label are left out. Embeddings that are no number find nothing.
 
   Args:
     embeddings: [n d], any length; neighbours are by cosine.
@@ -111,7 +111,8 @@ def recall_at_k(
     scores = unit[part] @ unit.T
     scores[np.arange(len(part)), part] = -np.inf
     nearest = np.argsort(-scores, axis=1, kind="stable")[:, :most]
-    same = labels[nearest] == labels[part][:, None]
+    # NaN sorts after everything, so that an image could come to be its own neighbour.
+    same = (labels[nearest] == labels[part][:, None]) & (nearest != part[:, None])
     for k in ks:
       hits[k].append(same[:, :k].any(1)[has_company[part]])
   return {
@@ -126,4 +127,5 @@ def same_label_auc(embeddings: np.ndarray, labels: np.ndarray) -> float:
     chosen = np.random.default_rng(0).choice(len(unit), 4000, replace=False)
     unit, labels = unit[chosen], np.asarray(labels)[chosen]
   i, j = np.triu_indices(len(unit), 1)
-  return roc_auc((unit @ unit.T)[i, j], np.asarray(labels)[i] == np.asarray(labels)[j])
+  scores = np.round((unit @ unit.T)[i, j], 6)  # what differs by rounding is equal
+  return roc_auc(scores, np.asarray(labels)[i] == np.asarray(labels)[j])

@@ -32,6 +32,26 @@ def test_pointing_and_mass_by_hand():
   np.testing.assert_allclose(recognition.mass_inside(maps, masks), [0.75, 0.5, 0.25])
 
 
+def test_what_is_no_number_earns_nothing():
+  labels = np.array([[1, 0], [0, 0], [0, 0], [0, 0]], bool)
+  nothing = np.full((4, 2), np.nan)
+  assert recognition.average_precisions(nothing, labels)[0] == 0.25  # the frequency: chance
+  last = np.array([[np.nan], [0.0], [1.0], [-np.inf]])
+  assert recognition.average_precisions(last, labels[:, :1])[0] == 0.25
+  maps = np.ones((2, 2, 2))
+  maps[0, 0, 0] = np.nan
+  masks = np.ones((2, 2, 2), bool)
+  for figure in (recognition.pointing_game, recognition.mass_inside):
+    np.testing.assert_array_equal(figure(maps, masks), [np.nan, 1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_attributes_there_is_no_figure():
+  labels = np.zeros((3, 2), bool)
+  assert np.isnan(recognition.mean_average_precision(np.zeros((3, 2)), labels))
+  assert np.isnan(recognition.chance_precision(labels))
+
+
 def test_enlarging_keeps_places():
   maps = np.zeros((1, 4, 4))
   maps[0, 1, 2] = 1

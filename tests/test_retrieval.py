@@ -43,6 +43,22 @@ def test_a_model_that_says_nothing_scores_chance(data):
   assert retrieval.compatibility_auc(same, masks, collection) == 0.5
 
 
+def test_lengths_alone_do_not_tell_labels(rng):
+  """Constant up to length: what rounding leaves of the cosines must not order them."""
+  labels = np.repeat(np.arange(30), 10)
+  same = rng.uniform(0.5, 2, (300, 1)).astype(np.float32) * rng.normal(size=64).astype(np.float32)
+  assert retrieval.same_label_auc(same, labels) == 0.5
+
+
+def test_embeddings_that_are_no_number_find_nothing(data):
+  collection, embeddings, masks = data
+  nothing = np.full_like(embeddings, np.nan)
+  labels = np.arange(len(nothing)) // 5
+  assert set(retrieval.recall_at_k(nothing, labels, (1, 5)).values()) == {0.0}
+  assert np.isnan(retrieval.same_label_auc(nothing, labels))
+  assert np.isnan(retrieval.compatibility_auc(nothing, masks, collection))
+
+
 def test_a_model_that_knows_the_colour_scores_full(data):
   collection, _, masks = data
   knowing = np.eye(7, dtype=np.float32)[[a[0] for a in collection.attributes]]

@@ -24,7 +24,7 @@ class Triplets(NamedTuple):
 
   loss: Float[Array, ""]
   in_order: Float[Array, ""]  # share of the triplets whose positive is nearer than the negative
-  count: Float[Array, ""]
+  count: Float[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def _distance(cosine: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -67,14 +67,18 @@ def triplet_loss(
   """
   if negatives not in NEGATIVES:
     raise ValueError(f"negatives are {' or '.join(NEGATIVES)}; given {negatives!r}")
-  # Cosines in every space, [k b b]: far cheaper than a mask for each pair of images, [b b d].
-  weights = jnp.square(masks)
-  products = jnp.einsum("id,kd,jd->kij", embeddings, weights, embeddings, precision="highest")
-  squares = jnp.einsum("id,kd->ki", jnp.square(embeddings), weights, precision="highest")
-  lengths = jnp.sqrt(jnp.maximum(squares, _SMALLEST_SQUARE))
+  # In every space, [k b b]: far cheaper than a mask for each pair of images, [b b d].
+  unit = embeddings[None] * masks[:, None]  # [k b d]
+  unit *= jax.lax.rsqrt(jnp.maximum(jnp.sum(unit * unit, -1, keepdims=True), _SMALLEST_SQUARE))
+  # A shift changes no distance. Without it 2 − 2 cos of images that have come close is all
+  # rounding, and its gradient, which is to part them again, is lost.
+  unit -= jax.lax.stop_gradient(unit.mean(1, keepdims=True))
+  products = jnp.einsum("kid,kjd->kij", unit, unit, precision="highest")
+  squares = jnp.sum(unit * unit, -1)
   space = conditions[types[:, None], types[None, :]]
   i, j = jnp.indices(space.shape)
-  distance = _distance(products[space, i, j] / (lengths[space, i] * lengths[space, j]))
+  square = squares[space, i] + squares[space, j] - 2 * products[space, i, j]
+  distance = jnp.sqrt(jnp.maximum(square, _SMALLEST_SQUARE))
 
   there = groups >= 0
   same_row = rows[:, None] == rows[None, :]
@@ -186,12 +190,12 @@ def map_loss(
   Args:
     activations: neither pooled nor normalised.
     targets: from `saliency_target`.
-    valid: which maps are there.
+    valid: which maps are there; the others may hold anything, NaN too.
     labels: the true attributes.
   """
   h, w, a = activations.shape
   n = jax.nn.softmax(activations.reshape(h * w, a), axis=0)
-  m = targets.reshape(-1, h * w)
+  m = jnp.where(valid[:, None], targets.reshape(-1, h * w), 0.0)
   square = jnp.sum(jnp.square(m[:, :, None] - n[None]), axis=1)  # [m a]
   nearest = jnp.min(jnp.where(labels[None, :], square, jnp.inf), axis=1)
   use = valid & labels.any()

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tiny_data
+from array_record.python import array_record_data_source, array_record_module
 from PIL import Image
 
 from sane_jax.datasets import images as images_lib
@@ -59,6 +60,41 @@ def test_decode_turns_as_exif_says():
   image.save(buffer, "JPEG", exif=exif)
   out = pipeline.decode(buffer.getvalue(), 20)
   assert out[:8].mean() > 240 > 15 > out[12:].mean()
+
+
+def encoded(image, kind, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def test_a_transparent_colour_is_shown_over_white():
+  data = encoded(Image.new("RGB", (20, 20), (0, 255, 0)), "PNG", transparency=(0, 255, 0))
+  assert (pipeline.decode(data, 8) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX"])
+def test_formats_that_are_no_photos_are_refused(kind, monkeypatch):
+  data = encoded(Image.new("RGB", (20, 20)), kind)
+  opened = Image.open(io.BytesIO(data)).__class__  # Pillow itself would read it
+  monkeypatch.setattr(opened, "load", lambda *_: pytest.fail("it was decoded"))
+  with pytest.raises(images_lib.ImageError, match="cannot identify"):
+    pipeline.decode(data, 8)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (90, 400), (20, 30)])
+def test_fast_decoding_shows_nearly_the_same(width, height):
+  y, x = np.mgrid[:height, :width]
+  pixels = np.stack([x * 255 / width, y * 255 / height, 127 + 100 * np.sin(x / 15 + y / 9)], -1)
+  data = encoded(Image.fromarray(pixels.astype(np.uint8)), "JPEG", quality=95)
+  exact = pipeline.decode(data, 24).astype(int)
+  fast = pipeline.decode(data, 24, fast=True)
+  assert fast.shape == exact.shape
+  assert np.abs(fast - exact).mean() < 2
+  if min(width, height) < 48:  # there is nothing to halve
+    np.testing.assert_array_equal(fast, exact)
+  else:
+    assert (fast != exact).any()
 
 
 def test_every_epoch_shows_each_group_once_in_a_new_order(train):
@@ -157,6 +193,39 @@ def test_images_in_order_and_shuffled(train):
   expected = next(shuffled)
   shuffled.set_state(state)
   equal(next(shuffled), expected)
+
+
+def test_every_epoch_is_whole_where_batches_lie_across_it(train):
+  batches = groups_of(train)  # 10 groups, 4 a batch
+  drawn = np.concatenate([next(batches)["groups"].reshape(4, 3)[:, 0] for _ in range(5)])
+  assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+
+
+def test_nothing_to_read_is_said(train):
+  with pytest.raises(ValueError, match="train has no groups"):
+    groups_of(train._replace(groups=()))
+  with pytest.raises(ValueError, match="no rows"):
+    pipeline.image_batches(
+      pipeline.DecodedImages(train, 16), np.zeros(0, int), batch_size=2, seed=0, extra=lambda _: {}
+    )
+
+
+def test_a_damaged_record_costs_only_itself(train, tmp_path):
+  """As the reader of the prepared records raises it, not by a stand-in."""
+  path = str(tmp_path / "a.array_record")
+  writer = array_record_module.ArrayRecordWriter(path, "group_size:1,uncompressed")
+  for image in train.images:
+    writer.write(image)
+  writer.close()
+  data = bytearray((tmp_path / "a.array_record").read_bytes())
+  begin = data.index(train.images[3][300:340])
+  data[begin : begin + 40] = bytes(40)
+  (tmp_path / "a.array_record").write_bytes(data)
+  records = array_record_data_source.ArrayRecordDataSource([path])
+  decoded = pipeline.DecodedImages(train._replace(images=records), 16)
+  _, valid = decoded.stack(range(6))
+  assert valid.tolist() == [True, True, True, False, True, True]
+  assert "train_3" in decoded.broken
 
 
 def test_a_broken_image_costs_only_itself(train):

@@ -109,6 +109,43 @@ def test_gradients_are_finite_for_equal_and_zero_embeddings(batch):
     assert np.isfinite(np.asarray(grad)).all()
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-4])
+def test_images_that_have_come_close_are_told_apart(rng, spread):
+  """Loss and slope are those of 64 bits, in which the distances are taken as they are defined."""
+  count, size, margin = 24, 16, 0.1 * spread
+  embeddings = (rng.normal(size=size) + spread * rng.normal(size=(count, size))).astype(np.float32)
+  types, groups = np.arange(count) % 2, np.arange(count) // 4
+  masks = rng.uniform(0.2, 1, size=(3, size)).astype(np.float32)
+
+  def definition(e):
+    x = e.astype(np.float64) * masks[:, None]  # [3 count size]
+    x /= np.linalg.norm(x, axis=-1, keepdims=True)
+    hinges = []
+    for a, p in itertools.permutations(range(count), 2):
+      if groups[a] == groups[p]:
+        space = x[CONDITIONS[types[a], types[p]]]
+        others = (groups != groups[a]) & (types == types[p])
+        nearest = np.linalg.norm(space[a] - space[others], axis=-1).min()
+        hinges.append(max(0, np.linalg.norm(space[a] - space[p]) - nearest + margin))
+    return np.mean(hinges)
+
+  value, grad = jax.value_and_grad(
+    lambda e: (
+      losses.triplet_loss(
+        KEY,
+        e,
+        *map(jnp.asarray, (types, np.arange(count), groups, masks, CONDITIONS)),
+        margin=margin,
+      ).loss
+    )
+  )(jnp.asarray(embeddings))
+  np.testing.assert_allclose(value, definition(embeddings), rtol=1e-2)
+  step = 1e-5 * spread * rng.normal(size=embeddings.shape)
+  e = embeddings.astype(np.float64)
+  slope = (definition(e + step) - definition(e - step)) / 2
+  np.testing.assert_allclose(np.sum(np.asarray(grad) * step), slope, rtol=2e-2)
+
+
 def test_other_negatives_are_refused(batch):
   with pytest.raises(ValueError, match="random or hard"):
     losses.triplet_loss(KEY, *arrays(batch), negatives="soft")
@@ -202,6 +239,18 @@ def test_without_maps_or_labels_there_is_no_map_loss(rng, valid, labels):
   )
   assert value == 0
   assert np.all(np.asarray(grad) == 0)
+
+
+def test_maps_that_are_not_there_may_hold_anything(rng):
+  activations = jnp.asarray(rng.normal(size=(2, 2, 3)), jnp.float32)
+  targets = losses.saliency_target(jnp.asarray(rng.normal(size=(2, 4, 4)), jnp.float32), (2, 2))
+  valid, labels = jnp.array([True, False]), jnp.array([True, True, False])
+  expected = jax.value_and_grad(losses.map_loss)(activations, targets[:1], valid[:1], labels)
+  found = jax.value_and_grad(losses.map_loss)(
+    activations, targets.at[1].set(jnp.nan), valid, labels
+  )
+  assert np.any(np.asarray(expected[1]) != 0)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
 
 
 def test_a_perfect_map_has_a_finite_gradient():
