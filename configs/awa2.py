@@ -3,8 +3,8 @@
   python -m sane_jax.main --config=configs/awa2.py --config.data.folder=FOLDER
 
 FOLDER holds `Animals_with_Attributes2/` (or the archives) of https://cvml.ista.ac.at/AwA2. A folder
-of your own needs JPEGImages/CLASS/PHOTO.jpg, classes.txt, predicates.txt, predicate-matrix-binary.txt,
-trainclasses.txt and testclasses.txt.
+of your own needs JPEGImages/CLASS/PHOTO.jpg, classes.txt, predicates.txt, trainclasses.txt,
+testclasses.txt and predicate-matrix-binary.txt.
 
 Frozen ImageNet features in place of training both models, for few photos or no accelerator:
   python -m sane_jax.main --config=configs/awa2.py --config.data.folder=FOLDER \\

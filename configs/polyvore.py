@@ -55,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
   similarity.stem = "imagenet"  # imagenet (7x7 stride 2, max-pool); small (3x3 stride 2)
   similarity.weights = ""  # file of convert_weights to start from; none: from scratch
   similarity.dtype = "float32"  # bfloat16 computes in that, and keeps parameters in float32
-  similarity.image_size = 112  # pixels: shorter side, and the side of the square cut from its middle
+  similarity.image_size = 112  # pixels: shorter side, then the square in its middle
   similarity.embedding_size = 64  # axes
   similarity.groups_per_batch = 64  # outfits a batch
   similarity.images_per_group = 4  # items of each
@@ -102,7 +102,8 @@ def get_config() -> ml_collections.ConfigDict:
   attributes.learning_rate = 5e-4  # of Adam in the first epoch
   attributes.decay = 0.985  # factor an epoch
   attributes.map_weight = 5e-3  # λ of the saliency maps; 0 is the baseline without them
-  attributes.sharpness = config_dict.placeholder(float)  # see ops/losses.py; none: maps as they are
+  # Maps are standardised and multiplied by this before their softmax; none: as they are (paper).
+  attributes.sharpness = config_dict.placeholder(float)
   attributes.flip = True  # mirror half of the images, and their maps
   attributes.truth = ""  # folder of pixel masks of the attributes, where somebody has them
   attributes.log_every_steps = 50  # numbers written

@@ -13,6 +13,7 @@ import pathlib
 import runpy
 
 import ml_collections
+from ml_collections import config_dict
 
 _POLYVORE = runpy.run_path(str(pathlib.Path(__file__).with_name("polyvore.py")))
 
@@ -30,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
   outfits.num_outfits = (1500, 200, 400)  # train, valid, test
   outfits.key = 0  # seed of the drawing
   outfits.missing = 0.3  # rate of missing annotations
-  outfits.processes = ml_collections.config_dict.placeholder(int)  # that draw; one a core
+  outfits.processes = config_dict.placeholder(int)  # that draw; one a core
 
   # A network that learns from scratch in minutes.
   similarity = config.similarity

@@ -111,8 +111,9 @@ def recall_at_k(
     scores = unit[part] @ unit.T
     scores[np.arange(len(part)), part] = -np.inf
     nearest = np.argsort(-scores, axis=1, kind="stable")[:, :most]
-    # NaN sorts after everything, so that an image could come to be its own neighbour.
-    same = (labels[nearest] == labels[part][:, None]) & (nearest != part[:, None])
+    # NaN sorts after everything, so that else an image would come to be its own neighbour.
+    real = np.take_along_axis(scores, nearest, axis=1) > -np.inf
+    same = real & (labels[nearest] == labels[part][:, None])
     for k in ks:
       hits[k].append(same[:, :k].any(1)[has_company[part]])
   return {

@@ -5,12 +5,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from clu import metrics as clu_metrics
+from flax import struct
 from jax.sharding import Mesh
 
 from sane_jax import retrieval, sharding, training
@@ -26,7 +26,7 @@ ARCHITECTURE = (
 )  # fmt: skip
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Metrics(clu_metrics.Collection):
   """Means since the last line of the log."""
 

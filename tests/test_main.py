@@ -68,11 +68,12 @@ def results(folder):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_names_a_job_and_itself(path):
   loaded = runpy.run_path(str(path))
-  assert loaded["get_config"]().job in main.JOBS
+  config = loaded["get_config"]()
+  assert set(config.jobs if config.job == "all" else [config.job]) <= set(main.JOBS)
   assert f"--config=configs/{path.name}" in loaded["__doc__"]
   lines = path.read_text().splitlines()
   for before, line in itertools.pairwise(lines):
-    if re.match(r"  config\.\w+ = ", line):
+    if re.match(r"  \w+\.\w+ = ", line):
       assert "#" in line or before.strip().startswith("#"), f"{line} has no comment"
 
 

@@ -32,7 +32,7 @@ def decode(data: bytes, size: int, *, fast: bool = False) -> np.ndarray:
     data: the image as on disk.
     size: pixels a side.
     fast: whether a colour JPEG's decoder may halve it first, up to three times, as long as it stays
-      at least `size`: several times faster on large photos, and some grey levels off.
+      at least `size`: about twice as fast, and two or three grey levels off on average.
 
   Raises:
     ImageError: it can't be read.

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import stats
 
 from sane_jax.datasets import outfits_drawn, polyvore_outfits
-from sane_jax.datasets.outfits_drawn import composition, garments, release
+from sane_jax.datasets.outfits_drawn import composition, garments, release, wardrobe
 
 COUNTS = (24, 8, 12)
 
@@ -35,15 +35,15 @@ def items(count, seed=0):
 def test_the_vocabulary_is_large_and_of_the_real_names():
   names = release.attribute_names()
   assert len(names) == len(set(names)) == 205
-  can = {n for kinds in garments.KINDS.values() for kind in kinds
-         for slot in garments.options(kind).values() for n in slot if n}  # fmt: skip
-  can |= set(garments.COLOURS)
+  can = {n for kinds in wardrobe.KINDS.values() for kind in kinds
+         for slot in wardrobe.options(kind).values() for n in slot if n}  # fmt: skip
+  can |= set(wardrobe.COLOURS)
   assert can <= set(names)
   assert len(can) >= 60
   assert set(composition.categories()) == set(release.TYPES)
   marks = {n for style in composition.STYLES.values() for n in style[0]}
   assert marks <= can
-  assert {c for style in composition.STYLES.values() for c in style[1]} <= set(garments.COLOURS)
+  assert {c for style in composition.STYLES.values() for c in style[1]} <= set(wardrobe.COLOURS)
 
 
 def test_every_attribute_has_pixels_on_the_garment():
@@ -63,7 +63,7 @@ def test_every_attribute_has_pixels_on_the_garment():
 
 def test_colours_are_true_to_their_names():
   """The median pixel of a colour's mask is nearest to that colour of all."""
-  table = np.array(list(garments.COLOURS.values()), float)
+  table = np.array(list(wardrobe.COLOURS.values()), float)
   right, wrong = 0, 0
   for item in items(110, seed=1):
     if item.attributes and any(a in item.attributes for a in ("lace", "sequin", "mesh", "crochet")):
@@ -71,7 +71,7 @@ def test_colours_are_true_to_their_names():
     pixels, masks = garments.draw(item)
     for colour in item.colours:
       found = np.median(pixels[masks[colour]].astype(float), axis=0)
-      nearest = list(garments.COLOURS)[np.argmin(np.linalg.norm(table - found, axis=1))]
+      nearest = list(wardrobe.COLOURS)[np.argmin(np.linalg.norm(table - found, axis=1))]
       right, wrong = right + (nearest == colour), wrong + (nearest != colour)
   assert right > 0.9 * (right + wrong)
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sane_jax.datasets.outfits_drawn import garments
-from sane_jax.datasets.outfits_drawn.garments import Item
+from sane_jax.datasets.outfits_drawn import wardrobe
+from sane_jax.datasets.outfits_drawn.wardrobe import Item
 
 RULES = {"palette": 0.4, "pattern": 0.3, "style": 0.3}  # how often each is the reason
 REUSED = 0.4  # share of an outfit's places that an item drawn earlier fills, where one fits
@@ -51,21 +51,21 @@ class Outfit(NamedTuple):
 
 def categories() -> tuple[str, ...]:
   """Semantic categories that are drawn."""
-  return tuple(garments.KINDS)
+  return tuple(wardrobe.KINDS)
 
 
 def category_of(kind: str) -> str:
   """The semantic category of a kind of garment."""
-  return next(c for c, kinds in garments.KINDS.items() if kind in kinds)
+  return next(c for c, kinds in wardrobe.KINDS.items() if kind in kinds)
 
 
 def _patterns() -> tuple[str, ...]:
   """Patterns that some kind of every frequent category can have."""
   found = dict.fromkeys(
     name
-    for kinds in garments.KINDS.values()
+    for kinds in wardrobe.KINDS.values()
     for kind in kinds
-    for name in garments.options(kind).get(PATTERN_SLOT, ())
+    for name in wardrobe.options(kind).get(PATTERN_SLOT, ())
     if name
   )
   return tuple(found)
@@ -75,7 +75,7 @@ def draw_rule(rng: np.random.Generator) -> Rule:
   """A reason to match."""
   kind = str(rng.choice(list(RULES), p=list(RULES.values())))
   if kind == "palette":
-    return Rule(kind, (str(rng.choice(list(garments.COLOURS))),))
+    return Rule(kind, (str(rng.choice(list(wardrobe.COLOURS))),))
   if kind == "pattern":
     return Rule(kind, (str(rng.choice(_patterns())),))
   style = str(rng.choice(list(STYLES)))
@@ -94,18 +94,18 @@ def obeys(item: Item, rule: Rule) -> bool:
 def draw_item(rng: np.random.Generator, category: str, rule: Rule | None) -> Item | None:
   """An item of a category that obeys the rule; None where no garment of it can."""
   kinds = [
-    kind for kind in garments.KINDS[category] if rule is None or _slots_for(kind, rule) is not None
+    kind for kind in wardrobe.KINDS[category] if rule is None or _slots_for(kind, rule) is not None
   ]
   if not kinds:
     return None
   kind = str(rng.choice(kinds))
   chosen: dict[str, str] = {}
-  for slot, names in garments.options(kind).items():
+  for slot, names in wardrobe.options(kind).items():
     # Most slots stay empty where they may: a garment with everything on it is none.
     empty = "" in names and rng.uniform() < 0.6
     full = [name for name in names if name]
     chosen[slot] = "" if empty or not full else str(rng.choice(full))
-  colours = [str(c) for c in rng.choice(list(garments.COLOURS), 2, replace=False)]
+  colours = [str(c) for c in rng.choice(list(wardrobe.COLOURS), 2, replace=False)]
   if rule is not None:
     slots = _slots_for(kind, rule)
     if rule.kind == "palette":
@@ -117,8 +117,8 @@ def draw_item(rng: np.random.Generator, category: str, rule: Rule | None) -> Ite
       _, palette = next(v for v in STYLES.values() if (*v[0], *v[1]) == rule.attributes)
       colours[0] = str(rng.choice(palette))
       if colours[1] == colours[0]:
-        colours[1] = str(rng.choice([c for c in garments.COLOURS if c != colours[0]]))
-  two = bool(chosen.get(PATTERN_SLOT)) or (kind in garments.TRIMMED and rng.uniform() < 0.3)
+        colours[1] = str(rng.choice([c for c in wardrobe.COLOURS if c != colours[0]]))
+  two = bool(chosen.get(PATTERN_SLOT)) or (kind in wardrobe.TRIMMED and rng.uniform() < 0.3)
   colours = colours[: 1 + two]
   names = tuple(dict.fromkeys([*colours, *(n for n in chosen.values() if n)]))
   return Item(kind, names, tuple(colours), int(rng.integers(2**31)))
@@ -130,7 +130,7 @@ def _slots_for(kind: str, rule: Rule) -> list[tuple[str, str]] | None:
     return []
   found = [
     (slot, name)
-    for slot, names in garments.options(kind).items()
+    for slot, names in wardrobe.options(kind).items()
     for name in names
     if name and name in rule.attributes
   ]
@@ -157,7 +157,7 @@ def compose(
     size = int(rng.choice(sizes, p=weights))
     body = "all-body" if rng.uniform() < BODY else ""
     core = [body] if body else ["tops", "bottoms"]
-    others = [c for c in garments.KINDS if c not in ("tops", "bottoms", "all-body")]
+    others = [c for c in wardrobe.KINDS if c not in ("tops", "bottoms", "all-body")]
     wanted = [*core, *rng.permutation(others).tolist()]
     chosen: list[int] = []
     for category in wanted:

@@ -27,7 +27,8 @@ def _noise(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> Fi
   small = [max(2, int(n / scale) + 2) for n in shape]
   coarse = rng.standard_normal(small).astype(np.float32)
   zoom = [n / s for n, s in zip(shape, small, strict=True)]
-  return ndimage.zoom(coarse, zoom, order=1, grid_mode=True, mode="nearest")[: shape[0], : shape[1]]
+  fine = np.asarray(ndimage.zoom(coarse, zoom, order=1, grid_mode=True, mode="nearest"))
+  return fine[: shape[0], : shape[1]]
 
 
 def _star(x: Field, y: Field, points: int, inner: float) -> Field:

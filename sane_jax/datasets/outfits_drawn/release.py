@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from sane_jax.datasets.outfits_drawn import composition, garments
+from sane_jax.datasets.outfits_drawn import composition, garments, wardrobe
 from sane_jax.datasets.outfits_drawn.composition import Outfit
-from sane_jax.datasets.outfits_drawn.garments import Item
+from sane_jax.datasets.outfits_drawn.wardrobe import Item
 
 VERSION = 1  # of the drawing: raise it when the same seed draws something else
 SPLITS = ("train", "valid", "test")
@@ -198,7 +198,7 @@ def read_truth(folder: str | os.PathLike[str], item: str) -> dict[int, np.ndarra
   path = pathlib.Path(folder) / "masks" / f"{item}.npz"
   try:
     with np.load(path) as file:
-      masks = np.unpackbits(file["masks"], axis=-1).astype(bool)[..., : garments.SIZE]
+      masks = np.unpackbits(file["masks"], axis=-1).astype(bool)[..., : wardrobe.SIZE]
       return {int(a): mask for a, mask in zip(file["attributes"], masks, strict=True)}
   except (OSError, ValueError, KeyError) as error:
     raise ValueError(
@@ -333,7 +333,7 @@ def _typespaces(seed: int) -> list[tuple[str, str]]:
 
 
 def _fine_categories() -> list[tuple[int, str, str]]:
-  kinds = [(kind, category) for category, kinds in garments.KINDS.items() for kind in kinds]
+  kinds = [(kind, category) for category, kinds in wardrobe.KINDS.items() for kind in kinds]
   return [(3 + 2 * i, kind, category) for i, (kind, category) in enumerate(kinds)]
 
 
