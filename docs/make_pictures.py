@@ -1,4 +1,7 @@
-"""Makes the README's picture from photos that scikit-image carries: python docs/make_pictures.py"""
+"""Makes the README's pictures: python docs/make_pictures.py
+
+Photos are those that scikit-image carries; outfits are drawn.
+"""
 
 import pathlib
 
@@ -10,6 +13,8 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 import sane_jax
 from sane_jax import report
 from sane_jax.datasets import photos
+from sane_jax.datasets.outfits_drawn import garments, release
+from sane_jax.datasets.outfits_drawn.composition import STYLES, Outfit
 
 MATCHES = 5
 COLORS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -51,6 +56,42 @@ def draw_row(figure: Figure, axes, e: sane_jax.Explanation) -> None:
     axis.axis("off")
 
 
+def draw_outfits(seed: int = 5, rows: int = 4, columns: int = 7) -> Figure:
+  """Some outfits, each with why it matches, and where that is on its last item."""
+  made = release.compose((300, 4, 4), seed)
+  picked: list[Outfit] = []
+  for kind in ("palette", "pattern", "style", "pattern"):
+    picked.append(
+      next(
+        o
+        for o in made.outfits["train"]
+        if o.rule.kind == kind
+        and len(o.items) == columns - 1
+        and o.rule not in [p.rule for p in picked]
+      )
+    )
+  figure = Figure(figsize=(9.6, 1.52 * rows), dpi=110)
+  FigureCanvasAgg(figure)
+  axes = figure.subplots(rows, columns)
+  figure.subplots_adjust(0.01, 0.0, 0.99, 0.95, wspace=0.02, hspace=0.16)
+  for line, outfit in zip(axes, picked, strict=True):
+    for axis in line:
+      axis.axis("off")
+    drawn = [garments.draw(made.items[i]) for i in outfit.items]
+    for axis, (pixels, _) in zip(line, drawn, strict=False):
+      axis.imshow(pixels)
+    reason = outfit.rule.attributes[0]
+    if outfit.rule.kind == "style":
+      reason = next(n for n, v in STYLES.items() if (*v[0], *v[1]) == outfit.rule.attributes)
+    line[0].set_title(f"{outfit.rule.kind}: {reason}", fontsize=9, loc="left", pad=2)
+    pixels, masks = drawn[-1]
+    name = next(n for n in made.items[outfit.items[-1]].attributes if n in outfit.rule.attributes)
+    light = 255 - (255 - pixels.astype(float)) * np.where(masks[name], 1.0, 0.15)[..., None]
+    line[-1].imshow(light.astype(np.uint8))
+    line[-1].set_title(f"where it is {name}", fontsize=9, loc="left", pad=2)
+  return figure
+
+
 def main() -> None:
   model = sane_jax.load_model("efficientnet_lite0")
   explainer = sane_jax.Explainer(model, design="hadamard", num_masks=1024)
@@ -61,7 +102,9 @@ def main() -> None:
   for row, (query, a, reference, b) in zip(axes, photos.sample_pairs(), strict=True):
     e = explainer.explain(explainer.photo(a, query), explainer.photo(b, reference))
     draw_row(figure, row, e)
-  figure.savefig(pathlib.Path(__file__).parent / "why.jpg", pil_kwargs={"quality": 88})
+  folder = pathlib.Path(__file__).parent
+  figure.savefig(folder / "why.jpg", pil_kwargs={"quality": 88})
+  draw_outfits().savefig(folder / "outfits.jpg", pil_kwargs={"quality": 88})
 
 
 if __name__ == "__main__":

@@ -38,6 +38,12 @@ def test_readme_names_every_design_and_the_explanations_attributes():
 def test_settings_named_on_the_command_line_are_fields():
   import runpy
 
-  fields = runpy.run_path(str(ROOT / "configs/photos.py"))["get_config"]()
-  for name in re.findall(r"--config\.(\w+)", (ROOT / "README.md").read_text()):
-    assert name in fields, name
+  def get_config(path):
+    return runpy.run_path(str(path))["get_config"]()
+
+  configs = [get_config(path) for path in sorted((ROOT / "configs").glob("*.py"))]
+  for page in PAGES:
+    for name in re.findall(r"--config((?:\.\w+)+)=", page.read_text()):
+      *sections, field = name[1:].split(".")
+      holders = [c[sections[0]] for c in configs if sections[0] in c] if sections else configs
+      assert any(field in holder for holder in holders), f"{page.name}: {name}"

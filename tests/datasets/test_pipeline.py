@@ -89,6 +89,9 @@ def test_fast_decoding_shows_nearly_the_same(width, height):
   data = encoded(Image.fromarray(pixels.astype(np.uint8)), "JPEG", quality=95)
   exact = pipeline.decode(data, 24).astype(int)
   fast = pipeline.decode(data, 24, fast=True)
+  pixels = images_lib.read_image(Image.open(io.BytesIO(data)))
+  whole = images_lib.fit_image(pixels, (24, 24)) * 255
+  np.testing.assert_allclose(exact, whole, atol=1.01)
   assert fast.shape == exact.shape
   assert np.abs(fast - exact).mean() < 4
   if min(width, height) < 48:  # there is nothing to halve
@@ -189,6 +192,7 @@ def test_images_in_order_and_shuffled(train):
   )
   drawn = np.concatenate([next(shuffled)["row"] for _ in range(5)])
   assert sorted(drawn[:5]) == sorted(drawn[5:]) == sorted(rows)
+  assert len({tuple(rows), tuple(drawn[:5]), tuple(drawn[5:])}) == 3  # each a new order
   state = shuffled.get_state()
   expected = next(shuffled)
   shuffled.set_state(state)
