@@ -35,7 +35,10 @@ def load_split(data: Mapping[str, Any], workdir: str | os.PathLike[str], split: 
       bar.total = total
       bar.update(done - bar.n)
 
-    return importlib.import_module(f"sane_jax.datasets.{name}").load(
+    collection = importlib.import_module(f"sane_jax.datasets.{name}").load(
       split, manual_dir=folder, prepared_dir=prepared or os.path.join(workdir, "prepared"),
       on_progress=show, **options,
     )  # fmt: skip
+  for line in collection.left_out:
+    print(f"{collection.name}: left out: {line}")
+  return collection

@@ -82,7 +82,7 @@ def test_formats_that_are_no_photos_are_refused(kind, monkeypatch):
     pipeline.decode(data, 8)
 
 
-@pytest.mark.parametrize(("width", "height"), [(300, 200), (90, 400), (20, 30)])
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (90, 390), (20, 30)])
 def test_fast_decoding_shows_nearly_the_same(width, height):
   y, x = np.mgrid[:height, :width]
   pixels = np.stack([x * 255 / width, y * 255 / height, 127 + 100 * np.sin(x / 30 + y / 40)], -1)
