@@ -167,7 +167,7 @@ def run(config: Any) -> None:
     "best": best,
     "test": figures,
     "test_chance": chance,
-    "images_that_could_not_be_read": decoded[train.name].broken,
+    "images_that_could_not_be_read": {n: d.broken for n, d in decoded.items() if d.broken},
   }
   training.finish(folder, results)
   for name, value in figures.items():

@@ -104,7 +104,7 @@ def run(config: Any) -> None:
     "best": best,
     "test": evaluate(test, sharding.replicate(mesh, trained)),
     "test_untrained": evaluate(test, sharding.replicate(mesh, begun.variables)),
-    "images_that_could_not_be_read": decoded[train.name].broken,
+    "images_that_could_not_be_read": {n: d.broken for n, d in decoded.items() if d.broken},
   }
   training.finish(folder, results)
   for name, value in results["test"].items():

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import pathlib
 import signal
 import threading
@@ -340,7 +341,7 @@ def fit(
         figures = evaluate(variables)
         writer.write_scalars(step, {f"valid/{k}": v for k, v in figures.items()})
         figure, value = next(iter(figures.items()))
-        if best is None or value > best["value"]:
+        if math.isfinite(value) and (best is None or value > best["value"]):
           best = {"step": step, "figure": figure, "value": value}
           export(variables, best)
       if stopping or saves:
