@@ -102,8 +102,8 @@ def get_config() -> ml_collections.ConfigDict:
   attributes.learning_rate = 5e-4  # of Adam in the first epoch
   attributes.decay = 0.985  # factor an epoch
   attributes.map_weight = 5e-3  # λ of the saliency maps; 0 is the baseline without them
-  # Maps are standardised and multiplied by this before their softmax; none: as they are (paper).
-  attributes.sharpness = config_dict.placeholder(float)
+  # Maps are standardised and multiplied by this before their softmax; 0: as they are (paper).
+  attributes.sharpness = 0.0
   attributes.flip = True  # mirror half of the images, and their maps
   attributes.truth = ""  # folder of pixel masks of the attributes, where somebody has them
   attributes.log_every_steps = 50  # numbers written

@@ -69,7 +69,7 @@ def run(config: Any) -> None:
 
   index = effect_index.open_index(
     folder, queries=queries, types=types, num_types=len(spaces), grid=design.grid,
-    embedding_size=embed(0).shape[-1],
+    embedding_size=_embedding_size(engines[0], len(spaces)),
   )  # fmt: skip
   work = [
     (part, shard, rows[effect_index.shard_slice(shard, len(rows))], function)
@@ -80,13 +80,18 @@ def run(config: Any) -> None:
     for shard in effect_index.missing_shards(index, part)
     if shard % jax.process_count() == jax.process_index()  # each process writes shards of its own
   ]
+  broken: dict[str, str] = {}
   with training.progress("index", 0, sum(len(rows) for _, _, rows, _ in work)) as bar:
     for part, shard, rows, function in work:
-      values = []
-      for row in rows:
-        values.append(function(int(row)))
+      where = effect_index.shard_slice(shard, getattr(index, part).shape[0])
+      values = np.zeros(getattr(index, part)[where].shape, np.float32)
+      for position, row in enumerate(rows):
+        try:
+          values[position] = function(int(row))
+        except images_lib.ImageError as error:  # it stays zero, which is no map
+          broken[train.ids[row]] = str(error)
         bar.update()
-      effect_index.write_shard(index, part, shard, np.stack(values))
+      effect_index.write_shard(index, part, shard, values)
   sharding.wait_for_all("index")
   if jax.process_index() == 0:
     effect_index.describe(folder, index)
@@ -99,6 +104,7 @@ def run(config: Any) -> None:
     "images": len(train.ids),
     "masked_passes_a_query": design.num_masks,
     "passes_of_this_run": sum(engine.passes for engine in engines),
+    "images_that_could_not_be_read": broken,
   }
   training.finish(folder, results)
   print(
@@ -128,8 +134,15 @@ def choose_queries(
 
 
 def _pixels(model: model_lib.Model, train: Collection, row: int) -> np.ndarray:
-  """The image [h w 3] as the explainer shows it to the model."""
-  image = images_lib.read_image(Image.open(io.BytesIO(train.images[row])))
+  """The image [h w 3] as the explainer shows it to the model.
+
+  Raises:
+    ImageError: it can't be read.
+  """
+  try:
+    image = images_lib.read_image(Image.open(io.BytesIO(train.images[row])))
+  except (OSError, RuntimeError) as error:  # RuntimeError: of a damaged record
+    raise images_lib.ImageError(f"{train.ids[row]}: {error}") from error
   return images_lib.fit_image(
     image, model.image_size, fit=model.fit, crop_fraction=model.crop_fraction,
     interpolation=model.interpolation,
@@ -169,6 +182,12 @@ def _model_in_spaces(
   name = f"{pathlib.Path(source).name} {training.hash_file(pathlib.Path(source))[:16]}"
   model = model_lib.Model(name, (side, side), embed)
   return model, [(variables, conditions) for conditions in train.conditions]
+
+
+def _embedding_size(engine: engine_lib.Engine, num_spaces: int) -> int:
+  """d, seen on a grey image."""
+  grey = np.full((1, *engine.model.image_size, 3), 0.5, np.float32)
+  return engine_lib.embed_images(engine, grey).size // num_spaces
 
 
 def _effects(

@@ -97,7 +97,7 @@ def run(config: Any) -> None:
   optimizer = training.accumulate(optax.adam(schedule), settings.batches_per_update)
   state = sharding.replicate(mesh, training.start_state(start, optimizer, Metrics.empty()))
   frozen = sharding.replicate(mesh, frozen)
-  objective = Objective(*(settings[name] for name in Objective._fields))
+  objective = Objective(settings.map_weight, settings.sharpness or None, settings.flip)
   update = jax.jit(
     functools.partial(_update, model, features, optimizer, objective, config.key),
     donate_argnums=1, out_shardings=sharding.whole(mesh),
@@ -227,7 +227,8 @@ def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
   for position, row in enumerate(tqdm.tqdm(index.queries, desc="maps", unit="query", disable=None)):
     matches = collection_lib.draw_matches(train, groups[row], row, limit=limit, seed=seed)
     maps = effect_index.read_maps(index, position, matches, embeddings)
-    values[position, : len(maps)], valid[position, : len(maps)] = maps, True
+    values[position, : len(maps)] = maps
+    valid[position, : len(maps)] = (maps != 0).any((1, 2))  # zero: an image could not be read
   return Maps(query, values, valid)
 
 
@@ -251,7 +252,7 @@ def localisation(
     part = rows[begin : begin + 256]
     for row, maps in zip(part, locate(part), strict=True):
       masks = outfits_drawn.read_truth(truth, collection.ids[row])
-      for a in map(int, collection.attributes[row]):
+      for a in masks.keys() & set(map(int, collection.attributes[row])):
         mask = _middle_square(masks[a])[None]
         large = recognition.enlarge(maps[None, :, :, a], mask.shape[1:])
         each["pointing_game"].setdefault(a, []).append(recognition.pointing_game(large, mask)[0])

@@ -98,6 +98,27 @@ def test_the_passes_do_not_grow_with_the_matches(finished, tmp_path):
   assert results(tmp_path, "index")["passes_of_this_run"] == once["passes_of_this_run"]
 
 
+def test_an_unreadable_image_costs_only_its_own_maps(finished, tmp_path, monkeypatch):
+  from sane_jax import train_attributes
+
+  train = tiny_data.collection("train", groups=60, seed=0)
+  index = effect_index.read_index(finished / "index")
+  victim = int(index.queries[3])
+  images = list(train.images)
+  images[victim] = images[victim][:300]
+  broken = train._replace(images=tuple(images))
+  monkeypatch.setattr(tiny_run, "tiny_split", lambda *_: broken)
+  (tmp_path / "similarity").symlink_to(finished / "similarity")
+  tiny_run.run_jobs(tiny_run.tiny_config(tmp_path), "build_index")
+  assert list(results(tmp_path, "index")["images_that_could_not_be_read"]) == [train.ids[victim]]
+  whole, partial = (train_attributes.read_maps(f / "index", train) for f in (finished, tmp_path))
+  assert not partial.valid[partial.query[victim]].any()
+  group = next(g for g in train.groups if victim in g)
+  for row in set(map(int, index.queries)) - {victim}:
+    a, b = (m.valid[m.query[row]] for m in (whole, partial))
+    assert a.sum() - b.sum() == (1 if row in group else 0)
+
+
 def test_what_is_finished_is_left_alone(finished, capsys):
   stamps = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
   tiny_run.run_jobs(tiny_run.tiny_config(finished), *ALL)

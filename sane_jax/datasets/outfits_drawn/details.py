@@ -69,7 +69,9 @@ def belt(c: Canvas, width: float, y: float, name: str = "belted") -> None:
       c.ink(c.line([(x, y - half), (x, y + half)], 1.2), colour * 0.6, strength=0.7)
 
 
-def details(c: Canvas, x: float, y: float, width: float, pockets: Points = ()) -> None:
+def details(
+  c: Canvas, x: float, y: float, width: float, pockets: Points = (), *, tassels: bool = True
+) -> None:
   """What may sit on a garment around (x, y), within ±width."""
   if c.has("pocketed"):
     for px, py in pockets or ((x, y),):
@@ -140,7 +142,7 @@ def details(c: Canvas, x: float, y: float, width: float, pockets: Points = ()) -
     )
   if c.has("chained"):
     chain(c, [(x + t * width, y + 0.25 * width * (1 - t * t)) for t in np.linspace(-1, 1, 20)])
-  if c.has("tasseled"):
+  if c.has("tasseled") and tassels:
     tassel(c, x, y)
 
 

@@ -451,8 +451,7 @@ def _scarf(c: Canvas) -> None:
     c.first * 0.4,
     strength=0.9,
   )
-  if not c.has("tasseled"):
-    details.details(c, 0.27, 0.2, 0.16)
+  details.details(c, 0.27, 0.2, 0.16, tassels=False)
 
 
 def _shades(c: Canvas) -> None:
