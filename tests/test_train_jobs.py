@@ -180,6 +180,31 @@ def test_without_maps_there_is_no_index_to_read(tmp_path):
   assert all(r["train/map"] == 0 for r in rows if "train/map" in r)
 
 
+def test_classes_in_one_space(tmp_path, monkeypatch):
+  """As AwA2: no types, no titles, no outfits; figures are of retrieval."""
+
+  def by_colour(data, workdir, split):
+    made = tiny_data.collection(split, groups=60, seed=("train", "valid", "test").index(split))
+    colours = np.array([a[0] for a in made.attributes])
+    return made._replace(
+      types=np.zeros(len(colours), np.int32), type_names=("photo",),
+      conditions=np.zeros((1, 1), np.int32), questions=(), compatibility=(),
+      titles=("",) * len(colours),
+      groups=tuple(np.flatnonzero(colours == c).astype(np.int32) for c in range(4)),
+      group_names=("red", "green", "blue", "golden"),
+    )  # fmt: skip
+
+  monkeypatch.setattr(tiny_run, "tiny_split", by_colour)
+  fields = {"similarity__groups_per_batch": 4, "similarity__images_per_group": 8}
+  tiny_run.run_jobs(tiny_run.tiny_config(tmp_path, **fields), *ALL)
+  found = results(tmp_path, "similarity")["test"]
+  assert list(found) == ["same_class_auc", "recall_at_1", "recall_at_5", "recall_at_10"]
+  assert found["same_class_auc"] > 0.9
+  variables, _ = weights.read_model_file(tmp_path / "similarity/model.safetensors")
+  assert "type_masks" not in variables["params"]
+  assert effect_index.read_index(tmp_path / "index").effects.shape[1] == 1
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
