@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sane_jax import checkpoint
+from sane_jax import checkpoint, files
 from sane_jax import engine as engine_lib
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.evaluate import parse_generator
@@ -73,9 +73,9 @@ def run(config: Any) -> None:
     "date": time.strftime("%Y-%m-%d"),
   }
   lines = [json.dumps({**about, **row, "model": f"{config.model}, {row['model']}"}) for row in rows]
-  checkpoint.write_bytes(folder / "benchmark.jsonl", ("\n".join(lines) + "\n").encode())
+  files.write_bytes(folder / "benchmark.jsonl", ("\n".join(lines) + "\n").encode())
   text = _table(about, rows)
-  checkpoint.write_bytes(folder / "benchmark.md", text.encode())
+  files.write_bytes(folder / "benchmark.md", text.encode())
   print(text)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sane_jax import checkpoint, sharding, train_similarity
+from sane_jax import checkpoint, files, sharding, train_similarity
 from sane_jax.datasets import load, pipeline
 
 
@@ -74,7 +74,7 @@ def run(config: Any) -> None:
     "width": settings.width, "date": time.strftime("%Y-%m-%d"),
   }  # fmt: skip
   lines = "".join(json.dumps({**about, **row}) + "\n" for row in rows)
-  checkpoint.write_bytes(folder / "benchmark.jsonl", lines.encode())
+  files.write_bytes(folder / "benchmark.jsonl", lines.encode())
   for row in rows:
     print(
       f"benchmark_input: {row['case']}: {row['images_per_second']:.0f} images/s,"

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pathlib
 import tempfile
 import zipfile
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sane_jax import files
 from sane_jax.report import PairView
 
 
@@ -31,33 +31,11 @@ def writable_folder(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def write_bytes(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file so that whoever looks finds the old one or the new one, never half of it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(name, 0o666 & ~_umask())
-    os.replace(name, path)
-  except BaseException:
-    os.unlink(name)
-    raise
-
-
-def _umask() -> int:
-  current = os.umask(0)
-  os.umask(current)
-  return current
-
-
 def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
   """The same for named arrays, as a compressed .npz."""
   buffer = io.BytesIO()
   np.savez_compressed(buffer, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
-  write_bytes(path, buffer.getvalue())
+  files.write_bytes(path, buffer.getvalue())
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray] | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from sane_jax import checkpoint
+from sane_jax import files
 from sane_jax.models import weights
 
 
@@ -31,5 +31,5 @@ def run(config: Any) -> None:
   conversion = weights.convert(source, config.convert.kind)
   data = weights.to_bytes(conversion.variables, conversion.description)
   if jax.process_index() == 0:
-    checkpoint.write_bytes(path, data)
+    files.write_bytes(path, data)
     print(f"{weights.summary(source, conversion)}\nWrote {path} ({len(data) / 1e6:.1f} MB)")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
-from sane_jax import checkpoint
+from sane_jax import checkpoint, files
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.explainer import Explainer
 from sane_jax.explanation import Photo
@@ -187,7 +187,7 @@ def _write(config: Any, folder: pathlib.Path, rows: list[Row], pairs: int, probl
   ]
   for background in config.backgrounds:
     parts.append(f"\nDeleted pixels become: {background}\n\n{table(rows, background)}\n")
-  checkpoint.write_bytes(folder / "table.md", "".join(parts).encode())
+  files.write_bytes(folder / "table.md", "".join(parts).encode())
   out = io.StringIO()
   writer = csv.writer(out)
   writer.writerow(
@@ -200,7 +200,7 @@ def _write(config: Any, folder: pathlib.Path, rows: list[Row], pairs: int, probl
         [row.generator, row.mode, row.background, f"{row.passes:.0f}", kind,
          f"{values.mean():.4f}", *(f"{v:.4f}" for v in bootstrap_interval(values)), len(values)]
       )  # fmt: skip
-  checkpoint.write_bytes(folder / "table.csv", out.getvalue().encode())
+  files.write_bytes(folder / "table.csv", out.getvalue().encode())
   document = {
     "settings": settings,
     "left_out": problems,
@@ -209,4 +209,4 @@ def _write(config: Any, folder: pathlib.Path, rows: list[Row], pairs: int, probl
       for row in rows
     ],
   }
-  checkpoint.write_bytes(folder / "results.json", (json.dumps(document) + "\n").encode())
+  files.write_bytes(folder / "results.json", (json.dumps(document) + "\n").encode())

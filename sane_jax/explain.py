@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tqdm
 
-from sane_jax import checkpoint, report
+from sane_jax import checkpoint, files, report
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.explainer import Explainer
 from sane_jax.explanation import Effects, Explanation, Photo
@@ -68,7 +68,7 @@ def run(config: Any) -> None:
       try:
         view = _explained(config, explainer, effects, task, folder, stages)
         stem = f"{number:04d}_{_slug(task.names[0])}_{_slug(task.names[1])}"
-        checkpoint.write_bytes(folder / f"{stem}.png", report.figure_png(view))
+        files.write_bytes(folder / f"{stem}.png", report.figure_png(view))
         views.append((stem, view))
       except Exception as error:  # whatever it is, it costs this pair alone
         known = isinstance(error, ValueError | OSError)
@@ -300,19 +300,19 @@ def _write_report(config, explainer, folder, views, failures, count) -> None:
     "failures": [{"what": name, "why": why} for name, why in failures],
   }
   text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-  checkpoint.write_bytes(folder / "explanations.json", text.encode())
+  files.write_bytes(folder / "explanations.json", text.encode())
   pages = [views[i : i + PAGE_PAIRS] for i in range(0, len(views), PAGE_PAIRS)] or [[]]
-  files = ["index.html", *(f"index-{n}.html" for n in range(2, len(pages) + 1))]
+  names = ["index.html", *(f"index-{n}.html" for n in range(2, len(pages) + 1))]
   settings = explainer.settings
   subtitle = f"{settings['model']}, {settings['image_size'][0]} × {settings['image_size'][1]}"
   subtitle += f" pixels, {settings['design']}, {settings.get('num_masks', 0):,} masks an image"
-  for number, (file, page) in enumerate(zip(files, pages, strict=True), 1):
-    links = [(f"Page {n}", "" if n == number else f) for n, f in enumerate(files, 1)]
+  for number, (name, page) in enumerate(zip(names, pages, strict=True), 1):
+    links = [(f"Page {n}", "" if n == number else f) for n, f in enumerate(names, 1)]
     html = report.render_page(
       [view for _, view in page],
       title="Why do these images match?",
       subtitle=subtitle,
       failures=failures if number == 1 else (),
-      pages=links if len(files) > 1 else (),
+      pages=links if len(names) > 1 else (),
     )
-    checkpoint.write_bytes(folder / file, html.encode())
+    files.write_bytes(folder / name, html.encode())

@@ -17,7 +17,7 @@ import optax
 import orbax.checkpoint as ocp
 import tqdm
 
-from sane_jax import checkpoint
+from sane_jax import checkpoint, files
 from sane_jax.datasets.collection import Collection
 
 _ITEMS = ("state", "meta")
@@ -56,7 +56,7 @@ def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.P
         f" this run a place of its own with --config.workdir=FOLDER, or remove {folder}"
       )
   elif jax.process_index() == 0:
-    checkpoint.write_bytes(path, (json.dumps(ours, indent=1) + "\n").encode())
+    files.write_bytes(path, (json.dumps(ours, indent=1) + "\n").encode())
   return folder
 
 
@@ -108,7 +108,7 @@ def finish(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
   """Marks a job as run to its end, with what came out of it."""
   if jax.process_index() == 0:
     text = json.dumps(dict(results), indent=1, default=float) + "\n"
-    checkpoint.write_bytes(folder / "finished.json", text.encode())
+    files.write_bytes(folder / "finished.json", text.encode())
 
 
 def read_finished(folder: pathlib.Path, job: str) -> Any:
@@ -253,7 +253,7 @@ class Checkpoints:
 def write_model(path: pathlib.Path, data: bytes) -> None:
   """Writes a model's file, by the first process alone."""
   if jax.process_index() == 0:
-    checkpoint.write_bytes(path, data)
+    files.write_bytes(path, data)
 
 
 @contextlib.contextmanager
@@ -372,7 +372,7 @@ class MetricWriter:
     if self._path is None:
       return
     kept = [r for r in read_metrics(folder) if r["step"] <= first_step]
-    checkpoint.write_bytes(self._path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+    files.write_bytes(self._path, "".join(json.dumps(r) + "\n" for r in kept).encode())
     if tensorboard:
       try:
         import tensorboardX  # an extra

@@ -24,7 +24,7 @@ SHARED = {
   "sharding", "recognition", "effect_index",
 }  # fmt: skip
 LAYERS = [
-  {"hosts"},
+  {"hosts", "files"},
   {"ops"},
   {"models", "datasets", "report"},
   SHARED,

@@ -9,13 +9,13 @@ import multiprocessing
 import os
 import pathlib
 import pickle
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from sane_jax import files
 from sane_jax.datasets.outfits_drawn import composition, garments, wardrobe
 from sane_jax.datasets.outfits_drawn.composition import Outfit
 from sane_jax.datasets.outfits_drawn.wardrobe import Item
@@ -382,14 +382,4 @@ def _json(value: Any) -> bytes:
 
 
 def _write(path: pathlib.Path, data: bytes) -> None:
-  """The whole file or none."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(data)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-  except BaseException:
-    os.unlink(name)
-    raise
+  files.write_bytes(path, data, flush=False)  # thousands of pictures; they can be drawn again
