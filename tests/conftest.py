@@ -20,6 +20,13 @@ hosts.cache_compilations(os.environ.get("SANE_JAX_TEST_CACHE"))
 SIZE = 28
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _drop_compiled_programs():
+  """Each holds memory maps, of which a process may have 65,530: hundreds of tests used them up."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def rng():
   return np.random.default_rng(0)

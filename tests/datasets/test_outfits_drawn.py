@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
+from scipy import ndimage, stats
 
 from sane_jax.datasets import outfits_drawn, polyvore_outfits
 from sane_jax.datasets.outfits_drawn import composition, garments, release, wardrobe
@@ -249,3 +249,62 @@ def test_an_oracle_of_attributes_tells_outfits_from_mixtures():
 def test_truth_of_an_unknown_item(drawn):
   with pytest.raises(ValueError, match="no pixel masks of item 7"):
     outfits_drawn.read_truth(drawn / "truth", "7")
+
+
+def test_pairs_that_do_not_match_are_worn_together_nowhere():
+  """Items are worn more than once: not in this outfit is not yet in none."""
+  made = release.compose((60, 8, 200), 5)
+  outfits = made.outfits["test"]
+  worn = [{release.item_id(i) for i in outfit.items} for outfit in outfits]
+  lines = [line.split() for line in release._pairs(outfits, np.random.default_rng(0)).splitlines()]
+  assert {label for _, _, label in lines} == {"0", "1"}
+  for a, b, label in lines:
+    assert a != b
+    assert any({a, b} <= items for items in worn) == (label == "1")
+
+
+def test_nothing_but_the_truth_tells_that_or_why(drawn):
+  root = drawn / "polyvore_outfits"
+  titles = json.loads((root / "polyvore_outfit_titles.json").read_text())
+  told = (root / "polyvore_item_metadata.json").read_text() + json.dumps(titles)
+  assert "drawn" not in told
+  assert not [t for t in titles.values() if set(t["url_name"].split()) & set(composition.RULES)]
+
+
+def test_garments_lie_inside_the_picture():
+  for item in items(330, seed=6):
+    pixels, _ = garments.draw(item)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (edge == 255).all(), item
+
+
+@pytest.mark.parametrize(
+  ("kind", "names"),
+  [
+    ("boot", ("leather", "ankle", "flat", "round")),
+    ("boot", ("leather", "kneehigh", "heel", "pointy")),
+    ("pump", ("platform", "pointy")),
+    ("pump", ("heel", "round")),
+    ("sneaker", ("platform",)),
+  ],
+)
+def test_a_garment_is_in_one_piece(kind, names):
+  """Soles and heels are under the shoe."""
+  for seed in range(12):
+    pixels, _ = garments.draw(wardrobe.Item(kind, ("navy", *names), ("navy",), seed))
+    labels, count = ndimage.label((pixels < 250).any(axis=-1))
+    sizes = np.bincount(labels.ravel())[1:]
+    assert count, (kind, names, seed)
+    assert sizes.max() > 0.98 * sizes.sum(), (kind, names, seed)
+
+
+@pytest.mark.parametrize("name", ["ruffled", "peplum"])
+def test_hems_hang_on_the_cloth(name):
+  for seed in range(12):
+    item = wardrobe.Item("tee", ("navy", "shortsleeve", name), ("navy",), seed)
+    pixels, masks = garments.draw(item)
+    shown = (pixels < 250).any(axis=-1)
+    columns = np.flatnonzero(masks[name].sum(axis=0) > 8)
+    columns = columns[len(columns) // 5 : -len(columns) // 5]  # they flare at both ends
+    tops = masks[name].argmax(axis=0)[columns]
+    assert np.mean([shown[top - 4, x] for top, x in zip(tops, columns, strict=True)]) > 0.98

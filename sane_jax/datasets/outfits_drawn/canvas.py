@@ -13,12 +13,14 @@ Colour = Sequence[float] | np.ndarray  # in 0..255
 _FINE = 2  # outlines are drawn so many times as large, and reduced
 
 
-def smooth(points: Points, times: int = 2) -> np.ndarray:
-  """Corners cut off (Chaikin), twice by default."""
+def smooth(points: Points, times: int = 2, most: float = np.inf) -> np.ndarray:
+  """Corners cut off (Chaikin), twice by default; no further along a side than `most`, in units."""
   p = np.asarray(points, float)
   for _ in range(times):
     q = np.roll(p, -1, axis=0)
-    p = np.stack([0.75 * p + 0.25 * q, 0.25 * p + 0.75 * q], axis=1).reshape(-1, 2)
+    length = np.maximum(np.linalg.norm(q - p, axis=1, keepdims=True), 1e-9)
+    cut = np.minimum(0.25, most / length)
+    p = np.stack([p + cut * (q - p), q - cut * (q - p)], axis=1).reshape(-1, 2)
   return p
 
 
@@ -44,7 +46,8 @@ class Canvas:
     self.has = frozenset(item.attributes).__contains__
     angle = np.deg2rad(rng.uniform(-6, 6))
     hooded = self.has("hooded")
-    scale = rng.uniform(112, 134) * (0.85 if hooded else 1)
+    low = item.kind == "necklace" and self.has("tasseled")  # the tassel hangs below
+    scale = rng.uniform(112, 134) * (0.85 if hooded or low else 1)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     self.matrix = scale * turn @ np.diag([rng.choice([-1, 1]), 1])
     self.centre = SIZE / 2 + rng.uniform(-5, 5, size=2) + (0, 14 * hooded)  # room for the hood
@@ -82,7 +85,7 @@ class Canvas:
       return (colour + white * (250 - colour)).astype(np.float32)
 
     self.fabric = lit(self.first + self.share[..., None] * (self.second - self.first))
-    self.trimming = lit(self.second) if len(names) > 1 else lit(self.first)
+    self.trimming = lit(self.second) if len(names) > 1 else self.fabric
 
   def alpha(self, points: Points) -> np.ndarray:
     """How much of each pixel an outline covers [h w]."""
@@ -119,16 +122,23 @@ class Canvas:
       self.parts[name] = self.parts.get(name, np.zeros_like(self.cloth)) | (alpha > 0.5)
 
   def sew(
-    self, points: Points, *names: str, trim: bool = False, rounds: int = 2, plain: bool = False
+    self,
+    points: Points,
+    *names: str,
+    trim: bool = False,
+    rounds: int = 2,
+    most: float = np.inf,
+    plain: bool = False,
   ) -> np.ndarray:
     """A piece of cloth: of the pattern, or of the second colour where it trims.
 
     Args:
       names: attributes whose pixels these are.
       rounds: of cutting off the corners.
+      most: of a side that a corner may lose.
       plain: without pattern and material, as soles and buckles are.
     """
-    points = smooth(points, rounds) if rounds else np.asarray(points, float)
+    points = smooth(points, rounds, most) if rounds else np.asarray(points, float)
     alpha = self.alpha(points)
     inside = alpha > 0.5
     second = trim and len(self.item.colours) > 1

@@ -267,6 +267,8 @@ def sleeves(c: Canvas, shoulder: float, y: float, pit: float, spread: float) -> 
   name = "longsleeve" if c.has("longsleeve") else "shortsleeve"
   length = c.rng.uniform(0.92, 1.05) if name == "longsleeve" else c.rng.uniform(0.3, 0.4)
   wide = 0.13 if name == "longsleeve" else 0.17
+  room = 1.02 - shoulder - wide * np.cos(spread)  # to the edge of the picture
+  length = min(length, room / np.sin(spread))
   for side in (-1, 1):
     direction = np.array([side * np.sin(spread), np.cos(spread)])
     across = np.array([direction[1], -direction[0]]) * side

@@ -46,7 +46,7 @@ def _bodice(
   points = mirror(half)
   if c.has("asymmetric"):
     points[6], points[7] = (hem, bottom - 0.22), (-hem, bottom + 0.12)
-  body = c.sew(points, rounds=1)
+  body = c.sew(points, rounds=2, most=0.05)
   if c.has("asymmetric"):
     band = c.alpha(
       [
@@ -153,6 +153,8 @@ _LENGTHS = {"mini": 0.05, "midi": 0.5, "maxi": 0.95}
 def _skirt_part(
   c: Canvas, top: float, waist: float, flare: float, length: str, bottom: float
 ) -> None:
+  if c.has("ruffled"):
+    bottom -= 0.12  # room for the ruffles
   hem = waist + flare * (bottom - top)
   points = [
     (waist, top),
@@ -192,7 +194,8 @@ def _skirt(c: Canvas) -> None:
   waist = c.rng.uniform(0.3, 0.38)
   top = {"mini": -0.5, "midi": -0.75, "maxi": -0.95}[length]
   bottom = {"mini": 0.4, "midi": 0.75, "maxi": 0.98}[length]
-  _skirt_part(c, top, waist, c.rng.uniform(0.16, 0.42), length, bottom)
+  flare = min(c.rng.uniform(0.16, 0.42), (0.85 - waist) / (bottom - top))  # inside the picture
+  _skirt_part(c, top, waist, flare, length, bottom)
   for name in ("waistbanded", "belted"):
     details.belt(c, waist + 0.02, top + 0.05, name)
   details.placket(c, top + 0.12, bottom - 0.06)
@@ -249,22 +252,24 @@ def _sole(c: Canvas, left: float, right: float, y: float, lift: float) -> None:
   """A shoe's sole under [left, right]; the toe points to the left."""
   if c.has("heel"):
     heel = [
-      (right - 0.2, y - 0.12 - lift),
-      (right, y - 0.1 - lift),
-      (right - 0.06, y + 0.12),
-      (right - 0.16, y + 0.12),
+      (right - 0.24, y - 0.06 - 0.7 * lift),
+      (right - 0.01, y - 0.1 - lift),
+      (right - 0.05, y + 0.08),
+      (right - 0.15, y + 0.08),
     ]
     c.sew(heel, "heel", trim=True, rounds=0, plain=True)
     c.sew(
-      [(left, y + 0.06), (left + 0.5, y + 0.06), (left + 0.5, y + 0.12), (left, y + 0.12)],
+      [(left - 0.04, y), (left + 0.6, y), (left + 0.56, y + 0.08), (left, y + 0.08)],
       trim=True,
-      rounds=0,
+      rounds=2,
+      most=0.03,
       plain=True,
     )
   else:
     thick = 0.24 if c.has("platform") else 0.1
     sole = [(left, y), (right, y), (right - 0.02, y + thick), (left + 0.03, y + thick)]
-    c.sew(sole, "platform" if c.has("platform") else "flat", trim=True, rounds=1, plain=True)
+    name = "platform" if c.has("platform") else "flat"
+    c.sew(sole, name, trim=True, rounds=2, most=0.04, plain=True)
 
 
 def _toe(c: Canvas, left: float, y: float) -> None:
@@ -298,12 +303,12 @@ def _boot(c: Canvas) -> None:
     (0.34, top),
     (0.36, y - 0.35 - lift),
     (0.4, y - lift),
-    (0.1, y - 0.3 * lift),
-    (-0.4, y + 0.02),
+    (0.1, y - 0.4 * lift),
+    (-0.3, y + 0.02),
     *tip,
     (-0.2, y - 0.42),
   ]
-  alpha = c.sew(points, rounds=1)
+  alpha = c.sew(points, rounds=2, most=0.07)
   shaft = c.alpha([(-0.4, top - 0.1), (0.6, top - 0.1), (0.6, y - 0.35), (-0.4, y - 0.35)])
   c.part("kneehigh" if tall else "ankle", np.minimum(alpha, shaft))
   _toe(c, -0.88, y)
@@ -318,26 +323,27 @@ def _boot(c: Canvas) -> None:
 
 
 def _pump(c: Canvas) -> None:
-  lift = 0.36 if c.has("heel") else 0.1
+  lift = 0.36 if c.has("heel") else 0.0
   y = 0.3
   tip = (
     [(-0.98, y), (-0.7, y - 0.14)]
     if c.has("pointy")
     else [(-0.84, y + 0.02), (-0.88, y - 0.12), (-0.68, y - 0.2)]
   )
-  _sole(c, -0.84, 0.72, y, lift - 0.02)
+  _sole(c, -0.84, 0.72, y - 0.02, max(lift - 0.04, 0.0))
   c.sew(
     [
-      (0.72, y - 0.05 - lift),
+      (0.72, y - lift),
       (0.66, y - 0.36 - lift),
       (0.5, y - 0.32 - lift),
       (0.1, y - 0.12),
       (-0.35, y - 0.22),
       *reversed(tip),
-      (-0.3, y + 0.04),
-      (0.3, y - 0.3 * lift),
+      (-0.3, y + 0.02),
+      (0.3, y - 0.5 * lift),
     ],
-    rounds=1,
+    rounds=2,
+    most=0.08,
   )
   _toe(c, -0.92, y)
   if c.has("strappy"):
@@ -362,9 +368,12 @@ def _sneaker(c: Canvas) -> None:
       (-0.78, y - 0.16),
       (-0.92, y),
     ],
-    rounds=1,
+    rounds=2,
+    most=0.06,
   )
-  c.sew([(-0.9, y), (-0.88, y - 0.12), (-0.66, y - 0.18), (-0.6, y)], trim=True, rounds=1)
+  c.sew(
+    [(-0.9, y), (-0.88, y - 0.12), (-0.66, y - 0.18), (-0.6, y)], trim=True, rounds=2, most=0.04
+  )
   for t in np.linspace(0, 1, 4):
     px, py = -0.2 + 0.32 * t, y - 0.28 - 0.2 * t
     c.ink(
@@ -396,7 +405,7 @@ def _clutch(c: Canvas) -> None:
   if c.has("chained"):
     arc = np.linspace(0, np.pi, 40)
     details.chain(c, np.stack([0.75 * np.cos(arc), -0.3 - 0.55 * np.sin(arc)], axis=1))
-  c.sew([(-0.85, -0.4), (0.85, -0.4), (0.85, 0.5), (-0.85, 0.5)], rounds=1)
+  c.sew([(-0.85, -0.4), (0.85, -0.4), (0.85, 0.5), (-0.85, 0.5)], rounds=2, most=0.05)
   c.sew([(-0.83, -0.38), (0.83, -0.38), (0.5, 0.05), (0, 0.16), (-0.5, 0.05)], trim=True, rounds=0)
   if c.has("zipped"):
     line = [(-0.78, -0.3), (0.78, -0.3)]

@@ -20,7 +20,7 @@ from sane_jax.datasets.outfits_drawn import composition, garments, wardrobe
 from sane_jax.datasets.outfits_drawn.composition import Outfit
 from sane_jax.datasets.outfits_drawn.wardrobe import Item
 
-VERSION = 1  # of the drawing: raise it when the same seed draws something else
+VERSION = 2  # of the drawing: raise it when the same seed draws something else
 SPLITS = ("train", "valid", "test")
 TYPES = (
   "all-body", "bottoms", "tops", "outerwear", "bags", "shoes", "accessories", "scarves", "hats",
@@ -137,7 +137,7 @@ def _draw_all(root, truth, items, processes, on_progress) -> None:
   done = 0
   # Spawned: a fork of a process in which JAX runs threads may hang.
   context = multiprocessing.get_context("spawn")
-  workers = min(processes or len(os.sched_getaffinity(0)), len(tasks))
+  workers = min(processes or _cores(), len(tasks))
   if workers == 1:
     results = map(_draw_some, tasks)
   else:
@@ -151,6 +151,12 @@ def _draw_all(root, truth, items, processes, on_progress) -> None:
   finally:
     if workers > 1:
       pool.shutdown(cancel_futures=True)  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def _cores() -> int:
+  if hasattr(os, "sched_getaffinity"):  # Linux alone says which cores are ours
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _draw_some(task: tuple[pathlib.Path, pathlib.Path, int, list[Item]]) -> int:
@@ -229,7 +235,7 @@ def _write_tables(root, truth, release: Release, seed: int, missing: float) -> N
     (split, i): o for split, outfits in release.outfits.items() for i, o in enumerate(outfits)
   }
   titles = {
-    set_id(split, i): {"url_name": f"outfit {o.rule.kind}", "title": _outfit_title(o, items, rng)}
+    set_id(split, i): {"url_name": f"outfit {i + 1}", "title": _outfit_title(o, items, rng)}
     for (split, i), o in everything.items()
   }
   _write(root / "polyvore_outfit_titles.json", _json(titles))
@@ -318,7 +324,7 @@ def _pairs(outfits: list[Outfit], rng: np.random.Generator) -> str:
     other = outfits[rng.integers(len(outfits))]
     c = rng.choice(other.items)
     lines.append(f"{item_id(int(a))} {item_id(int(b))} 1")
-    if c not in o.items:
+    if not any(a in worn.items and c in worn.items for worn in outfits):
       lines.append(f"{item_id(int(a))} {item_id(int(c))} 0")
   return "\n".join(lines) + "\n"
 
@@ -351,7 +357,7 @@ def _metadata(items: list[Item], rng: np.random.Generator) -> dict[str, Any]:
     bare = rng.uniform() < 0.1  # as some records of the real set
     out[item_id(index)] = {
       "url_name": title.lower(),
-      "description": "" if bare else f"{title}, drawn.",
+      "description": "" if bare else f"{title}.",
       "catgeories": "" if bare else ["Fashion", category.capitalize(), item.kind.capitalize()],
       "title": "" if bare else title,
       "related": "" if bare else [f"{item.attributes[0]} {item.kind}"],
