@@ -232,7 +232,7 @@ TINY_MODEL = ["--config.model=tiny_model:make", "--config.image_size=32"]
   [
     ([PHOTOS, "--config.desing=rise"], "desing"),
     ([PHOTOS, "--config.neighbors=many"], "neighbors|many"),
-    ([PHOTOS, "--config.job=cook"], "no job 'cook'; there is explain"),
+    ([PHOTOS, "--config.job=cook"], "no job 'cook'; there is draw_outfits, .*explain"),
     ([PHOTOS, *TINY_MODEL, "--config.design=rize"], "explain: no design 'rize'"),
     ([PHOTOS, "rise"], "--config.name=value"),
     (["--config=configs/none.py"], "none.py"),
