@@ -39,4 +39,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.similarity.images_per_group = 8  # photos of each
   config.similarity.text = 0.0  # photos have no titles
   config.index.fill = "grey"  # what hides a region
+  config.evaluation.background = "grey"  # what deleted pixels become
   return config

@@ -12,7 +12,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "benchmark"  # explain evaluate benchmark
+  config.job = "benchmark"  # explain compare_generators benchmark
   config.workdir = "runs/benchmark"  # where results go
 
   config.model = "efficientnet_lite0"  # a name, or module:function

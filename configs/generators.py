@@ -3,7 +3,7 @@
   python -m sane_jax.main --config=configs/generators.py --config.pairs=FILE \
       --config.pairs_folder=FOLDER
 
-Writes WORKDIR/evaluate/table.md, table.csv and results.json. Every part is kept as soon as it is
+Writes WORKDIR/generators/table.md, table.csv and results.json. Every part is kept as soon as it is
 done; the same command goes on from there. `docs/generators.md` shows the table for 104 pairs of
 garments; against one background that took an hour on two busy cores, half of it the learned masks.
 
@@ -16,7 +16,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "evaluate"  # explain evaluate benchmark
+  config.job = "compare_generators"  # explain compare_generators benchmark
   config.workdir = "runs/generators"  # where results go
 
   config.pairs = ""  # file with a pair a line: query reference [label]

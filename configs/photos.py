@@ -20,7 +20,7 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "explain"  # explain evaluate benchmark
+  config.job = "explain"  # explain compare_generators benchmark
   config.workdir = "runs/photos"  # where results go
 
   # What is explained; at most one of (query and reference), photos, pairs.

@@ -75,7 +75,13 @@ def get_config() -> ml_collections.ConfigDict:
   similarity.eval_every_steps = 1000  # on the validation split; the best is what is kept
   similarity.save_every_steps = 1000  # checkpoints
 
-  # The effect matrices of training images.
+  # Pairs that the explanation is tuned and evaluated on: so many that match, and as many that do
+  # not. The data set's own list, where it has one.
+  config.pairs = pairs = ml_collections.ConfigDict()
+  pairs.num_valid = 1000  # to choose the weights of the ranking by
+  pairs.num_test = 10_000  # to evaluate on
+
+  # The effect matrices of training images, and of the queries of pairs.
   config.index = index = ml_collections.ConfigDict()
   index.model = ""  # what is explained: '', the one trained above; a file; a name for load_model
   index.image_size = config_dict.placeholder(int)  # pixels; the model's own
@@ -109,4 +115,38 @@ def get_config() -> ml_collections.ConfigDict:
   attributes.log_every_steps = 50  # numbers written
   attributes.eval_every_epochs = 1  # validation mAP; the best is what is kept
   attributes.save_every_epochs = 1  # checkpoints
+
+  # Attributes ranked by confidence, map fit, prior and sensitivity.
+  config.ranking = ranking = ml_collections.ConfigDict()
+  ranking.folder = "ranking"  # in WORKDIR
+  ranking.attributes = "attributes"  # in WORKDIR: the attribute model
+  ranking.concepts = "concepts"  # in WORKDIR: the prior
+  # Puts the terms on one scale: normal_scores (each standard normal on the likely attributes of
+  # validation pairs); none, as in the paper.
+  ranking.calibration = "normal_scores"
+  ranking.likely = 0.1  # share of (pair, attribute), by confidence, that counts as likely
+  ranking.phi = config_dict.placeholder(tuple)  # weights of the four; chosen by default
+  ranking.steps = 10  # of the grid of weights: multiples of 1/10
+  ranking.representatives = 3  # images with and without an attribute that a score is averaged over
+
+  # Pairs explained on a page.
+  config.explain = explain = ml_collections.ConfigDict()
+  explain.folder = "explain"  # in WORKDIR
+  explain.num_pairs = 12  # that match, drawn from the test split
+  explain.design = "hadamard"  # as for index
+  explain.num_masks = config_dict.placeholder(int)  # passes an image; the design's own number
+
+  # The tables.
+  config.evaluation = evaluation = ml_collections.ConfigDict()
+  evaluation.folder = "evaluation"  # in WORKDIR
+  evaluation.baseline = "attributes_without_maps"  # attributes.folder of a run with map_weight=0
+  evaluation.generators = (  # of saliency maps, as in configs/generators.py
+    "random", "hadamard", "sliding_window", "rise", "lime", "kernel_shap", "learned_mask",
+  )  # fmt: skip
+  evaluation.modes = ("fixed", "both")  # what is perturbed: the query, or both images
+  evaluation.saliency_pairs = 200  # for them: a pair costs thousands of passes
+  evaluation.background = "white"  # what deleted pixels become
+  evaluation.sanity_pairs = 50  # for the sanity checks
+  # Layers of the similarity model from the output to the input, destroyed one after the other.
+  evaluation.layers = ("dense", "trunk/layer3", "trunk/layer2", "trunk/layer1", "trunk/conv1")
   return config

@@ -47,6 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
   similarity.eval_every_steps = 150  # on the validation split
   similarity.save_every_steps = 150  # checkpoints
 
+  config.pairs.num_valid = 300  # to choose the weights of the ranking by
+  config.pairs.num_test = 400  # to evaluate on
+
   index = config.index
   index.design = "hadamard"  # fewer passes than rise for the same map
   index.num_masks = 128  # passes an image
@@ -67,4 +70,12 @@ def get_config() -> ml_collections.ConfigDict:
   attributes.sharpness = 2.0  # maps standardised, times this, before their softmax
   attributes.truth = "runs/synthetic/drawn/truth"  # where each attribute is
   attributes.log_every_steps = 20  # numbers written
+
+  config.explain.num_masks = 128  # passes an image
+  evaluation = config.evaluation
+  evaluation.generators = (  # of saliency maps; lime and learned_mask take minutes here
+    "random", "hadamard:num_masks=128", "hadamard", "sliding_window", "rise", "kernel_shap",
+  )  # fmt: skip
+  evaluation.saliency_pairs = 48  # for them
+  evaluation.sanity_pairs = 24  # for the sanity checks
   return config

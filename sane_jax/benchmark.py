@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sane_jax import checkpoint, files
 from sane_jax import engine as engine_lib
+from sane_jax.compare_generators import parse_generator
 from sane_jax.datasets import photos as photos_lib
-from sane_jax.evaluate import parse_generator
 from sane_jax.explainer import Explainer
 from sane_jax.models import model as model_lib
 

@@ -1,87 +1,110 @@
 """Job: measures the effect matrices of a collection, from which the map of any pair is read."""
 
 import dataclasses
-import io
-import os
+import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from sane_jax import effect_index, explainer, sharding, training
+from sane_jax import effect_index, explainer, pair_terms, sharding, spaces, training
 from sane_jax import engine as engine_lib
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import images as images_lib
 from sane_jax.datasets import load
 from sane_jax.datasets.collection import Collection
-from sane_jax.models import model as model_lib
-from sane_jax.models import weights
 from sane_jax.ops import designs, effects, fills
 
 
 def run(config: Any) -> None:
-  """Measures each training image that has matches: N masked passes and two whole ones.
+  """Measures images that are explained: N masked passes and two whole ones each.
 
-  However many matches and spaces there are, the passes are the same. Writes WORKDIR/index: the
-  arrays of `effect_index`, index.npz, finished.json. Killed, it goes on after the last shard.
+  In the training split those are images with matches, whose maps supervise the attribute model; in
+  the others the queries of the pairs that the explanation is tuned and evaluated on. However many
+  matches and spaces an image has, the passes are the same. Writes WORKDIR/index, index_valid and
+  index_test: the arrays of `effect_index`, index.npz, finished.json. Killed, it goes on after the
+  last shard.
   """
+  for split in ("train", "valid", "test"):
+    if split == "train":
+      collection = load.load_split(config.data, config.workdir, split)
+      groups = collection_lib.groups_of(collection)
+      queries = choose_queries(collection, groups, config.index.max_queries, config.key)
+
+      def references(row: int, groups=groups, collection=collection) -> np.ndarray:
+        return collection_lib.draw_matches(
+          collection, groups[row], row, limit=config.index.matches, seed=config.key
+        )
+    else:
+      limit = config.pairs[f"num_{split}"]
+      collection, pairs = pair_terms.load_pairs(
+        config.data, config.workdir, split, limit=limit, seed=config.key
+      )
+      queries = np.unique([pair.query for pair in pairs]).astype(int)
+      of_query: dict[int, list[int]] = {}
+      for pair in pairs:
+        of_query.setdefault(pair.query, []).append(pair.reference)
+      references = of_query.__getitem__
+    _build(config, collection, split, queries, references)
+
+
+def _build(
+  config: Any, collection: Collection, split: str, queries: np.ndarray,
+  references: Callable[[int], Any],
+) -> None:  # fmt: skip
+  """The index of one split: effects of the queries in the spaces that their references need."""
   settings = config.index
-  train = load.load_split(config.data, config.workdir, "train")
   source = settings.model or str(pathlib.Path(config.workdir) / "similarity" / "model.safetensors")
-  model, spaces = _model_in_spaces(source, settings.image_size, train)
+  model, params = spaces.model_in_spaces(source, settings.image_size, collection)
   design = explainer.make_design(settings.design, settings.num_masks)
   if not isinstance(design, designs.Design) or design.grid is None:
     raise ValueError(
       f"--config.index.design={settings.design} has no cells that all images share; take hadamard,"
       " rise, sliding_window or kernel_shap"
     )
-  groups = collection_lib.groups_of(train)
-  queries = choose_queries(train, groups, settings.max_queries, config.key)
-  identity = training.identity(train, index=settings, key=config.key)
-  identity["index.model"] = model.name
-  folder = training.claim_folder(pathlib.Path(config.workdir) / "index", identity)
+  identity = training.identity(collection, index=settings, key=config.key)
+  identity |= {"index.model": model.name, "queries": hashlib.sha256(queries.tobytes()).hexdigest()}
+  folder = training.claim_folder(pair_terms.index_folder(config.workdir, split), identity)
   if training.is_finished(folder):
     print(f"build_index: up to date in {folder}")
     return
 
-  types = train.types if len(spaces) > 1 else np.zeros_like(train.types)
-  engines = [engine_lib.make_engine(dataclasses.replace(model, params=p)) for p in spaces]
+  types = collection.types if len(params) > 1 else np.zeros_like(collection.types)
+  engines = [engine_lib.make_engine(dataclasses.replace(model, params=p)) for p in params]
   key, fill = jax.random.key(config.key), settings.fill or design.default_fill
 
   def embed(row: int) -> np.ndarray:
     """[t d]: the image in the spaces that it shares with images of each type."""
-    unit = engine_lib.embed_images(engines[types[row]], _pixels(model, train, row)[None])[0]
-    return unit.reshape(len(spaces), -1)
+    unit = engine_lib.embed_images(
+      engines[types[row]], spaces.read_pixels(model, collection, row)[None]
+    )[0]
+    return unit.reshape(len(params), -1)
 
   def measure(row: int) -> np.ndarray:
-    """[t c d], zero in the slots that no match needs: they take no room."""
-    matches = collection_lib.draw_matches(
-      train, groups[row], row, limit=settings.matches, seed=config.key
-    )
-    wanted = np.isin(np.arange(len(spaces)), types[matches])
-    whole = embed(row)
-    each = _effects(engines[types[row]], design, key, _pixels(model, train, row), fill, whole)
+    """[t c d], zero in the slots that no reference needs: they take no room."""
+    wanted = np.isin(np.arange(len(params)), types[np.asarray(references(row), int)])
+    whole, pixels = embed(row), spaces.read_pixels(model, collection, row)
+    each = _effects(engines[types[row]], design, key, pixels, fill, whole)
     return np.where(wanted[:, None, None], each, 0)
 
   index = effect_index.open_index(
-    folder, queries=queries, types=types, num_types=len(spaces), grid=design.grid,
-    embedding_size=_embedding_size(engines[0], len(spaces)),
+    folder, queries=queries, types=types, num_types=len(params), grid=design.grid,
+    embedding_size=_embedding_size(engines[0], len(params)),
   )  # fmt: skip
   work = [
     (part, shard, rows[effect_index.shard_slice(shard, len(rows))], function)
     for part, rows, function in (
-      ("embeddings", np.arange(len(train.ids)), embed),
+      ("embeddings", np.arange(len(collection.ids)), embed),
       ("effects", queries, measure),
     )
     for shard in effect_index.missing_shards(index, part)
     if shard % jax.process_count() == jax.process_index()  # each process writes shards of its own
   ]
   broken: dict[str, str] = {}
-  with training.progress("index", 0, sum(len(rows) for _, _, rows, _ in work)) as bar:
+  with training.progress(f"index {split}", 0, sum(len(rows) for _, _, rows, _ in work)) as bar:
     for part, shard, rows, function in work:
       where = effect_index.shard_slice(shard, getattr(index, part).shape[0])
       values = np.zeros(getattr(index, part)[where].shape, np.float32)
@@ -89,10 +112,10 @@ def run(config: Any) -> None:
         try:
           values[position] = function(int(row))
         except images_lib.ImageError as error:  # it stays zero, which is no map
-          broken[train.ids[row]] = str(error)
+          broken[collection.ids[row]] = str(error)
         bar.update()
       effect_index.write_shard(index, part, shard, values)
-  sharding.wait_for_all("index")
+  sharding.wait_for_all(f"index {split}")
   if jax.process_index() == 0:
     effect_index.describe(folder, index)
   results = {
@@ -101,7 +124,7 @@ def run(config: Any) -> None:
     "matches": settings.matches,
     "key": config.key,
     "queries": len(queries),
-    "images": len(train.ids),
+    "images": len(collection.ids),
     "masked_passes_a_query": design.num_masks,
     "passes_of_this_run": sum(engine.passes for engine in engines),
     "images_that_could_not_be_read": broken,
@@ -131,57 +154,6 @@ def choose_queries(
   if limit is not None and len(rows) > limit:
     rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
   return rows
-
-
-def _pixels(model: model_lib.Model, train: Collection, row: int) -> np.ndarray:
-  """The image [h w 3] as the explainer shows it to the model.
-
-  Raises:
-    ImageError: it can't be read.
-  """
-  try:
-    image = images_lib.read_image(Image.open(io.BytesIO(train.images[row])))
-  except (OSError, RuntimeError) as error:  # RuntimeError: of a damaged record
-    raise images_lib.ImageError(f"{train.ids[row]}: {error}") from error
-  return images_lib.fit_image(
-    image, model.image_size, fit=model.fit, crop_fraction=model.crop_fraction,
-    interpolation=model.interpolation,
-  )  # fmt: skip
-
-
-def _model_in_spaces(
-  source: str, image_size: int | None, train: Collection
-) -> tuple[model_lib.Model, list[Any]]:
-  """A model, and its parameters for images of each type.
-
-  A model of train_similarity gives [b t d], a slot a type. Any other has one space: [b d].
-  """
-  if not source.endswith(".safetensors"):
-    model = model_lib.load_model(source, image_size=image_size)
-    return model, [model.params]
-  if not os.path.exists(source):
-    raise ValueError(
-      f"there is no model {source}: train one first with --config.job=train_similarity, or name one"
-      " with --config.index.model"
-    )
-  variables, description = weights.read_model_file(source)
-  network = weights.make_similarity_model(description)
-  spaces = (tuple(train.type_names), train.conditions.tolist())
-  theirs = (tuple(description.get("type_names", ())), description.get("conditions"))
-  if spaces != theirs:
-    raise ValueError(
-      f"{source} was trained for the types {', '.join(theirs[0])} in"
-      f" {network.num_conditions} spaces; {train.name} has {', '.join(spaces[0])} in"
-      f" {train.num_conditions}: train one on it with --config.job=train_similarity"
-    )
-
-  def embed(params: Any, images: Any) -> Any:
-    return network.apply(params[0], images, params[1], method="all_conditions")
-
-  side = image_size or description["image_size"]
-  name = f"{pathlib.Path(source).name} {training.hash_file(pathlib.Path(source))[:16]}"
-  model = model_lib.Model(name, (side, side), embed)
-  return model, [(variables, conditions) for conditions in train.conditions]
 
 
 def _embedding_size(engine: engine_lib.Engine, num_spaces: int) -> int:

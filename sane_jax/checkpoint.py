@@ -5,12 +5,15 @@ import json
 import pathlib
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sane_jax import files
-from sane_jax.report import PairView
+from sane_jax.report import AttributeView, PairView
+
+_ACTIVATION_MAP = "_activation_map_"
 
 
 def writable_folder(path: pathlib.Path) -> pathlib.Path:
@@ -47,12 +50,23 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     return None
 
 
+def _plain(value: Any) -> Any:
+  """What JSON can hold, of numpy's numbers, mappings and sequences."""
+  if isinstance(value, np.generic):
+    return value.item()
+  return dict(value) if isinstance(value, Mapping) else list(value)
+
+
 def save_view(path: pathlib.Path, view: PairView) -> None:
-  """Keeps an explained pair."""
+  """Keeps an explained pair: its arrays as they are, everything else as text."""
   fields = view._asdict()
   arrays = {k: v for k, v in fields.items() if isinstance(v, np.ndarray)}
   rest = {k: v for k, v in fields.items() if k not in arrays}
-  text = json.dumps(rest, default=list).encode()
+  rest["attributes"] = []
+  for number, attribute in enumerate(view.attributes):
+    arrays[f"{_ACTIVATION_MAP}{number}"] = np.asarray(attribute.activation_map)
+    rest["attributes"].append(attribute._replace(activation_map=None)._asdict())
+  text = json.dumps(rest, default=_plain).encode()
   write_arrays(path, {**arrays, "_text": np.frombuffer(text, np.uint8)})
 
 
@@ -61,5 +75,10 @@ def load_view(path: pathlib.Path) -> PairView | None:
   arrays = read_arrays(path)
   if arrays is None or "_text" not in arrays:
     return None
-  fields: dict[str, Any] = {**json.loads(arrays.pop("_text").tobytes()), **arrays}
+  fields: dict[str, Any] = json.loads(arrays.pop("_text").tobytes())
+  fields["attributes"] = [
+    AttributeView(**{**values, "activation_map": arrays.pop(f"{_ACTIVATION_MAP}{number}")})
+    for number, values in enumerate(fields.get("attributes", ()))
+  ]
+  fields.update(arrays)
   return PairView(**fields)

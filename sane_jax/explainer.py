@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sane_jax import engine as engine_lib
+from sane_jax import ranker as ranker_lib
 from sane_jax.datasets import images as images_lib
 from sane_jax.explanation import Effects, Explanation, Photo, ReferenceSide, SaliencyMap
 from sane_jax.models import model as model_lib
@@ -71,6 +72,7 @@ class Explainer:
     chunk_size: at most this many masked images exist at once.
     devices: JAX devices that share each chunk; all local ones by default.
     on_progress: called with (images done, images in all) while a long pass runs.
+    attributes: ranks attributes for each explanation, see `load_attributes`.
     **options: further fields of the design, such as `grid=(7, 7)`.
 
   Attributes:
@@ -89,6 +91,7 @@ class Explainer:
     chunk_size: int | None = None,
     devices: Sequence[Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    attributes: ranker_lib.Ranker | None = None,
     **options: Any,
   ):
     if not isinstance(model, Model):
@@ -102,6 +105,7 @@ class Explainer:
     self.design = make_design(design, num_masks, **options)
     self.fill = self.design.default_fill if fill is None else fill
     self.mode = mode
+    self.ranker = attributes
     self.key = jax.random.key(key) if isinstance(key, int | np.integer) else key
     if not jax.numpy.issubdtype(self.key.dtype, jax.dtypes.prng_key):
       self.key = jax.random.wrap_key_data(self.key)  # from jax.random.PRNGKey
@@ -418,6 +422,8 @@ class Explainer:
       warnings=_warn([*measured.notes, *saliency.notes]),
       passes=measured.passes + side.passes,
       make_reference_side=reference_side,
+      ranker=self.ranker,
+      embeddings=(measured.whole, side.whole),
     )
 
   # --- nothing but scores -------------------------------------------------------------------------
@@ -458,6 +464,7 @@ class Explainer:
           passes=spent if contrast else spent // len(others),
           make_reference_side=functools.partial(self._score_reference_side, photo, other),
           contrast=others[1] if contrast else None,
+          ranker=self.ranker,
         )
       )
     return explanations
@@ -561,6 +568,8 @@ class Explainer:
         warnings=_warn([] if np.isfinite(masks[pair]).all() else ["the mask holds NaN"]),
         passes=whole_passes // len(photos) + settings.num_steps * (1 + both),
         make_reference_side=other,
+        ranker=self.ranker,
+        embeddings=(wholes[0][pair], wholes[1][pair]),
       )
       if both:
         explanation._reference_side = ReferenceSide(saliency(pair, 1), labels, None, None, 0)

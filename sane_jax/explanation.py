@@ -12,11 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from sane_jax import ranker as ranker_lib
 from sane_jax import report
 from sane_jax.ops import designs, effects
 
 # The page lists at most this many cells a side: more can't be told apart by hovering.
 PAGE_GRID = 14
+PAGE_ATTRIBUTES = 6  # of the first ranked, on the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Explanation:
   contrast: Photo | None = None
   seconds: float | None = None
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+  ranker: ranker_lib.Ranker | None = dataclasses.field(default=None, repr=False)
+  embeddings: tuple[np.ndarray, np.ndarray] | None = dataclasses.field(default=None, repr=False)
   _reference_side: ReferenceSide | None = dataclasses.field(default=None, repr=False)
 
   @property
@@ -166,6 +170,42 @@ class Explanation:
     query, reference = (m[v] for m, v in zip(side.matrices, side.valid, strict=True))
     return np.asarray(effects.correspondence(query, reference))
 
+  @functools.cached_property
+  def explained_by(self) -> ranker_lib.Attributes:
+    """Attributes that explain the pair, ranked; jointly; and as a sentence.
+
+    Raises:
+      ValueError: the explainer was given no attributes.
+    """
+    if self.ranker is None:
+      raise ValueError(
+        "this explanation knows no attributes: give the explainer some, as in"
+        " sane_jax.Explainer(model, attributes=sane_jax.load_attributes('runs/demo'))"
+      )
+    grid = self.grid or (PAGE_GRID, PAGE_GRID)
+    cells = self.saliency.cells
+    if self.grid is None:  # superpixels, or a mask at another size
+      rows, columns = (
+        designs.averaging(n, g) for n, g in zip(self.saliency_map.shape, grid, strict=True)
+      )
+      cells = rows @ np.nan_to_num(self.saliency_map) @ columns.T
+    return self.ranker(self.query.pixels, np.asarray(cells).reshape(grid), self.embeddings)
+
+  @property
+  def attributes(self) -> tuple[ranker_lib.RankedAttribute, ...]:
+    """All attributes, best first: name, total, each term, its map."""
+    return self.explained_by.ranked
+
+  @property
+  def attribute_margin(self) -> float:
+    """How far the first attribute's total is from the second's."""
+    return self.explained_by.margin
+
+  @property
+  def sentence(self) -> str:
+    """Why the two match, in words, made from what was measured."""
+    return self.explained_by.sentence
+
   @property
   def encoder_passes(self) -> int:
     """Images that went through the encoder for this explanation, counted at the model."""
@@ -185,7 +225,18 @@ class Explanation:
         query_cells, pool = _page_cells(query_cells.shape, self.grid)
         reference_cells, _ = _page_cells(reference_cells.shape, self.grid)
         table = pool @ table @ pool.T
+    named: dict[str, Any] = {}
+    if self.ranker is not None:
+      named = {
+        "attributes": [
+          report.AttributeView(a.name, a.total, a.terms, a.shares, a.map)
+          for a in self.attributes[:PAGE_ATTRIBUTES]
+        ],
+        "attribute_margin": self.attribute_margin,
+        "sentence": self.sentence,
+      }
     return report.PairView(
+      **named,
       query_name=self.query.name or "query",
       reference_name=self.reference.name or "reference",
       query=self.query.uint8,
@@ -238,7 +289,18 @@ class Explanation:
 
   def record(self) -> dict[str, Any]:
     """Everything but the arrays, for JSON."""
+    named = {}
+    if self.ranker is not None:
+      named = {
+        "sentence": self.sentence,
+        "attribute_margin": self.attribute_margin,
+        "attributes": [
+          {"name": a.name, "total": a.total, "terms": a.terms, "shares": a.shares}
+          for a in self.attributes[:10]
+        ],
+      }
     return {
+      **named,
       "query": self.query.name,
       "reference": self.reference.name,
       **({"contrast": self.contrast.name} if self.contrast is not None else {}),

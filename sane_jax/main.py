@@ -17,8 +17,14 @@ JOBS = (
   "train_similarity",
   "build_index",
   "train_attributes",
+  "discover_attributes",
+  "fit_concepts",
+  "tune_ranking",
   "explain",
+  "explain_matches",
+  "compare_generators",
   "evaluate",
+  "simulate_study",
   "benchmark",
   "benchmark_input",
 )
@@ -43,7 +49,8 @@ def main(argv: Sequence[str]) -> None:
     if name not in JOBS:
       known = [*JOBS, *(["all"] if "jobs" in config else [])]
       raise app.UsageError(f"no job {name!r}; there is {', '.join(known)}")
-  logging.set_verbosity(logging.WARNING)
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
   job = "main"
   try:
     hosts.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -75,3 +75,10 @@ def mass_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
   total = flat.sum(1)
   share = (flat * inside).sum(1) / np.where(total > 0, total, 1)
   return np.where(total == 0, inside.mean(1), share)
+
+
+def middle_square(mask: np.ndarray) -> np.ndarray:
+  """The part of a mask [h w] that a model sees of an image."""
+  side = min(mask.shape)
+  top, left = ((n - side) // 2 for n in mask.shape)
+  return mask[top : top + side, left : left + side]

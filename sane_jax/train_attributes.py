@@ -13,14 +13,14 @@ import tqdm
 from clu import metrics as clu_metrics
 from flax import struct
 
-from sane_jax import effect_index, recognition, sharding, training
+from sane_jax import attribute_reader, effect_index, recognition, sharding, training
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection
-from sane_jax.models import attribute, efficientnet_lite0, weights
+from sane_jax.models import attribute, weights
 from sane_jax.ops import losses
 
-MODEL = "model.safetensors"
+MODEL = attribute_reader.MODEL
 EVALUATION_BATCH = 32  # images a device
 ARCHITECTURE = ("trunk", "stage_sizes", "block", "width", "stem", "dtype", "image_size")
 
@@ -78,7 +78,7 @@ def run(config: Any) -> None:
   maps = read_maps(index, train) if settings.map_weight > 0 else None
 
   # The model and its optimiser.
-  frozen, features, feature_size = _trunk(settings.trunk)
+  frozen, features, feature_size = attribute_reader.trunk(settings.trunk)
   description = {
     "kind": "attribute",
     **{name: settings[name] for name in ARCHITECTURE},
@@ -189,20 +189,6 @@ def _known(collection: Collection) -> tuple[np.ndarray, np.ndarray]:
   return rows, collection_lib.label_matrix(collection)[rows]
 
 
-def _trunk(name: str) -> tuple[Any, Callable[[Any, Any], Any], int]:
-  """What comes before the trained part: its frozen parameters, what it does, its channels (0: no).
-
-  Raises:
-    ValueError: there is no such trunk.
-  """
-  if name == "resnet":
-    return {}, lambda _, images: images, 0
-  if name != "efficientnet_lite0":
-    raise ValueError(f"--config.attributes.trunk is resnet or efficientnet_lite0; given {name!r}")
-  apply, params = efficientnet_lite0.load_efficientnet_lite0()
-  return params, functools.partial(apply, method="features"), 1280
-
-
 def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
   """Saliency maps of the queries of an index, against the matches that it was built for.
 
@@ -253,7 +239,7 @@ def localisation(
     for row, maps in zip(part, locate(part), strict=True):
       masks = outfits_drawn.read_truth(truth, collection.ids[row])
       for a in masks.keys() & set(map(int, collection.attributes[row])):
-        mask = _middle_square(masks[a])[None]
+        mask = recognition.middle_square(masks[a])[None]
         large = recognition.enlarge(maps[None, :, :, a], mask.shape[1:])
         each["pointing_game"].setdefault(a, []).append(recognition.pointing_game(large, mask)[0])
         each["mass_inside"].setdefault(a, []).append(recognition.mass_inside(large, mask)[0])
@@ -262,13 +248,6 @@ def localisation(
     name: float(np.mean([np.mean(values) for values in lists.values()]))
     for name, lists in each.items()
   }
-
-
-def _middle_square(mask: np.ndarray) -> np.ndarray:
-  """The part of a mask [h w] that the model sees of the image."""
-  side = min(mask.shape)
-  top, left = ((n - side) // 2 for n in mask.shape)
-  return mask[top : top + side, left : left + side]
 
 
 def _update(model, features, optimizer, objective, seed, frozen, state, batch, step):

@@ -18,10 +18,17 @@ JOBS = {
   "train_similarity",
   "build_index",
   "train_attributes",
+  "discover_attributes",
+  "fit_concepts",
+  "tune_ranking",
+  "explain_matches",
+  "compare_generators",
+  "simulate_study",
 }
 SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
-  "sharding", "recognition", "effect_index",
+  "sharding", "recognition", "effect_index", "attribute_reader", "attribute_effects", "pair_terms",
+  "concept_prior", "clustering", "forward_simulation", "ranker", "spaces", "sanity_checks",
 }  # fmt: skip
 LAYERS = [
   {"hosts", "files"},
@@ -33,7 +40,11 @@ LAYERS = [
 ]
 # Two folders of one layer, and two jobs, do not know each other; but a job may use another's
 # public pieces where they were made for it.
-ALLOWED = {("benchmark", "evaluate"), ("benchmark_input", "train_similarity")}
+ALLOWED = {
+  ("benchmark", "compare_generators"),
+  ("evaluate", "compare_generators"),
+  ("benchmark_input", "train_similarity"),
+}
 
 
 def imports(path):

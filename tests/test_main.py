@@ -292,7 +292,7 @@ def test_interrupted_it_says_so_and_writes_what_it_has(folder):
 
 
 def test_evaluation_tabulates_and_resumes(folder):
-  from sane_jax import evaluate
+  from sane_jax import compare_generators
 
   (folder / "pairs.csv").write_text(
     "".join(f"photos/photo {i}.png,photos/photo {j}.png\n" for i in range(3) for j in (3, 4))
@@ -301,8 +301,8 @@ def test_evaluation_tabulates_and_resumes(folder):
     "generators", pairs="pairs.csv", max_pairs=6,
     generators=("random", "hadamard:num_masks=32,grid=[4,4]", "learned_mask:num_steps=3,cells=4"),
   )  # fmt: skip
-  evaluate.run(settings)
-  out = folder / "runs/generators/evaluate"
+  compare_generators.run(settings)
+  out = folder / "runs/generators/generators"
   table = (out / "table.md").read_text()
   assert table.count("| hadamard:num_masks=32,grid=[4,4] |") == 4  # two modes, two backgrounds
   assert table.count("| random |") == 2
@@ -317,13 +317,13 @@ def test_evaluation_tabulates_and_resumes(folder):
   random = rows["random", "fixed", "mean"]
   assert np.mean(hadamard["deletion"]) < np.mean(random["deletion"])
   stamps = {p: p.stat().st_mtime_ns for p in (out / "curves").iterdir()}
-  evaluate.run(settings)
+  compare_generators.run(settings)
   assert {p: p.stat().st_mtime_ns for p in (out / "curves").iterdir()} == stamps
   assert (out / "table.md").read_text() == table
   with pytest.raises(ValueError, match=r"--config\.pairs=FILE"):
-    evaluate.run(config("generators"))
+    compare_generators.run(config("generators"))
   with pytest.raises(ValueError, match="field=value"):
-    evaluate.run(config("generators", pairs="pairs.csv", generators=("rise:num_masks",)))
+    compare_generators.run(config("generators", pairs="pairs.csv", generators=("rise:num_masks",)))
 
 
 def test_benchmark_reports_ratios(folder, capsys):

@@ -79,6 +79,47 @@ def draw_matches(
   return rows.astype(np.int32)
 
 
+def draw_pairs(collection: Collection, *, limit: int, seed: int) -> tuple[Pair, ...]:
+  """At most `limit` pairs that match and as many that do not, drawn by the seed, by query.
+
+  The released list, where the collection has one. Otherwise a pair that matches is two rows of one
+  group; its query with another row of the reference's type, and of no group of the query's, does
+  not match. Queries without a known attribute are left out: nothing could be said about them.
+  """
+  rng = np.random.default_rng((seed, 1))
+  if collection.pairs:
+    known = [p for p in collection.pairs if len(collection.attributes[p.query])]
+    parts = [[p for p in known if p.label == label] for label in (1, 0)]
+    kept = [_some(rng, part, limit) for part in parts]
+  else:
+    matching = [
+      Pair(int(q), int(r), 1)
+      for rows in collection.groups
+      for q in rows
+      if len(collection.attributes[q])
+      for r in rows
+      if r != q
+    ]
+    matching = _some(rng, matching, limit)
+    member = groups_of(collection)
+    others = []
+    for pair in matching:
+      same = np.flatnonzero(collection.types == collection.types[pair.reference])
+      near = [collection.groups[g] for g in member[pair.query]]
+      free = np.setdiff1d(same, np.concatenate([[pair.query], *near]))
+      if len(free):
+        others.append(Pair(pair.query, int(rng.choice(free)), 0))
+    kept = [matching, others]
+  pairs = [pair for part in kept for pair in part]
+  return tuple(sorted(pairs, key=lambda pair: (pair.query, -pair.label, pair.reference)))
+
+
+def _some(rng: np.random.Generator, items: list[Pair], limit: int) -> list[Pair]:
+  if len(items) <= limit:
+    return items
+  return [items[i] for i in np.sort(rng.choice(len(items), limit, replace=False))]
+
+
 def label_matrix(collection: Collection) -> np.ndarray:
   """Which image has which attribute, bool [n a]; a row of False where nothing is known."""
   labels = np.zeros((len(collection.ids), len(collection.attribute_names)), bool)

@@ -1,0 +1,187 @@
+"""Which attribute explains a match: terms on one scale, weighed; and several that do jointly.
+
+    total(a) = Σ_i φ_i z_i(term_i of a),    φ ≥ 0, Σ φ = 1
+
+The terms of Plummer et al., Why do These Match?, ECCV 2020, are the confidence of a, the cosine of
+saliency map and activation map of a, and the TCAV score of a, with z the identity; a fourth, ours,
+is how much this very score changes along the concept's direction. As they differ in scale and shape
+(most confidences are next to 0, most cosines near 0.7), z here turns each into normal scores:
+z = Φ⁻¹(u), u the share of values that lie below, among the attributes that are likely on held-out
+pairs (van der Waerden 1952). Each term is standard normal there: φ weighs them and no scale does.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy import optimize, special
+
+QUANTILES = 2001  # that a term's distribution is kept as
+
+
+def map_fit(
+  saliency: Float[Array, "h w"], activations: Float[Array, "i j a"]
+) -> Float[Array, " a"]:
+  """Cosine of a saliency map with each activation map, at the finer grid of the two; 0 for zeros.
+
+  Args:
+    saliency: not negative.
+    activations: not negative.
+  """
+  shape = tuple(max(*pair) for pair in zip(saliency.shape, activations.shape[:2], strict=True))
+  m = jax.image.resize(saliency, shape, "linear").ravel()
+  n = jax.image.resize(activations, (*shape, activations.shape[2]), "linear")
+  n = n.reshape(-1, n.shape[-1])
+  norms = jnp.linalg.norm(m) * jnp.linalg.norm(n, axis=0)
+  return jnp.where(norms > 1e-12, m @ n / jnp.maximum(norms, 1e-12), 0)
+
+
+class Calibration(NamedTuple):
+  """Distribution of each term on held-out pairs: quantiles [k q], ascending; empty: none."""
+
+  quantiles: Float[np.ndarray, "k q"]
+
+
+RAW = Calibration(np.zeros((0, 0)))  # terms as they are, as in the paper
+
+
+def calibrate(terms: Float[np.ndarray, "k p a"], *, likely: float = 0.1) -> Calibration:
+  """The calibration that makes terms standard normal over the likely attributes of pairs.
+
+  Args:
+    terms: of held-out pairs; the first tells how likely an attribute is.
+    likely: share of all (pair, attribute) that counts, by the first term.
+
+  Raises:
+    ValueError: no values, or one that is no number.
+  """
+  flat = np.asarray(terms, np.float64).reshape(len(terms), -1)
+  if not flat.size or not np.isfinite(flat).all():
+    raise ValueError(
+      f"terms are calibrated on pairs with finite values; given {flat.shape[1]} values a term,"
+      f" {int((~np.isfinite(flat)).sum())} of them NaN or infinite"
+    )
+  flat = flat[:, flat[0] >= np.quantile(flat[0], 1 - likely)]
+  return Calibration(np.quantile(flat, np.linspace(0, 1, QUANTILES), axis=1).T)
+
+
+def normal_scores(
+  terms: Float[np.ndarray, "k p a"], calibration: Calibration
+) -> Float[np.ndarray, "k p a"]:
+  """z of each term. Ties get the middle of their ranks: a term that is constant scores 0.
+
+  Beyond the values seen, the score of a half rank outside: ± 3.48.
+  """
+  if not len(calibration.quantiles):
+    return np.asarray(terms, np.float64)
+  out = np.empty(np.shape(terms), np.float64)
+  for index, (values, quantiles) in enumerate(zip(terms, calibration.quantiles, strict=True)):
+    count = len(quantiles)
+    low = np.searchsorted(quantiles, values, "left")
+    high = np.searchsorted(quantiles, values, "right")
+    # Where a value lies between two quantiles, linear between their ranks.
+    before = quantiles[np.clip(low - 1, 0, count - 1)]
+    after = quantiles[np.clip(low, 0, count - 1)]
+    gap = after - before
+    inside = (low == high) & (low > 0) & (low < count) & (gap > 0)
+    part = np.where(inside, (values - before) / np.where(gap > 0, gap, 1), 0.5)
+    rank = np.where(inside, low - 0.5 + part, (low + high) / 2)
+    out[index] = special.ndtri(np.clip(rank / count, 0.5 / count, 1 - 0.5 / count))
+  return out
+
+
+def check_weights(phi: Sequence[float], size: int) -> np.ndarray:
+  """φ as an array.
+
+  Raises:
+    ValueError: it is not on the simplex.
+  """
+  weights = np.asarray(phi, np.float64)
+  if weights.shape != (size,) or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
+    raise ValueError(f"phi has {size} weights, none negative, whose sum is 1; given {tuple(phi)}")
+  return weights
+
+
+def totals(
+  terms: Float[np.ndarray, "k p a"], phi: Sequence[float], calibration: Calibration
+) -> Float[np.ndarray, "p a"]:
+  """Σ φ_i z_i."""
+  return np.einsum("k,kpa->pa", check_weights(phi, len(terms)), normal_scores(terms, calibration))
+
+
+def simplex(size: int, steps: int = 10) -> list[tuple[float, ...]]:
+  """All weights that are multiples of 1/steps and sum to 1."""
+  return [
+    tuple(part / steps for part in parts)
+    for parts in itertools.product(range(steps + 1), repeat=size)
+    if sum(parts) == steps
+  ]
+
+
+class Joint(NamedTuple):
+  """Attributes whose maps together make a saliency map, the one with the largest share first.
+
+  Attributes:
+    chosen: indices of attributes.
+    weights: of their maps, positive, each map of length 1.
+    shares: of the map's square length that each accounts for; they sum to `explained`.
+    explained: 1 − ‖m − Σ w n‖² / ‖m‖².
+  """
+
+  chosen: tuple[int, ...]
+  weights: tuple[float, ...]
+  shares: tuple[float, ...]
+  explained: float
+
+
+def explain_jointly(
+  saliency: Float[np.ndarray, "h w"], activations: Float[np.ndarray, "h w a"], *,
+  most: int = 3, least_gain: float = 0.03, first: int | None = None,
+  candidates: np.ndarray | None = None,
+) -> Joint:  # fmt: skip
+  """The smallest set of attributes whose maps explain a saliency map's positive part.
+
+  Greedy: each step adds the attribute that, with non-negative weights fitted anew to all chosen,
+  leaves the least residual; it stops at `most`, or where a step explains less than `least_gain`
+  more. With residual m − f orthogonal to f, m·f = f·f, so the shares w_a n_a·m / ‖m‖² of the
+  chosen sum to what is explained.
+
+  Args:
+    saliency: its negative part is not explained.
+    activations: at the same grid.
+    most: attributes.
+    least_gain: of the share that is explained, a step.
+    first: an attribute to begin with, whatever it explains.
+    candidates: indices to choose from; all by default.
+  """
+  m = np.maximum(np.asarray(saliency, np.float64), 0).ravel()
+  length = np.linalg.norm(m)
+  maps = np.asarray(activations, np.float64).reshape(m.size, -1)
+  norms = np.linalg.norm(maps, axis=0)
+  pool = np.arange(maps.shape[1]) if candidates is None else np.asarray(candidates, int)
+  pool = [int(a) for a in pool if norms[a] > 0]
+  if length == 0 or not pool:
+    return Joint((), (), (), 0.0)
+  m, maps = m / length, maps / np.where(norms > 0, norms, 1)
+  chosen: list[int] = []
+  weights, left = np.zeros(0), 1.0
+  while len(chosen) < min(most, len(pool)):
+    tried = []
+    for a in [first] if not chosen and first in pool else pool:
+      if a not in chosen:
+        fitted, residual = optimize.nnls(maps[:, [*chosen, a]], m)
+        tried.append((residual**2, a, fitted))
+    residual, a, fitted = min(tried, key=lambda entry: entry[0])
+    if left - residual < least_gain and (chosen or a != first):
+      break
+    chosen, weights, left = [*chosen, a], fitted, residual
+  shares = weights * (maps[:, chosen].T @ m)
+  order = [int(i) for i in np.argsort(-shares, kind="stable") if weights[i] > 0]
+  return Joint(
+    tuple(chosen[i] for i in order), tuple(float(weights[i] * length) for i in order),
+    tuple(float(shares[i]) for i in order), float(1 - left),
+  )  # fmt: skip

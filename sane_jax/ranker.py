@@ -1,0 +1,262 @@
+"""Attributes that explain a pair, ranked, with all that the ranking rests on."""
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sane_jax import checkpoint, pair_terms, recognition
+from sane_jax.ops import ranking
+
+# Which terms each comparison uses. The paper's method has the first three.
+PAPER = "confidence, map fit, prior"
+WHOLE = "all terms"
+ABLATIONS: dict[str, tuple[str, ...]] = {
+  name: tuple(name.split(", "))
+  for name in (
+    "confidence", "map fit", "prior", "sensitivity", "confidence, map fit", "confidence, prior",
+    "map fit, prior", PAPER, "confidence, sensitivity",
+  )
+} | {WHOLE: pair_terms.TERMS}  # fmt: skip
+
+
+class Ranking(NamedTuple):
+  """What tune_ranking left.
+
+  Attributes:
+    phi: weights of the terms, for each of `ABLATIONS`.
+    calibration: what puts the terms on one scale.
+    thresholds: confidence [a] above which an image counts as having an attribute.
+    names: of the attributes.
+  """
+
+  phi: dict[str, tuple[float, ...]]
+  calibration: ranking.Calibration
+  thresholds: np.ndarray
+  names: tuple[str, ...]
+
+
+def write_ranking(folder: pathlib.Path, tuned: Ranking) -> None:
+  """Keeps a ranking."""
+  text = json.dumps({"phi": tuned.phi, "names": tuned.names}).encode()
+  checkpoint.write_arrays(
+    folder / "ranking.npz",
+    {
+      "quantiles": tuned.calibration.quantiles,
+      "thresholds": tuned.thresholds,
+      "text": np.frombuffer(text, np.uint8),
+    },
+  )
+
+
+def read_ranking(folder: pathlib.Path) -> Ranking:
+  """The ranking in `folder`.
+
+  Raises:
+    ValueError: there is none; says what to run.
+  """
+  arrays = checkpoint.read_arrays(folder / "ranking.npz")
+  if arrays is None:
+    raise ValueError(f"{folder} holds no ranking; run --config.job=tune_ranking first")
+  text = json.loads(arrays["text"].tobytes())
+  phi = {name: tuple(weights) for name, weights in text["phi"].items()}
+  calibration = ranking.Calibration(arrays["quantiles"])
+  return Ranking(phi, calibration, arrays["thresholds"], tuple(text["names"]))
+
+
+# --- one pair -------------------------------------------------------------------------------------
+
+
+class RankedAttribute(NamedTuple):
+  """One attribute as the reason why a pair matches.
+
+  Attributes:
+    name: of the attribute.
+    total: by which attributes are ranked.
+    terms: those of `pair_terms.TERMS`, in their own units.
+    shares: what each contributes; they sum to `total`.
+    map: activation map over the query's pixels [h w], positive.
+  """
+
+  name: str
+  total: float
+  terms: dict[str, float]
+  shares: dict[str, float]
+  map: np.ndarray
+
+
+class Attributes(NamedTuple):
+  """What explains a pair in words.
+
+  Attributes:
+    ranked: best first.
+    margin: total of the first less that of the second.
+    joint: the few attributes whose maps together explain the saliency map, the first ranked among
+      them; indices into `ranked`.
+    against: the attribute whose map fits best what speaks against the match; None where nothing
+      does.
+    against_share: the part of the map's mass that speaks against the match.
+    sentence: says what was measured.
+  """
+
+  ranked: tuple[RankedAttribute, ...]
+  margin: float
+  joint: ranking.Joint
+  against: str | None
+  against_share: float
+  sentence: str
+
+
+# (query [h w 3] in [0, 1], saliency map of its cells [rows columns], unit embeddings of query and
+# reference, None where the model gives scores alone) -> what explains the pair.
+Ranker = Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None], Attributes]
+
+MOST = 3  # attributes that a sentence names
+CANDIDATES = 12  # of the first ranked, from which those are chosen
+AGAINST = 0.25  # share of the map's mass that is worth a sentence
+
+
+def make_ranker(
+  names: Sequence[str], look: Callable[[Any], tuple[np.ndarray, np.ndarray]],
+  concepts: tuple[np.ndarray, np.ndarray], phi: Sequence[float], calibration: ranking.Calibration,
+) -> Ranker:  # fmt: skip
+  """Ranks attributes by what is known of them.
+
+  Args:
+    names: of the attributes.
+    look: image -> confidence [a] and activation maps [h w a], see `attribute_reader.make_look`.
+    concepts: TCAV score of each attribute [a] in the pair's space, and its direction [a d].
+    phi: weights of the terms.
+    calibration: of the terms.
+  """
+  weights = ranking.check_weights(phi, len(pair_terms.TERMS))
+  prior, vectors = concepts
+
+  def rank(
+    image: np.ndarray, saliency: np.ndarray, embeddings: tuple[np.ndarray, np.ndarray] | None
+  ) -> Attributes:
+    confidence, maps = look(image)
+    saliency = np.nan_to_num(saliency)
+    fit, against = (
+      np.asarray(ranking.map_fit(jnp.asarray(np.maximum(sign * saliency, 0)), jnp.asarray(maps)))
+      for sign in (1, -1)
+    )
+    sensitivity = np.zeros_like(fit)
+    if embeddings is not None:
+      sensitivity = pair_terms.sensitivities(vectors, *embeddings)
+    raw = np.stack([confidence, fit, prior, sensitivity])
+    shares = weights[:, None] * ranking.normal_scores(raw[:, None], calibration)[:, 0]
+    total = shares.sum(axis=0)
+    order = np.argsort(-total, kind="stable")
+    large = recognition.enlarge(np.moveaxis(maps, -1, 0), image.shape[:2])
+    ranked = tuple(
+      RankedAttribute(
+        names[a], float(total[a]),
+        dict(zip(pair_terms.TERMS, map(float, raw[:, a]), strict=True)),
+        dict(zip(pair_terms.TERMS, map(float, shares[:, a]), strict=True)), large[a],
+      )
+      for a in order
+    )  # fmt: skip
+    at_cells = np.asarray(
+      jax.image.resize(maps[..., order], (*saliency.shape, len(order)), "linear")
+    )
+    joint = ranking.explain_jointly(
+      saliency, at_cells, most=MOST, first=0, candidates=np.arange(min(CANDIDATES, len(order)))
+    )
+    mass = np.abs(saliency).sum()
+    negative = float(np.maximum(-saliency, 0).sum() / mass) if mass > 0 else 0.0
+    opponent = None
+    if negative > 0:
+      likely = order[: min(4 * CANDIDATES, len(order))]  # what the query may have at all
+      likely = likely[np.argsort(-confidence[likely], kind="stable")][:CANDIDATES]
+      opponent = names[int(likely[against[likely].argmax()])]
+    margin = float(total[order[0]] - total[order[1]]) if len(order) > 1 else float("nan")
+    text = sentence([r.name for r in ranked], at_cells, saliency, joint, opponent, negative)
+    return Attributes(ranked, margin, joint, opponent, negative, text)
+
+  return rank
+
+
+def sentence(
+  names: list[str], maps: np.ndarray, saliency: np.ndarray, joint: ranking.Joint,
+  against: str | None, against_share: float,
+) -> str:  # fmt: skip
+  """What was measured of a pair, in words.
+
+  Shares are of the square length of the map's positive part, as `ranking.explain_jointly` splits
+  it.
+
+  Args:
+    names: of attributes, best first.
+    maps: their activation maps at the cells [rows columns a].
+    saliency: [rows columns].
+    joint: attributes that explain it together.
+    against: what fits the negative part best.
+    against_share: its share of the mass.
+  """
+  if not joint.chosen:
+    return (
+      f"“{names[0]}” is ranked first, but no region raises the score: the map has nothing that an"
+      " attribute could explain."
+    )
+  shares = dict(zip(joint.chosen, joint.shares, strict=True))
+  first = shares.get(0, 0.0)
+  how = "mainly on" if first >= 0.5 else "in part on" if first >= 0.15 else "on"
+  parts = [f"These match {how} “{names[0]}” ({_percent(first)} of the evidence"]
+  parts[0] += f", {place(maps[..., 0] * np.maximum(saliency, 0))})"
+  others = [(a, share) for a, share in shares.items() if a]
+  if others:
+    told = [
+      f"“{names[a]}” ({_percent(share)}, {place(maps[..., a] * np.maximum(saliency, 0))})"
+      for a, share in others
+    ]
+    parts.append(f", then {' and '.join(told)}")
+  left = 1 - joint.explained
+  parts.append(
+    f"; no attribute here accounts for the other {_percent(left)}." if left > 0.005 else "."
+  )
+  if against is not None and against_share >= AGAINST:
+    parts.append(
+      f" {_percent(against_share)} of the map speaks against the match, most like “{against}”."
+    )
+  return "".join(parts)
+
+
+def _percent(share: float) -> str:
+  return f"{100 * share:.0f} %"
+
+
+def place(weights: np.ndarray) -> str:
+  """Where on the image a map [rows columns] has its mass: 'all over', 'at the upper left', ..."""
+  weights = np.maximum(weights, 0)
+  total = weights.sum()
+  if total <= 0:
+    return "nowhere in particular"
+  rows, columns = (np.arange(n) + 0.5 for n in weights.shape)
+  share = np.sort(weights.ravel() / total)[::-1]
+  half = np.searchsorted(np.cumsum(share), 0.5) + 1  # cells that hold half of it
+  if half > 0.3 * share.size:
+    return "all over"
+  y = float(weights.sum(axis=1) @ rows / total / weights.shape[0])
+  x = float(weights.sum(axis=0) @ columns / total / weights.shape[1])
+  vertical = "upper" if y < 0.4 else "lower" if y > 0.6 else ""
+  horizontal = "left" if x < 0.4 else "right" if x > 0.6 else ""
+  if vertical and horizontal:
+    return f"at the {vertical} {horizontal}"
+  if vertical:
+    return "at the top" if vertical == "upper" else "at the bottom"
+  return f"on the {horizontal}" if horizontal else "in the middle"
+
+
+def check_names(tuned: Ranking, names: Sequence[str]) -> None:
+  """Raises ValueError where a ranking was tuned for other attributes than a model knows."""
+  if tuple(tuned.names) != tuple(names):
+    raise ValueError(
+      f"the ranking was tuned for {len(tuned.names)} attributes, {', '.join(tuned.names[:3])}, ...;"
+      f" the attribute model knows {len(names)}, {', '.join(names[:3])}, ...: run"
+      " --config.job=tune_ranking again, in a folder of its own"
+    )

@@ -1,0 +1,125 @@
+"""Job: chooses the weights of the terms by which attributes are ranked, on held-out pairs."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from sane_jax import attribute_effects, pair_terms, ranker, training
+from sane_jax.datasets import collection as collection_lib
+from sane_jax.ops import ranking
+
+CALIBRATIONS = ("normal_scores", "none")
+
+
+def run(config: Any) -> None:
+  """Weights φ that make the attribute named on validation pairs move the score most.
+
+  For each φ of a grid on the simplex, the mean over pairs that match of attribute deletion plus
+  insertion (`attribute_effects`) of the attribute ranked first, 0 where no image can stand in. The
+  best is kept for all terms, and for some without the others (`ranker.ABLATIONS`). Writes
+  WORKDIR/ranking: ranking.npz, finished.json with every φ that was tried.
+  """
+  settings = config.ranking
+  if settings.calibration not in CALIBRATIONS:
+    raise ValueError(
+      f"--config.ranking.calibration is {' or '.join(CALIBRATIONS)}; given {settings.calibration!r}"
+    )
+  if settings.phi is not None:
+    ranking.check_weights(settings.phi, len(pair_terms.TERMS))
+  workdir = pathlib.Path(config.workdir)
+  valid, pairs = pair_terms.load_pairs(
+    config.data, workdir, "valid", limit=config.pairs.num_valid, seed=config.key
+  )
+  identity = training.identity(valid, ranking=settings, key=config.key, pairs=len(pairs))
+  for name, folder, job in (
+    ("index", pair_terms.index_folder(workdir, "valid"), "build_index"),
+    ("attributes", workdir / settings.attributes, "train_attributes"),
+    ("concepts", workdir / settings.concepts, "fit_concepts"),
+  ):
+    training.read_finished(folder, job)
+    identity[name] = training.hash_file(folder / "finished.json")
+  folder = training.claim_folder(workdir / settings.folder, identity)
+  if training.is_finished(folder):
+    print(f"tune_ranking: up to date in {folder}")
+    return
+
+  terms = pair_terms.read_terms(
+    valid, pairs, workdir, "valid", attributes=settings.attributes, concepts=settings.concepts,
+    num_threads=config.num_threads,
+  )  # fmt: skip
+  calibration = ranking.RAW
+  if settings.calibration == "normal_scores":
+    calibration = ranking.calibrate(terms.terms, likely=settings.likely)
+  labels = collection_lib.label_matrix(valid)
+  known = labels.any(axis=1)
+  thresholds = attribute_effects.presence_thresholds(terms.row_confidence[known], labels[known])
+  present = attribute_effects.presence(labels, terms.row_confidence, thresholds)
+
+  matching = np.flatnonzero(terms.labels == 1)
+  scores = ranking.normal_scores(terms.terms[:, matching], calibration)
+  grid = ranking.simplex(len(pair_terms.TERMS), settings.steps)
+  named = np.stack([np.einsum("k,kpa->pa", phi, scores).argmax(axis=1) for phi in grid])
+  values = np.zeros((len(grid), 2))
+  worth = _effects(matching, named, terms, present, valid.types, settings.representatives)
+  for index, attributes in enumerate(named):
+    values[index] = np.nan_to_num(worth[np.arange(len(matching)), attributes]).mean(axis=0)
+  gain = values.sum(axis=1)
+  if not np.isfinite(worth).any():
+    raise ValueError(
+      f"no attribute that is named on {valid.name} has images with and without it among those of"
+      " one type: there is nothing to choose phi by. Give more pairs, --config.pairs.num_valid=N"
+    )
+  chosen = {
+    name: _best(grid, gain, [term in used for term in pair_terms.TERMS])
+    for name, used in ranker.ABLATIONS.items()
+  }
+  if settings.phi is not None:
+    chosen[ranker.WHOLE] = tuple(settings.phi)
+  ranker.write_ranking(
+    folder, ranker.Ranking(chosen, calibration, thresholds, valid.attribute_names)
+  )
+  training.finish(
+    folder,
+    {
+      "phi": {name: list(phi) for name, phi in chosen.items()},
+      "pairs": len(matching),
+      "grid": [
+        {"phi": list(phi), "deletion": value[0], "insertion": value[1]}
+        for phi, value in zip(grid, values.tolist(), strict=True)
+      ],
+    },
+  )
+  phi = ", ".join(
+    f"{name} {weight:.1f}"
+    for name, weight in zip(pair_terms.TERMS, chosen[ranker.WHOLE], strict=True)
+  )
+  print(f"tune_ranking: {phi}, on {len(matching)} pairs; {folder}")
+
+
+def _effects(matching, named, terms, present, kinds, count) -> np.ndarray:
+  """Deletion and insertion [m a 2] of every attribute that some φ names; NaN elsewhere."""
+  out = np.full((len(matching), terms.terms.shape[2], 2), np.nan)
+  bar = tqdm.tqdm(range(len(matching)), desc="ranking", unit="pair", disable=None)
+  for position in bar:
+    attributes = np.unique(named[:, position])
+    pairs = np.full_like(attributes, matching[position])
+    out[position, attributes] = np.stack(
+      attribute_effects.measure(pairs, attributes, terms, present, kinds, count=count), axis=1
+    )
+  return out
+
+
+def _best(grid, gain, allowed: list[bool]) -> tuple[float, ...]:
+  """The best φ that is zero where it must be; of equal ones that nearest to even weights."""
+  usable = [
+    i for i, phi in enumerate(grid)
+    if all(weight == 0 or use for weight, use in zip(phi, allowed, strict=True))
+  ]  # fmt: skip
+  even = np.asarray(allowed) / sum(allowed)
+
+  def order(i: int) -> tuple[float, float]:
+    return (round(float(gain[i]), 9), -float(np.abs(np.asarray(grid[i]) - even).sum()))
+
+  return grid[max(usable, key=order)]
