@@ -216,9 +216,7 @@ def sentence(
     ]
     parts.append(f", then {' and '.join(told)}")
   left = 1 - joint.explained
-  parts.append(
-    f"; no attribute here accounts for the other {_percent(left)}." if left > 0.005 else "."
-  )
+  parts.append(f"; the other {_percent(left)} fit no attribute." if left > 0.005 else ".")
   if against is not None and against_share >= AGAINST:
     parts.append(
       f" {_percent(against_share)} of the map speaks against the match, most like “{against}”."

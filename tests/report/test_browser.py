@@ -1,12 +1,14 @@
 """Tests of the page in a real browser: what a reader points at, and what then shows."""
 
 import contextlib
+import io
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from sane_jax.report import PairView, render_page
+from sane_jax.report import AttributeView, Interval, PairView, Table, render_page
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -71,6 +73,26 @@ def make_pair(**changes):
   return PairView(**{**fields, **changes})
 
 
+def make_attributes(*names):
+  """Each attribute is where one cell of the grid is, the first in cell 0."""
+  cells = make_pair().query_cells
+  return [
+    AttributeView(
+      name,
+      1.0 - i,
+      {"confidence": 0.3, "map fit": 0.8, "prior": 0.5},
+      {"confidence": 0.9, "map fit": 0.35 - i, "prior": -0.25},
+      np.where(cells == i, 0.004, 0.0),
+    )
+    for i, name in enumerate(names)
+  ]
+
+
+def make_table(name="all three"):
+  rows = ((name, "1.0", Interval(1.5, -1, 2)), ("random", "–", Interval(0.5, 0, 1)))
+  return Table(name, name, ("ranked by", name, "deletion"), rows, ("", "", "high"))
+
+
 @pytest.fixture(scope="module")
 def browser():
   arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -87,9 +109,10 @@ def open_page(browser, tmp_path):
   with contextlib.ExitStack() as stack:
     troubles = []
 
-    def open_pairs(pairs, *, title="A title", failures=(), **context_options):
+    def open_pairs(pairs, *, title="A title", failures=(), tables=(), **context_options):
       path = tmp_path / "page.html"
-      path.write_text(render_page(pairs, title=title, failures=failures), encoding="utf-8")
+      html = render_page(pairs, title=title, failures=failures, tables=tables)
+      path.write_text(html, encoding="utf-8")
       context = browser.new_context(
         **{"viewport": {"width": 1280, "height": 900}, **context_options}
       )
@@ -112,7 +135,7 @@ def open_page(browser, tmp_path):
 
       page.on("request", on_request)
       page.goto(path.as_uri())
-      if pairs:
+      if pairs and context_options.get("java_script_enabled", True):
         page.wait_for_selector("#pair-0[data-drawn]")
       return page
 
@@ -169,6 +192,119 @@ def test_pointing_at_the_reference_lights_up_its_match_in_the_query(open_page, c
   assert_lit(stage(page, "query"), back)
   assert f"Reference region {cell}: score change +0.0" in readout(page)
   assert f"query region {back}, correspondence 0.8" in readout(page)
+
+
+def activation(page, pair=0):
+  return page.locator(f'#pair-{pair} [data-role="activation-stage"]')
+
+
+def shown_cells(page, pair=0):
+  """The cells that the attribute's picture paints, all of them green."""
+  found = []
+  for cell in range(SIDE**2):
+    at = [(cell % SIDE) * 16 + 8, (cell // SIDE) * 16 + 8]
+    red, green, blue, alpha = activation(page, pair).evaluate(OVERLAY, at)
+    if alpha:
+      assert green > max(red, blue) + 30
+      found.append((cell, alpha))
+  return found
+
+
+def test_picking_a_runner_up_shows_where_it_is(open_page):
+  page = open_page([make_pair(attributes=make_attributes("striped", "floral", "$& “x”"))])
+  caption = page.locator('#pair-0 [data-role="activation"] figcaption')
+  image = activation(page).locator("img")
+  assert caption.inner_text() == "Explained by: striped"
+  assert shown_cells(page) == [(0, 204)]
+  page.get_by_text("floral", exact=True).click()
+  assert caption.inner_text() == "Runner-up: floral"
+  assert shown_cells(page) == [(1, 204)]
+  assert image.get_attribute("alt") == "Query query.png, green where it shows “floral”"
+  page.keyboard.press("ArrowDown")
+  assert caption.inner_text() == "Runner-up: $& “x”"
+  assert image.get_attribute("alt").endswith("“$& “x””")
+  assert shown_cells(page) == [(2, 204)]
+  page.locator('#pair-0 [data-role="attribute"] td').first.click()  # anywhere in its row
+  assert caption.inner_text() == "Explained by: striped"
+  assert shown_cells(page) == [(0, 204)]
+
+
+def test_runners_up_are_reached_by_keyboard_alone(open_page):
+  page = open_page([make_pair(attributes=make_attributes("striped", "floral"))])
+  page.locator('#pair-0 [data-role="opacity"]').focus()
+  page.keyboard.press("Tab")
+  name = "document.activeElement.getAttribute('aria-label')"
+  assert page.evaluate(name) == "Show where the query shows striped"
+  page.keyboard.press("ArrowDown")
+  assert page.evaluate(name) == "Show where the query shows floral"
+  assert shown_cells(page) == [(1, 204)]
+
+
+def test_overlay_and_opacity_hold_for_the_attribute_too(open_page):
+  page = open_page([make_pair(attributes=make_attributes("striped"))])
+  page.locator('#pair-0 [data-role="opacity"]').fill("40")
+  assert shown_cells(page) == [(0, 102)]
+  page.get_by_role("switch", name="Overlay").press("Space")
+  assert shown_cells(page) == []
+  # The picture is the query itself, which the overlay is painted on.
+  sources = [
+    locator.locator("img").get_attribute("src")
+    for locator in (stage(page, "query"), activation(page))
+  ]
+  assert sources[0] == sources[1]
+
+
+def test_a_region_of_the_query_is_outlined_on_the_attribute_too(open_page):
+  page = open_page([make_pair(attributes=make_attributes("striped"))])
+  marked = """(stage) => {
+    const marks = stage.querySelector('[data-role="marks"]');
+    if (!marks.width) return false;
+    const data = marks.getContext("2d").getImageData(0, 0, marks.width, marks.height).data;
+    return data.some((value) => value > 0);
+  }"""
+  assert not activation(page).evaluate(marked)
+  hover(page, stage(page, "query"), 5)
+  assert activation(page).evaluate(marked)
+  page.mouse.move(2, 2)
+  assert not activation(page).evaluate(marked)
+  hover(page, stage(page, "reference"), 5)  # its match in the query
+  assert activation(page).evaluate(marked)
+
+
+def test_without_a_script_the_first_attribute_is_still_a_picture(open_page):
+  page = open_page(
+    [make_pair(attributes=make_attributes("striped", "floral"))], java_script_enabled=False
+  )
+  shown = Image.open(io.BytesIO(activation(page).screenshot())).convert("RGB")
+  pixels = np.asarray(shown.resize((SIZE, SIZE), Image.Resampling.BOX)).astype(int)
+  assert (pixels[4:12, 4:12, 1] - pixels[4:12, 4:12, 0] > 40).all()
+  assert (np.abs(pixels[20:60, 20:60] - 128) < 6).all()
+  assert not page.locator('[data-role="pick"]').first.is_visible()
+  assert "striped" in page.locator('[data-role="ranking"]').inner_text()
+
+
+def test_search_finds_pairs_by_their_attributes(open_page):
+  pairs = [
+    make_pair(attributes=make_attributes("striped", "floral")),
+    make_pair(query_name="a floral dress.png"),
+    make_pair(attributes=make_attributes("lace"), kind="tops and bags"),
+  ]
+  page = open_page(pairs)
+  box = page.get_by_label("Filter by name or attribute")
+  for text, expected in (("FLORAL", [0, 1]), ("lace", [2]), ("bags", [2]), ("silk", [])):
+    box.fill(text)
+    assert visible_order(page, "card") == visible_order(page, "index-item") == expected
+  assert "attributes" in page.locator('[data-role="no-matches"]').inner_text()
+
+
+def test_cards_that_leave_and_come_back_show_the_attribute_that_was_picked(open_page):
+  page = open_page([make_pair(attributes=make_attributes("a", "b"))] + [make_pair()] * 40)
+  page.locator('#pair-0 [data-role="attribute"] th').nth(1).click()
+  page.locator('[data-role="index-item"][data-pair="40"] a').click()
+  page.wait_for_selector("#pair-0:not([data-drawn])", state="attached")
+  page.locator('[data-role="index-item"][data-pair="0"] a').click()
+  page.wait_for_selector("#pair-0[data-drawn]")
+  assert shown_cells(page) == [(1, 204)]
 
 
 def test_leaving_puts_everything_back(open_page):
@@ -333,8 +469,18 @@ def test_names_do_not_run_even_without_the_policy(open_page):
     metrics={NASTY: 1.0},
     command=NASTY,
     warnings=[NASTY],
+    attributes=make_attributes(NASTY, NASTY),
+    sentence=NASTY,
+    kind=NASTY,
   )
-  page = open_page([pair, pair], title=NASTY, failures=[(NASTY, NASTY)], bypass_csp=True)
+  page = open_page(
+    [pair, pair],
+    title=NASTY,
+    failures=[(NASTY, NASTY)],
+    tables=[make_table(NASTY)],
+    bypass_csp=True,
+  )
+  page.locator('#pair-0 [data-role="attribute"] td').last.click()
   hover(page, stage(page, "query"), 3)
   page.locator('[data-role="filter"]').fill("pwned")
   assert page.evaluate("window.pwned") is None
@@ -381,10 +527,15 @@ def test_narrow_windows_do_not_scroll_sideways(open_page, width):
     command=f"python {long_name}",
     warnings=[long_name],
     metrics={"a metric with a rather long name": 12.5},
+    attributes=make_attributes(long_name, long_name[1:]),
+    attribute_margin=1.0,
+    sentence=long_name,
+    kind=long_name,
   )
   page = open_page(
     [pair, make_pair()],
     failures=[(long_name, long_name)],
+    tables=[make_table(), make_table(long_name)],
     viewport={"width": width, "height": 800},
   )
   page.locator('#pair-0 [data-role="provenance"] summary').click()
@@ -448,9 +599,12 @@ def test_few_pairs_are_all_drawn_for_print(open_page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast_enough(open_page, scheme):
   """WCAG AA: 4.5 to 1, for every element that holds text of its own."""
+  attributes = make_attributes("striped", "floral")
+  explained = make_pair(attributes=attributes, attribute_margin=1.0, sentence="Why.", kind="A kind")
   page = open_page(
-    [make_pair(warnings=["A warning."]), make_pair(correspondence=None)],
+    [make_pair(warnings=["A warning."]), make_pair(correspondence=None), explained],
     failures=[("a.png", "broken")],
+    tables=[make_table()],
     color_scheme=scheme,
   )
   page.evaluate("document.querySelectorAll('details').forEach((details) => (details.open = true))")

@@ -1,6 +1,7 @@
 """Tests of the still figure."""
 
 import io
+import itertools
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sane_jax.report import PairView, draw_figure, overlay
+from sane_jax.report import AttributeView, PairView, draw_figure, overlay
 from sane_jax.report import page as page_lib
 
 
@@ -138,6 +139,68 @@ def test_names_are_not_mathematics_and_keep_both_ends():
   assert label.startswith("aaaa")
   assert label.endswith("_$x^{2$.png")
   assert len(label) < 40
+
+
+def make_attribute(name):
+  activation_map = np.where(np.arange(40) < 10, 0.3, 0.0) * np.ones((40, 1))
+  return AttributeView(name, 1.0, {"confidence": 0.5}, {"confidence": 1.0}, activation_map)
+
+
+def test_the_first_attribute_is_a_panel_beside_the_saliency_map():
+  pair = make_pair(attributes=[make_attribute("striped"), make_attribute("floral")])
+  figure = draw_figure(pair)
+  assert list(panels(figure)) == [
+    "Query", "Query, saliency map", "striped", "Reference, saliency map",
+  ]  # fmt: skip
+  painted = page_lib.overlay_activation(pair.query, pair.attributes[0].activation_map)
+  np.testing.assert_array_equal(panels(figure)["striped"].images[0].get_array(), painted)
+  image = pixels(figure)
+  box = panels(figure)["striped"].get_position()
+  y = int((1 - (box.y0 + box.y1) / 2) * image.shape[0])
+  left, right = (int((box.x0 + at * box.width) * image.shape[1]) for at in (0.1, 0.75))
+  assert image[y, left, 1] > image[y, left].take([0, 2]).max() + 20
+  assert np.ptp(image[y, right]) < 5
+  for rim in (image[:4], image[-4:], image[:, :4], image[:, -4:]):
+    assert (rim == 255).all()
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "a\nb " * 40, ""])
+def test_attributes_are_not_mathematics_and_keep_to_their_panel(name):
+  figure = draw_figure(make_pair(attributes=[make_attribute(name)]))
+  pixels(figure)
+  axes = [axes for axes in figure.axes if axes.images][3]
+  title = axes.get_title(loc="left")
+  assert "\n" not in title
+  assert len(title) < 40
+
+
+@pytest.mark.parametrize("dpi", [72, 120, 300])
+def test_the_sentence_is_a_caption_that_fits(dpi):
+  words = "These match mainly on “striped” (62 % of the evidence, $x_1$), then on “W”. "
+  sentence = words * 4 + "W" * 200
+  figure = draw_figure(make_pair(sentence=sentence))
+  lines = texts(figure)[2:]
+  assert len(lines) > 4
+  whole = "".join("".join(lines).split())
+  assert whole == "".join(sentence.split())
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=dpi)
+  image = np.asarray(Image.open(buffer).convert("L"))
+  rim = int(0.05 * dpi)
+  for part in (image[-rim:], image[:, -rim:], image[:, :rim]):
+    assert (part == 255).all()
+  # It stands clear of the panels and of itself.
+  figure.canvas.draw()
+  boxes = [text.get_window_extent() for text in figure.texts[2:]]
+  lowest = min(axes.get_tightbbox().y0 for axes in figure.axes)
+  assert boxes[0].y1 < lowest
+  assert all(above.y0 > below.y1 - 1 for above, below in itertools.pairwise(boxes))
+
+
+def test_a_per_cent_sign_stays_with_its_number():
+  for width in range(1, 5):  # moves the break about
+    lines = texts(draw_figure(make_pair(sentence="m" * width + " about 20 % of it " * 6)))[2:]
+    assert not [line for line in lines if line.startswith("%")]
 
 
 def test_nothing_known_is_still_a_figure():

@@ -7,15 +7,18 @@ import html.parser
 import io
 import json
 import math
+import re
 import zlib
 
 import numpy as np
 import pytest
+import skimage.color
 import skimage.data
 from PIL import Image
 
-from sane_jax.report import PairView, overlay, render_page
+from sane_jax.report import AttributeView, Interval, PairView, Table, overlay, render_page
 from sane_jax.report import page as page_lib
+from sane_jax.report.page import mute, overlay_activation
 
 NASTY = "\"'><script>window.pwned=1</script><img src=x onerror='window.pwned=1'>&lt;\u2028.png"
 
@@ -49,6 +52,34 @@ def make_pair(**changes):
     "warnings": [],
   }
   return PairView(**{**fields, **changes})
+
+
+def make_attributes(*names, size=(12, 16)):
+  """One attribute a name, each with shares that add up to a total, best first."""
+  rng = np.random.default_rng(2)
+  return [
+    AttributeView(
+      name,
+      0.7 - 0.5 * i,
+      {"confidence": 0.31, "map fit": 0.82, "prior": 0.5},
+      {"confidence": 0.6, "map fit": 0.35 - 0.5 * i, "prior": -0.25},
+      rng.uniform(size=size),
+    )
+    for i, name in enumerate(names)
+  ]
+
+
+TABLE = Table(
+  "Insertion",
+  "Higher is better.",
+  ("ranked by", "deletion", "more"),
+  (
+    ("random", Interval(1.25, 0.5, 2.0), Interval(-4.5, -5.0, -4.0)),
+    ("all three", Interval(9.0, 8.0, 10.5), Interval(4.0, 3.0, 5.0)),
+    ("none", "–", None),
+  ),
+  ("", "high", ""),
+)
 
 
 class Parsed(html.parser.HTMLParser):
@@ -269,6 +300,143 @@ def test_the_numbers_are_on_the_page():
     assert expected in plain, expected
 
 
+def test_a_pair_with_attributes_says_why():
+  text = render_page(
+    [
+      make_pair(
+        attributes=make_attributes("striped", "floral"),
+        attribute_margin=0.5,
+        sentence="They match on “striped” (62 % of it).",
+        kind="tops and shoes; match",
+      )
+    ],
+    title="",
+  )
+  parsed = Parsed(text)
+  for expected in (
+    "They match on “striped” (62 % of it).",
+    "tops and shoes; match",
+    "Explained by: striped",
+    "Why striped 0.50 ahead of floral",
+    "Attribute Confidence Map fit Prior Total",
+    "striped confidence 0.31 +0.60 map fit 0.82 +0.35 prior 0.5 −0.25 +0.70",
+    "floral confidence 0.31 +0.60 map fit 0.82 −0.15 prior 0.5 −0.25 +0.20",
+  ):
+    assert expected in parsed.plain, expected
+  # The sentence is the first that one reads of a pair.
+  article = text[text.index("<article") :]
+  assert article.index("They match on") < article.index("query.png</bdi>")
+  assert "62\u00a0%" in article
+  assert "query.png, green where it shows “striped”" in article
+
+
+def test_bars_of_shares_start_at_zero_and_have_one_scale():
+  attributes = make_attributes("striped", "floral")  # shares from -0.25 to 0.6
+  text = render_page([make_pair(attributes=attributes)], title="")
+  bars = re.findall(r'<rect class="(\w+)" x="([\d.]+)" y="1" width="([\d.]+)"', text)
+  zeros = {float(x) for x in re.findall(r'class="zero" x1="([\d.]+)"', text)}
+  (zero,) = zeros
+  assert zero == pytest.approx(100 * 0.25 / 0.85, abs=0.01)
+  drawn = []
+  for sign, start, width in bars:
+    start, width = float(start), float(width)
+    assert (start if sign == "positive" else start + width) == pytest.approx(zero, abs=0.02)
+    drawn.append((1 if sign == "positive" else -1) * width * 0.85 / 100)
+  expected = [share for a in attributes for share in a.shares.values()]
+  np.testing.assert_allclose(drawn, expected, atol=1e-4)
+
+
+def test_activation_maps_reach_the_page_to_within_half_a_step():
+  attributes = make_attributes(*"abcdefgh")
+  attributes[1].activation_map[2, 3] = np.nan
+  parsed = render(make_pair(attributes=attributes))
+  (data,) = parsed.pair_data
+  assert len(data["activations"]) == 6  # the first and five runners-up
+  for packed, attribute in zip(data["activations"], attributes, strict=False):
+    codes = unpack(packed, np.uint8, (12, 16))
+    codes = np.where(codes == 255, np.nan, codes)
+    limit = np.nanmax(attribute.activation_map)
+    np.testing.assert_allclose(codes / 254 * limit, attribute.activation_map, atol=limit / 507)
+  assert "f confidence" in parsed.plain
+  assert "g confidence" not in parsed.plain
+
+
+def test_the_first_attribute_is_a_picture_without_a_script():
+  (attribute,) = make_attributes("striped")
+  attribute.activation_map[:, :8] = 0
+  pair = make_pair(attributes=[attribute])
+  images = [source for source in render(pair).sources if source.startswith("data:image/")]
+  assert len(images) == 3
+  painted = overlay_activation(mute(pair.query), attribute.activation_map)
+  shown = decode_image(images[-1]).astype(int)
+  assert np.abs(shown - painted).max() <= (0 if "png" in images[-1][:20] else 40)
+  np.testing.assert_allclose(shown[:, :7], mute(pair.query)[:, :7], atol=12)
+  assert (shown[..., 1] - shown[..., 0])[:, 9:].mean() > 20
+
+
+def test_pairs_without_attributes_have_nothing_of_them():
+  parsed = render(make_pair(), make_pair())
+  assert not {"svg", "table", "h3"} & set(parsed.tags)
+  for word in ("Explained by", "attribute", "Why ", "How good"):
+    assert word not in parsed.plain, word
+  assert parsed.pair_data[0]["activations"] == []
+  mixed = render(make_pair(), make_pair(attributes=make_attributes("striped")))
+  assert mixed.plain.count("Explained by:") == 1
+  assert "Filter by name or attribute" in mixed.plain
+  assert "ahead of" not in mixed.plain
+
+
+def test_unknown_terms_are_dashes():
+  (attribute,) = make_attributes("striped")
+  attribute = attribute._replace(
+    terms={"confidence": math.nan}, shares={"confidence": 0.7}, activation_map=np.zeros((12, 16))
+  )
+  other = attribute._replace(name="floral", terms={"prior": 0.5})
+  pair = make_pair(attributes=[attribute, other], attribute_margin=math.nan)
+  plain = render(pair).plain
+  assert "striped confidence – +0.70 prior – – +0.70" in plain
+  assert "floral confidence – +0.70 prior 0.5 – +0.70" in plain
+  assert "ahead" not in plain
+  assert "nan" not in plain.lower()
+
+
+def test_tables_stand_after_the_explanations():
+  text = render_page([make_pair()], title="", tables=[TABLE], failures=[("a", "b")])
+  parsed = Parsed(text)
+  assert text.index("</article>") < text.index('id="failures"') < text.index('id="tables"')
+  assert "#tables" in parsed.sources
+  for expected in (
+    "How good are these explanations?",
+    "Insertion Higher is better. ranked by deletion more",
+    "random 1.2 [0.5, 2.0] −4.5 [−5.0, −4.0]",
+    "all three 9.0 [8.0, 10.5] 4.0 [3.0, 5.0]",
+    "none – –",
+  ):
+    assert expected in parsed.plain, expected
+  assert re.findall(r"<strong>(.*?)</strong>", text[text.index('id="tables"') :]) == ["9.0"]
+
+  # Intervals are drawn on the range of their column, 3 % inside the cell.
+  def at(value, low, high):
+    return 3 + 94 * (value - low) / (high - low)
+
+  marks = re.findall(r'<line( class="\w+")? x1="([\d.]+)" x2="([\d.]+)"', text)
+  zero, value = ' class="zero"', ' class="value"'
+  wanted = []
+  for row in TABLE.rows[:2]:
+    for cell, (low, high) in zip(row[1:], ((0.5, 10.5), (-5.0, 5.0)), strict=True):
+      if low < 0:
+        wanted.append((zero, at(0, low, high), at(0, low, high)))
+      wanted.append(("", at(cell.low, low, high), at(cell.high, low, high)))
+      wanted.append((value, at(cell.value, low, high), at(cell.value, low, high)))
+  assert [mark[0] for mark in marks] == [mark[0] for mark in wanted]
+  np.testing.assert_allclose(
+    [[float(x) for x in mark[1:]] for mark in marks], [mark[1:] for mark in wanted], atol=0.01
+  )
+  alone = render_page([], title="", tables=[TABLE])
+  assert "No pair was explained." in alone
+  assert "all three" in alone
+
+
 def test_contrast_makes_the_score_a_difference():
   contrast = np.full((6, 6, 3), 10, np.uint8)
   parsed = render(make_pair(score=0.134, contrast_name="other.png", contrast=contrast))
@@ -307,8 +475,18 @@ def test_names_are_text_never_markup():
       settings={text: text},
       command=text,
       warnings=[text],
+      attributes=[
+        AttributeView(text, 1.0, {text: 0.5}, {text: 1.0}, np.ones((12, 16))),
+        AttributeView(text, 0.5, {text: 0.5}, {text: 0.5}, np.ones((12, 16))),
+      ],
+      attribute_margin=0.5,
+      sentence=text,
+      kind=text,
     )
-    return Parsed(render_page([pair, pair], title=text, subtitle=text, failures=[(text, text)]))
+    table = Table(text, text, (text, text), ((text, 1.0), (text, text)))
+    return Parsed(
+      render_page([pair, pair], title=text, subtitle=text, failures=[(text, text)], tables=[table])
+    )
 
   nasty, plain = page_with(NASTY), page_with("plain")
   assert nasty.tags == plain.tags
@@ -331,7 +509,8 @@ def test_undecodable_names_can_be_written():
 
 
 def test_the_policy_allows_nothing_but_what_is_inlined():
-  parsed = render(make_pair(), make_pair())
+  pair = make_pair(attributes=make_attributes("striped", "floral"), sentence="Why.")
+  parsed = render(pair, make_pair(), tables=[TABLE])
   directives = dict(part.strip().split(" ", 1) for part in parsed.policy.split(";"))
   assert directives["default-src"] == "'none'"
   assert directives["img-src"] == "data:"
@@ -392,7 +571,11 @@ def test_a_pair_at_224_pixels_takes_at_most_200_kilobytes():
     reference_cells=grid_cells(224, 224, 14),
     correspondence=rng.uniform(-1, 1, size=(196, 196)),
   )
+  coarse = Image.fromarray(np.float32(rng.uniform(size=(7, 7))))
+  activation_map = np.asarray(coarse.resize((224, 224), Image.Resampling.BILINEAR))
+  attributes = [a._replace(activation_map=activation_map) for a in make_attributes(*"abcdef")]
   fixed = len(render_page([], title=""))
+  assert len(render_page([pair._replace(attributes=attributes)], title="")) - fixed < 300_000
   assert len(render_page([pair], title="")) - fixed < 200_000
   assert fixed < 60_000
 
@@ -410,6 +593,22 @@ def test_a_pair_at_224_pixels_takes_at_most_200_kilobytes():
     ({"reference_cells": None}, "correspondence needs query_cells and reference_cells"),
     ({"correspondence": np.zeros((4, 9))}, r"at least \[9, 4\] .* got \[4, 9\]"),
     ({"contrast_name": "x"}, "contrast and contrast_name together"),
+    (
+      {"attributes": make_attributes("striped", size=(16, 12))},
+      r"activation_map of 'striped' must be \[12, 16\] as the query, got \[16, 12\]",
+    ),
+    (
+      {"attributes": [make_attributes("a")[0]._replace(activation_map=-np.ones((12, 16)))]},
+      "activation_map of 'a' must be at least 0, got -1.0",
+    ),
+    (
+      {"attributes": [make_attributes("a")[0]._replace(total=0.8)]},
+      "shares of 'a' must sum to its total 0.8, got 0.7",
+    ),
+    (
+      {"attributes": make_attributes("a", "b")[::-1]},
+      "best first: 'a' has 0.7, after 'b' with 0.2",
+    ),
   ],
 )
 def test_arrays_that_do_not_fit_are_refused_by_name(changes, message):
@@ -425,6 +624,50 @@ def test_inputs_are_left_as_they_were():
   after = [field for field in pair if isinstance(field, np.ndarray)]
   for one, other in zip(before, after, strict=True):
     np.testing.assert_array_equal(one, other)
+
+
+def seen(rgb, blindness):
+  """Colours [n 3] in CIELAB as eyes that lack one kind of cone see them (Viénot et al. 1999)."""
+  linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+  to_lms = np.array(
+    [[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]]
+  )
+  lacks = {
+    "nothing": np.eye(3),
+    "protan": np.array([[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]]),
+    "deutan": np.array([[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]]),
+  }
+  linear = linear @ to_lms.T @ lacks[blindness].T @ np.linalg.inv(to_lms).T
+  linear = np.clip(linear, 0, 1)
+  rgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+  return skimage.color.rgb2lab(rgb)
+
+
+@pytest.mark.parametrize("blindness", ["nothing", "protan", "deutan"])
+def test_activations_have_a_colour_of_their_own(blindness):
+  strengths = np.linspace(0.3, 1, 8)
+  own = seen(page_lib.activation_colors(strengths)[:, :3], blindness)
+  others = (
+    page_lib.saliency_colors(strengths),
+    page_lib.saliency_colors(-strengths),
+    page_lib.error_colors(strengths),
+  )
+  for other in others:
+    # A difference of 10 is plain at a glance.
+    assert np.linalg.norm(own - seen(other[:, :3], blindness), axis=1).min() > 10
+  assert (np.diff(own[:, 0]) < -1).all()  # stronger is darker: a grey print keeps it
+
+
+def test_activation_overlay_is_transparent_at_zero_and_relative_to_its_strongest():
+  image = np.full((1, 4, 3), 100, np.uint8)
+  values = np.array([[0.0, np.nan, 0.5, 1.0]])
+  painted = overlay_activation(image, values)
+  np.testing.assert_array_equal(painted[0, :2], image[0, :2])
+  np.testing.assert_array_equal(
+    painted[0, 3], np.rint([0.2 * 100 + 0.8 * c for c in (10, 122, 74)])
+  )
+  np.testing.assert_array_equal(overlay_activation(image, 7 * values), painted)
+  np.testing.assert_array_equal(overlay_activation(image, 0 * values), image)
 
 
 class TestOverlay:

@@ -1,0 +1,119 @@
+"""One pair's attributes and its sentence, on maps whose answer is known."""
+
+import numpy as np
+import pytest
+
+from sane_jax import ranker
+from sane_jax.ops import ranking
+
+NAMES = ("striped", "collared", "red")
+
+
+def look(image):
+  """Stripes at the top, a collar at the lower right, red all over; the collar is surest."""
+  maps = np.zeros((4, 4, 3), np.float32)
+  maps[0, :, 0], maps[2:, 2:, 1], maps[..., 2] = 0.25, 0.25, 1 / 16
+  return np.array([0.3, 0.5, 0.2], np.float32), maps
+
+
+def rank(saliency, phi=(0.0, 1.0, 0.0, 0.0), embeddings=None, vectors=None):
+  vectors = np.zeros((3, 5)) if vectors is None else vectors
+  made = ranker.make_ranker(NAMES, look, (np.full(3, 0.5), vectors), phi, ranking.RAW)
+  return made(np.zeros((8, 8, 3), np.float32), saliency, embeddings)
+
+
+TOP = np.zeros((4, 4))
+TOP[0] = 1.0
+
+
+def test_the_map_decides_by_its_fit():
+  found = rank(TOP)
+  assert [a.name for a in found.ranked] == ["striped", "red", "collared"]
+  assert found.ranked[0].terms["map fit"] == pytest.approx(1)
+  assert found.ranked[1].terms["map fit"] == pytest.approx(0.5)
+  assert found.margin == pytest.approx(0.5)
+  assert found.ranked[0].map.shape == (8, 8)
+  for a in found.ranked:
+    assert sum(a.shares.values()) == pytest.approx(a.total)
+
+
+def test_confidence_alone_names_another():
+  assert rank(TOP, (1.0, 0.0, 0.0, 0.0)).ranked[0].name == "collared"
+
+
+def test_sensitivity_is_the_derivative_of_the_score():
+  rng = np.random.default_rng(0)
+  q, r = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 5)))
+  vectors = rng.normal(size=(3, 5))
+  found = rank(TOP, (0.0, 0.0, 0.0, 1.0), (q, r), vectors)
+
+  def score(x):
+    return x @ r / np.linalg.norm(x)
+
+  for a in found.ranked:
+    v = vectors[NAMES.index(a.name)]
+    slope = (score(q + 1e-5 * v) - score(q - 1e-5 * v)) / 2e-5
+    assert a.terms["sensitivity"] == pytest.approx(slope, abs=1e-6)
+
+
+def test_the_sentence_says_what_was_measured():
+  text = rank(TOP).sentence
+  assert text == "These match mainly on “striped” (100 % of the evidence, at the top)."
+  two = TOP.copy()
+  two[2:, 2:] = 0.5
+  text = rank(two).sentence
+  assert "“striped” (80 % of the evidence, at the top)" in text
+  assert "then “collared” (20 %, at the lower right)" in text
+
+
+def test_what_no_attribute_fits_is_said():
+  saliency = TOP.copy()
+  saliency[3, 0] = 1.0
+  assert "fit no attribute" in rank(saliency).sentence
+
+
+def test_what_speaks_against_is_said():
+  saliency = TOP.copy()
+  saliency[2:, 2:] = -1.0
+  found = rank(saliency)
+  assert found.against == "collared"
+  assert found.against_share == pytest.approx(0.5)
+  assert "50 % of the map speaks against the match, most like “collared”" in found.sentence
+  assert "against" not in rank(TOP).sentence
+
+
+def test_a_flat_map_is_not_talked_up():
+  assert "no region raises the score" in rank(np.zeros((4, 4))).sentence
+
+
+@pytest.mark.parametrize(
+  ("where", "words"),
+  [
+    ((slice(0, 1), slice(0, 1)), "at the upper left"),
+    ((slice(3, 4), slice(None)), "at the bottom"),
+    ((slice(None), slice(0, 1)), "on the left"),
+    ((slice(1, 3), slice(1, 3)), "in the middle"),
+    ((slice(None), slice(None)), "all over"),
+  ],
+)
+def test_places(where, words):
+  weights = np.zeros((4, 4))
+  weights[where] = 1
+  assert ranker.place(weights) == words
+
+
+def test_a_ranking_survives_its_file(tmp_path):
+  tuned = ranker.Ranking(
+    {"all terms": (0.4, 0.3, 0.2, 0.1)}, ranking.Calibration(np.random.rand(4, 9)),
+    np.array([0.1, np.inf]), ("ø", "b"),
+  )  # fmt: skip
+  ranker.write_ranking(tmp_path, tuned)
+  again = ranker.read_ranking(tmp_path)
+  assert again.phi == tuned.phi
+  assert again.names == tuned.names
+  np.testing.assert_array_equal(again.calibration.quantiles, tuned.calibration.quantiles)
+  np.testing.assert_array_equal(again.thresholds, tuned.thresholds)
+  with pytest.raises(ValueError, match="tune_ranking first"):
+    ranker.read_ranking(tmp_path / "none")
+  with pytest.raises(ValueError, match="tuned for 2 attributes"):
+    ranker.check_names(tuned, ("a",))
