@@ -10,8 +10,15 @@ Jobs, in order, each by --config.job=NAME; with `all`, what is finished is skipp
 interrupted goes on:
   convert_weights   an ImageNet ResNet, torchvision's or timm's, as a file for `weights`
   train_similarity  a type-aware embedding by triplets          -> WORKDIR/similarity
-  build_index       the effect matrices of the training images  -> WORKDIR/index
+  build_index       the effect matrices of images that are explained -> WORKDIR/index, ...
   train_attributes  the attribute model, supervised by maps     -> WORKDIR/attributes
+  fit_concepts      how much each attribute matters to the similarity model -> WORKDIR/concepts
+  tune_ranking      the weights by which attributes are ranked  -> WORKDIR/ranking
+  evaluate          tables of how good explanations are         -> WORKDIR/evaluation
+  explain_matches   pairs with the attribute that explains each -> WORKDIR/explain
+and beside them:
+  discover_attributes  attributes of its own where nobody annotated any
+  simulate_study    whether explanations help to foresee scores; material for a study of people
   benchmark_input   whether reading images keeps up with training
 
 Source: Plummer et al., Why do These Match?, ECCV 2020; the embedding: Vasileva et al., Learning
@@ -26,7 +33,10 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.job = "all"  # all, or one of jobs, or convert_weights
-  config.jobs = ("train_similarity", "build_index", "train_attributes")  # what all means
+  config.jobs = (  # what all means
+    "train_similarity", "build_index", "train_attributes", "fit_concepts", "tune_ranking",
+    "evaluate", "explain_matches",
+  )  # fmt: skip
   config.workdir = "runs/polyvore"  # where results go
   config.key = 0  # seed: the same key and machine, the same result
   config.tensorboard = False  # events for TensorBoard too; needs the extra `tensorboard`

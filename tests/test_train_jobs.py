@@ -237,24 +237,32 @@ def logged(folder, job):
 def test_killed_at_any_moment_it_comes_to_the_same_end(finished, tmp_path):
   """SIGKILL after ever other times; what is there at the end is bit for bit the undisturbed run's.
 
-  SANE_JAX_KILLS sets how often.
+  SANE_JAX_KILLS sets how often. A run that comes to its end is followed by another.
   """
   rng = np.random.default_rng(0)
-  kills = int(os.environ.get("SANE_JAX_KILLS", "3"))
+  kills, runs = int(os.environ.get("SANE_JAX_KILLS", "3")), 0
   while kills:
-    child = start(tmp_path, ",".join(ALL))
+    folder = tmp_path / str(runs)
+    child = start(folder, ",".join(ALL))
     try:
       child.communicate(timeout=rng.uniform(3, 16))
-      break  # it came to its end before
+      runs += 1
     except subprocess.TimeoutExpired:
       child.send_signal(signal.SIGKILL)
       child.wait()
       kills -= 1
-  finish(start(tmp_path, ",".join(ALL)))
-  assert models(tmp_path) == models(finished)
+  for run in range(runs + 1):
+    folder = tmp_path / str(run)
+    finish(start(folder, ",".join(ALL)))
+    same_as(finished, folder)
+  print(f"{runs + 1} runs")
+
+
+def same_as(finished, folder):
+  assert models(folder) == models(finished)
   for job in ("similarity", "attributes"):
-    assert logged(tmp_path, job) == logged(finished, job)
-  ours, theirs = (effect_index.read_index(f / "index") for f in (tmp_path, finished))
+    assert logged(folder, job) == logged(finished, job)
+  ours, theirs = (effect_index.read_index(f / "index") for f in (folder, finished))
   for part in ("embeddings", "effects"):
     np.testing.assert_array_equal(
       *(getattr(index, part).read().result() for index in (ours, theirs))

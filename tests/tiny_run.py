@@ -24,6 +24,7 @@ def tiny_config(workdir, **fields):
     groups_per_batch=8, num_steps=30, warmup_steps=3, eval_every_steps=10, save_every_steps=10
   )
   config.index.update(num_masks=128, max_queries=70)
+  config.pairs.update(num_valid=12, num_test=12)
   config.attributes.update(batch_size=16, num_epochs=3, truth="")
   for name, value in fields.items():
     section, _, field = name.replace("__", ".").rpartition(".")

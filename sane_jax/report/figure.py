@@ -1,12 +1,16 @@
 """A still figure of one explained pair, for papers, notebooks and logs."""
 
 import io
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from sane_jax.report.page import (
   PairView,
+  activation_colors,
+  bind_units,
   check_pair,
   error_summary,
   format_number,
@@ -14,6 +18,7 @@ from sane_jax.report.page import (
   largest,
   mute,
   overlay,
+  overlay_activation,
   saliency_colors,
 )
 
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 _OPACITY = 0.8
 _MUTED = "#5d5a54"
 _PANEL, _GAP, _MARGIN, _HEAD, _FOOT = 2.5, 0.12, 0.15, 0.85, 0.55  # inches
+_CAPTION, _LINE = 9, 0.18  # points of its letters, inches of its lines
 _BAR_GROUND = 0.83  # grey behind the colour bar's transparent middle
 
 
@@ -35,10 +41,20 @@ def _shorten(name: str, length: int) -> str:
   return f"{name[:head]}…{name[head + 1 - length :]}"
 
 
-def draw_figure(pair: PairView) -> "Figure":
-  """Draws a pair: the query, its saliency map, the reference's, a colour bar and the numbers.
+class _Panel(NamedTuple):
+  """One picture, with a name under it or the bar of its colours."""
 
-  The figure belongs to no window and no pyplot state: `figure.savefig(path)` is all it takes.
+  title: str
+  image: np.ndarray
+  name: str = ""
+  bar: Callable[["Axes"], None] | None = None
+
+
+def draw_figure(pair: PairView) -> "Figure":
+  """Draws a pair: the query, its saliency map, the reference's, colour bars and the numbers.
+
+  With attributes, also where the query shows the first; with a sentence, that as the caption. The
+  figure belongs to no window and no pyplot state: `figure.savefig(path)` is all it takes.
 
   Args:
     pair: what to draw. Both maps share one limit, so one colour is one change of the score.
@@ -54,40 +70,34 @@ def draw_figure(pair: PairView) -> "Figure":
   from matplotlib.figure import Figure
 
   check_pair(pair)
-  limit = largest(pair.saliency_map, pair.reference_saliency_map)
-  panels = [
-    ("Query", pair.query_name, pair.query),
-    ("Query, saliency map", "", _paint(pair.query, pair.saliency_map, limit)),
-  ]
-  if pair.reference_saliency_map is None:
-    panels.append(("Reference", pair.reference_name, pair.reference))
-  else:
-    painted = _paint(pair.reference, pair.reference_saliency_map, limit)
-    panels.append(("Reference, saliency map", pair.reference_name, painted))
-  if pair.contrast is not None:
-    panels.append(("Rather than", pair.contrast_name or "", pair.contrast))
+  panels = _panels(pair)
 
   # Laid out in inches: panels of one height, as wide as their images are.
-  widths = [_PANEL * min(max(image.shape[1] / image.shape[0], 0.5), 2) for _, _, image in panels]
-  size = (sum(widths) + _GAP * (len(panels) - 1) + 2 * _MARGIN, _PANEL + _HEAD + _FOOT)
-  figure = Figure(figsize=size, dpi=150, facecolor="white")
+  widths = [_PANEL * min(max(p.image.shape[1] / p.image.shape[0], 0.5), 2) for p in panels]
+  width = sum(widths) + _GAP * (len(panels) - 1) + 2 * _MARGIN
+  figure = Figure(figsize=(width, 1), dpi=150, facecolor="white")
   FigureCanvasAgg(figure)
+  caption = _wrap(figure, bind_units(pair.sentence), width - 2 * _MARGIN)
+  foot = _FOOT + (len(caption) * _LINE + 0.1 if caption else 0)
+  size = (width, _PANEL + _HEAD + foot)
+  figure.set_size_inches(*size)
 
   def add_axes(left: float, bottom: float, width: float, height: float) -> "Axes":
     box = (left / size[0], bottom / size[1], width / size[0], height / size[1])
     return figure.add_axes(box, anchor="NW")
 
   left = _MARGIN
-  for (title, name, image), width in zip(panels, widths, strict=True):
-    axes = add_axes(left, _FOOT, width, _PANEL)
-    axes.imshow(image, interpolation="lanczos")
-    axes.set_title(title, fontsize=9, loc="left", pad=4)
-    if name:
-      # Names are text, never mathematics: a file name may hold dollar signs.
-      name = _shorten(name, int(13 * width))
+  for panel, width in zip(panels, widths, strict=True):
+    axes = add_axes(left, foot, width, _PANEL)
+    axes.imshow(panel.image, interpolation="lanczos")
+    # Names are text, never mathematics: a file name may hold dollar signs.
+    title = _shorten(panel.title, int(11 * width))
+    axes.set_title(title, fontsize=9, loc="left", pad=4, parse_math=False)
+    if panel.name:
+      name = _shorten(panel.name, int(13 * width))
       axes.set_xlabel(name, fontsize=8, color=_MUTED, loc="left", parse_math=False)
-    else:
-      _draw_bar(add_axes(left, _FOOT - 0.17, width, 0.09), limit)
+    elif panel.bar is not None:
+      panel.bar(add_axes(left, foot - 0.17, width, 0.09))
     for each in figure.axes:
       each.spines[:].set_visible(False)
       each.set_yticks([])
@@ -101,7 +111,58 @@ def draw_figure(pair: PairView) -> "Figure":
   kind = "Score" if pair.contrast is None else "Score difference"
   write(0.14, f"{kind} {format_score(pair)}", fontsize=13, weight="bold")
   write(0.42, _notes(pair), fontsize=8, color=_MUTED)
+  for number, line in enumerate(caption):
+    write(
+      size[1] - 0.1 - (len(caption) - number) * _LINE, line, fontsize=_CAPTION, parse_math=False
+    )
   return figure
+
+
+def _panels(pair: PairView) -> list[_Panel]:
+  limit = largest(pair.saliency_map, pair.reference_saliency_map)
+  panels = [
+    _Panel("Query", pair.query, pair.query_name),
+    _Panel(
+      "Query, saliency map",
+      _paint(pair.query, pair.saliency_map, limit),
+      bar=lambda axes: _draw_bar(axes, limit),
+    ),
+  ]
+  for attribute in pair.attributes[:1]:
+    painted = overlay_activation(mute(pair.query), attribute.activation_map, opacity=_OPACITY)
+    panels.append(_Panel(" ".join(attribute.name.split()), painted, bar=_draw_activation_bar))
+  if pair.reference_saliency_map is None:
+    panels.append(_Panel("Reference", pair.reference, pair.reference_name))
+  else:
+    painted = _paint(pair.reference, pair.reference_saliency_map, limit)
+    panels.append(_Panel("Reference, saliency map", painted, pair.reference_name))
+  if pair.contrast is not None:
+    panels.append(_Panel("Rather than", pair.contrast, pair.contrast_name or ""))
+  return panels
+
+
+def _wrap(figure: "Figure", text: str, inches: float) -> list[str]:
+  """Lines of a caption that are at most so wide as they are drawn; long words are broken."""
+  drawn = figure.text(0, 0, "", fontsize=_CAPTION, parse_math=False)
+
+  def fits(line: str) -> bool:
+    drawn.set_text(line)
+    # Another resolution sets the letters a little wider.
+    return drawn.get_window_extent().width <= 0.94 * inches * figure.dpi
+
+  lines: list[str] = []
+  # An unbreakable space does not part words.
+  for word in filter(None, re.split(r"[ \t\r\n]+", text)):
+    if lines and fits(f"{lines[-1]} {word}"):
+      lines[-1] += f" {word}"
+      continue
+    lines.append("")
+    for letter in word:
+      if lines[-1] and not fits(lines[-1] + letter):
+        lines.append("")
+      lines[-1] += letter
+  drawn.remove()
+  return lines
 
 
 def _paint(image: np.ndarray, saliency_map: np.ndarray, limit: float) -> np.ndarray:
@@ -120,6 +181,16 @@ def _draw_bar(axes: "Axes", limit: float) -> None:
     label.set_horizontalalignment(side)
   axes.tick_params(length=2, pad=2)
   axes.set_xlabel("score change", fontsize=8, labelpad=1)
+
+
+def _draw_activation_bar(axes: "Axes") -> None:
+  """Draws an activation map's colours; its values have no unit."""
+  rgba = activation_colors(np.linspace(0, 1, 255))
+  alpha = _OPACITY * rgba[:, 3:]
+  colors = rgba[:, :3] * alpha + _BAR_GROUND * (1 - alpha)
+  axes.imshow(colors[None], extent=(0, 1, 0, 1), aspect="auto", interpolation="bilinear")
+  axes.set_xticks([])
+  axes.set_xlabel("where the query shows it", fontsize=8, labelpad=4)
 
 
 def _notes(pair: PairView) -> str:

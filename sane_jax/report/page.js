@@ -59,14 +59,139 @@
 
   // ---- one image of a card ---------------------------------------------------------------------
 
-  class Stage {
+  /** An image with an overlay of its pixels, and marks over both. */
+  class Picture {
     constructor(card, root) {
       this.card = card;
       this.root = root;
-      this.name = root.dataset.side;
       this.overlay = part(root, "overlay");
       this.marks = part(root, "marks");
       this.side = null;
+    }
+
+    // The marks canvas has the screen's pixels, for thin lines that are sharp on every screen.
+    startMarks() {
+      const box = this.root.getBoundingClientRect();
+      const ratio = window.devicePixelRatio || 1;
+      this.marks.width = Math.round(box.width * ratio);
+      this.marks.height = Math.round(box.height * ratio);
+      return this.marks.getContext("2d");
+    }
+
+    clearMarks() {
+      this.marks.width = this.marks.height = 0;
+      this.root.classList.remove("lit");
+      delete this.root.dataset.cell;
+      delete this.root.dataset.match;
+    }
+
+    outline(cell) {
+      const context = this.marks.width ? this.marks.getContext("2d") : this.startMarks();
+      const { cells, width, height } = this.side;
+      const sx = this.marks.width / width;
+      const sy = this.marks.height / height;
+      const path = new Path2D();
+      const differs = (x, y) =>
+        x < 0 || y < 0 || x >= width || y >= height || cells[y * width + x] !== cell;
+      const edge = (x0, y0, x1, y1) => {
+        path.moveTo(x0 * sx, y0 * sy);
+        path.lineTo(x1 * sx, y1 * sy);
+      };
+      for (let y = 0, i = 0; y < height; y++) {
+        for (let x = 0; x < width; x++, i++) {
+          if (cells[i] !== cell) continue;
+          if (differs(x - 1, y)) edge(x, y, x, y + 1);
+          if (differs(x + 1, y)) edge(x + 1, y, x + 1, y + 1);
+          if (differs(x, y - 1)) edge(x, y, x + 1, y);
+          if (differs(x, y + 1)) edge(x, y + 1, x + 1, y + 1);
+        }
+      }
+      this.stroke(context, path);
+    }
+
+    stroke(context, path) {
+      const ratio = window.devicePixelRatio || 1;
+      context.lineCap = "square";
+      // White on black is seen on any picture.
+      for (const [color, size] of [["rgb(0 0 0 / 85%)", 4.5], ["#fff", 2]]) {
+        context.strokeStyle = color;
+        context.lineWidth = size * ratio;
+        context.stroke(path);
+      }
+    }
+  }
+
+  /** Where the query shows an attribute: the first, or the runner-up that was picked. */
+  class Activation extends Picture {
+    constructor(card, figure) {
+      super(card, part(figure, "activation-stage"));
+      this.figure = figure;
+      this.image = part(figure, "activation-image");
+      this.alt = this.image.alt;
+      this.maps = [];
+      this.rows = parts(card.root, "attribute");
+      this.picked = 0;
+      this.rows.forEach((row, i) => {
+        const input = part(row, "pick");
+        input.addEventListener("change", () => this.pick(i));
+        row.addEventListener("click", (event) => {
+          if (!event.target.closest("label") && !getSelection().toString()) input.click();
+        });
+      });
+      this.pick(0);
+    }
+
+    nameOf(i) {
+      return part(this.rows[i], "attribute-name").textContent;
+    }
+
+    pick(i) {
+      this.picked = i;
+      this.rows.forEach((row, k) => row.classList.toggle("picked", k === i));
+      part(this.figure, "activation-name").textContent = this.nameOf(i);
+      part(this.figure, "activation-kicker").textContent =
+        i === 0 ? "Explained by:" : "Runner-up:";
+      this.image.alt = this.alt.replace(`“${this.nameOf(0)}”`, () => `“${this.nameOf(i)}”`);
+      if (this.side) this.draw();
+    }
+
+    /** Takes the query's side and all maps; the picture that stood here without a script goes. */
+    open(side, maps, source) {
+      this.side = side;
+      this.maps = maps;
+      this.image.src = source;
+    }
+
+    close() {
+      this.side = null;
+      this.maps = [];
+      this.overlay.width = this.overlay.height = 0;
+    }
+
+    draw() {
+      const { opacity, on } = this.card.view;
+      const { width, height } = this.side;
+      const map = this.maps[this.picked];
+      this.overlay.width = width;
+      this.overlay.height = height;
+      this.root.classList.toggle("painted", Boolean(on && opacity > 0));
+      if (!on) return;
+      const context = this.overlay.getContext("2d");
+      const image = context.createImageData(width, height);
+      map.forEach((code, i) => {
+        if (code === NO_ERROR) return;
+        for (let k = 0; k < 3; k++) image.data[4 * i + k] = colors.activation[4 * code + k];
+        image.data[4 * i + 3] = Math.round(colors.activation[4 * code + 3] * opacity);
+      });
+      context.putImageData(image, 0, 0);
+    }
+  }
+
+  /** An image of the pair, with its saliency map, that can be explored. */
+  class Stage extends Picture {
+    constructor(card, root) {
+      super(card, root);
+      this.name = root.dataset.side;
       this.point = null; // [x, y] of the keyboard where there are no cells
 
       root.addEventListener("pointermove", (event) => {
@@ -181,57 +306,6 @@
       context.putImageData(image, 0, 0);
     }
 
-    // The marks canvas has the screen's pixels, for thin lines that are sharp on every screen.
-    startMarks() {
-      const box = this.root.getBoundingClientRect();
-      const ratio = window.devicePixelRatio || 1;
-      this.marks.width = Math.round(box.width * ratio);
-      this.marks.height = Math.round(box.height * ratio);
-      return this.marks.getContext("2d");
-    }
-
-    clearMarks() {
-      this.marks.width = this.marks.height = 0;
-      this.root.classList.remove("lit");
-      delete this.root.dataset.cell;
-      delete this.root.dataset.match;
-    }
-
-    outline(cell) {
-      const context = this.marks.width ? this.marks.getContext("2d") : this.startMarks();
-      const { cells, width, height } = this.side;
-      const sx = this.marks.width / width;
-      const sy = this.marks.height / height;
-      const path = new Path2D();
-      const differs = (x, y) =>
-        x < 0 || y < 0 || x >= width || y >= height || cells[y * width + x] !== cell;
-      const edge = (x0, y0, x1, y1) => {
-        path.moveTo(x0 * sx, y0 * sy);
-        path.lineTo(x1 * sx, y1 * sy);
-      };
-      for (let y = 0, i = 0; y < height; y++) {
-        for (let x = 0; x < width; x++, i++) {
-          if (cells[i] !== cell) continue;
-          if (differs(x - 1, y)) edge(x, y, x, y + 1);
-          if (differs(x + 1, y)) edge(x + 1, y, x + 1, y + 1);
-          if (differs(x, y - 1)) edge(x, y, x + 1, y);
-          if (differs(x, y + 1)) edge(x, y + 1, x + 1, y + 1);
-        }
-      }
-      this.stroke(context, path);
-    }
-
-    stroke(context, path) {
-      const ratio = window.devicePixelRatio || 1;
-      context.lineCap = "square";
-      // White on black is seen on any picture.
-      for (const [color, size] of [["rgb(0 0 0 / 85%)", 4.5], ["#fff", 2]]) {
-        context.strokeStyle = color;
-        context.lineWidth = size * ratio;
-        context.stroke(path);
-      }
-    }
-
     cross([x, y]) {
       const context = this.startMarks();
       const cx = ((x + 0.5) * this.marks.width) / this.side.width;
@@ -279,6 +353,8 @@
       this.active = null;
       this.wanted = false;
       this.stages = parts(root, "stage").map((stage) => new Stage(this, stage));
+      const figure = part(root, "activation");
+      this.activation = figure && new Activation(this, figure);
       this.hasCorrespondence = part(root, "no-correspondence") === null;
       this.idle();
 
@@ -303,9 +379,12 @@
       ]);
       const matrix = data.correspondence;
       if (matrix) matrix.codes = await unpack(matrix.codes, Int8Array);
+      const maps = await Promise.all(data.activations.map((map) => unpack(map, Uint8Array)));
       if (!this.wanted || this.data) return; // it left the window, or was opened twice, meanwhile
       this.data = data;
       for (const stage of this.stages) stage.side = stage.name === "query" ? query : reference;
+      const source = this.stages.find((stage) => stage.name === "query").root.querySelector("img");
+      this.activation?.open(query, maps, source.src);
       this.draw();
       this.root.dataset.drawn = "true";
     }
@@ -319,6 +398,7 @@
         stage.side = null;
         stage.overlay.width = stage.overlay.height = 0;
       }
+      this.activation?.close();
       delete this.root.dataset.drawn;
     }
 
@@ -329,6 +409,7 @@
 
     draw() {
       for (const stage of this.stages) stage.draw();
+      this.activation?.draw();
       this.drawBar();
     }
 
@@ -371,15 +452,26 @@
     clear() {
       if (!this.active) return;
       this.active = null;
-      for (const stage of this.stages) stage.clearMarks();
+      this.clearMarks();
       this.idle();
+    }
+
+    clearMarks() {
+      for (const stage of this.stages) stage.clearMarks();
+      this.activation?.clearMarks();
+    }
+
+    /** Outlines a cell of an image, and of the query in the picture of its attribute too. */
+    outline(stage, cell) {
+      stage.outline(cell);
+      if (stage.name === "query") this.activation?.outline(cell);
     }
 
     /** Shows a cell (or the pixel at `point`, for cell null) of one image, and what it matches. */
     show(stage, cell, point) {
       if (this.active?.stage === stage && this.active.cell === cell && cell !== null) return;
       const other = this.stages.find((candidate) => candidate !== stage);
-      for (const each of this.stages) each.clearMarks();
+      this.clearMarks();
       this.active = { stage, cell };
       const [value, error] = stage.values(cell, point);
       const side = stage.name === "query" ? "Query" : "Reference";
@@ -391,7 +483,7 @@
         stage.cross(point);
       } else {
         stage.root.dataset.cell = cell;
-        stage.outline(cell);
+        this.outline(stage, cell);
         const text = this.data.correspondence && this.match(stage, other, cell);
         if (text) pieces.push(["span", text]);
       }
@@ -420,7 +512,7 @@
       const name = isQuery ? "reference" : "query";
       if (!best) return `Matches no ${name} region.`;
       other.root.dataset.match = best[0];
-      other.outline(best[0]);
+      this.outline(other, best[0]);
       const back = (isQuery ? matrix.ofReference : matrix.ofQuery)[best[0]];
       const mutual = back && back[0] === cell ? ", and each is the other’s best" : "";
       return `Best match: ${name} region ${best[0]}, correspondence ${format(best[1], { digits: 2 })}${mutual}.`;
@@ -521,7 +613,7 @@
       const text = filter.value.trim().toLowerCase();
       let shown = 0;
       for (const item of items) {
-        const hide = !item.dataset.name.toLowerCase().includes(text);
+        const hide = !item.dataset.search.toLowerCase().includes(text);
         item.hidden = roots.get(item.dataset.pair).hidden = hide;
         shown += !hide;
       }
@@ -548,6 +640,7 @@
     });
   }
 
+  document.documentElement.classList.add("scripted"); // what only a script can do may now show
   const cards = parts(document, "card").map((root) => new Card(root));
   watch(cards);
   indexControls(cards);

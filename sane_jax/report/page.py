@@ -11,9 +11,11 @@ Arrays travel as 8 or 16-bit codes, difference-coded, deflated and in base64: a 
 import base64
 import hashlib
 import io
+import itertools
 import json
 import math
 import pathlib
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -23,16 +25,43 @@ import markupsafe
 import numpy as np
 from PIL import Image
 
+from sane_jax.report import tables as tables_lib
+from sane_jax.report.tables import Cell, Interval, Table, format_fixed, format_number
+
 _FOLDER = pathlib.Path(__file__).parent
+_OPACITY = 0.8
 _NO_CELL = 0xFFFF
 _NO_VALUE = -128
 _THUMBNAIL_PX = 72
+_MOST_ATTRIBUTES = 6  # the first and its runners-up
 
 # Opaque colours from weak to strong. Orange against blue stays apart under every common colour
-# blindness, and both darken towards their end, so strength survives a grey print.
+# blindness, and all darken towards their end, so strength survives a grey print. Green is for
+# activation maps alone, which have a picture of their own.
 _WARM = np.array([(255, 184, 56), (244, 109, 20), (190, 22, 12)], np.float32)
 _COOL = np.array([(86, 196, 255), (28, 112, 232), (34, 32, 150)], np.float32)
 _ERROR = np.array([(214, 170, 255), (150, 80, 220), (84, 20, 140)], np.float32)
+_ACTIVATION = np.array([(190, 236, 110), (64, 180, 90), (10, 122, 74)], np.float32)
+
+
+class AttributeView(NamedTuple):
+  """One attribute as the reason why a pair matches.
+
+  Attributes:
+    name: of the attribute.
+    total: by which attributes are ranked.
+    terms: name to value of what the ranking rests on, each in its own unit, as {"confidence": 0.31,
+      "map fit": 0.82, "prior": 0.5}.
+    shares: what each term adds to the total, signed; they sum to it.
+    activation_map: [h w] over the query's pixels, at least 0: where the query shows the attribute.
+      NaN is unknown.
+  """
+
+  name: str
+  total: float
+  terms: Mapping[str, float]
+  shares: Mapping[str, float]
+  activation_map: np.ndarray
 
 
 class PairView(NamedTuple):
@@ -61,6 +90,10 @@ class PairView(NamedTuple):
     warnings: what a reader should know before trusting the map.
     contrast_name: set with `contrast`: why the reference rather than this image.
     contrast: [h3 w3 3] uint8.
+    attributes: what explains the match, best first; the page shows the first and five runners-up.
+    attribute_margin: total of the first less that of the second.
+    sentence: why the two match, in words.
+    kind: what sort of pair this is, a short line.
   """
 
   query_name: str
@@ -83,6 +116,10 @@ class PairView(NamedTuple):
   warnings: Sequence[str]
   contrast_name: str | None = None
   contrast: np.ndarray | None = None
+  attributes: Sequence[AttributeView] = ()
+  attribute_margin: float | None = None
+  sentence: str = ""
+  kind: str = ""
 
 
 def check_pair(pair: PairView) -> None:
@@ -127,6 +164,28 @@ def check_pair(pair: PairView) -> None:
     least = (int(pair.query_cells.max()) + 1, int(pair.reference_cells.max()) + 1)
     if len(shape) != 2 or shape[0] < least[0] or shape[1] < least[1]:
       fail(f"correspondence must be at least {list(least)} (cells by cells), got {list(shape)}")
+  for attribute in pair.attributes:
+    activation_map = np.asarray(attribute.activation_map)
+    if activation_map.shape != pair.query.shape[:2]:
+      fail(
+        f"activation_map of {attribute.name!r} must be {list(pair.query.shape[:2])} as the query,"
+        f" got {list(activation_map.shape)}"
+      )
+    if (activation_map < 0).any():
+      fail(f"activation_map of {attribute.name!r} must be at least 0, got {activation_map.min()}")
+    shares = list(attribute.shares.values())
+    # The page shows the total beside its parts.
+    if abs(sum(shares) - attribute.total) > 1e-3 * (1 + sum(map(abs, shares))):
+      fail(
+        f"shares of {attribute.name!r} must sum to its total {attribute.total:g}, got"
+        f" {sum(shares):g}"
+      )
+  for first, second in itertools.pairwise(pair.attributes):
+    if second.total > first.total:
+      fail(
+        f"attributes must stand best first: {second.name!r} has {second.total:g}, after"
+        f" {first.name!r} with {first.total:g}"
+      )
 
 
 def _ramp(strength: np.ndarray, stops: np.ndarray) -> np.ndarray:
@@ -150,6 +209,12 @@ def error_colors(relative: np.ndarray) -> np.ndarray:
   """Colours [... 4], RGBA in [0, 1], of standard errors [...] in [0, 1], relative to a limit."""
   strength = np.clip(np.nan_to_num(np.asarray(relative, np.float32), nan=0.0), 0, 1)
   return np.concatenate([_ramp(strength, _ERROR) / 255, strength[..., None]], axis=-1)
+
+
+def activation_colors(relative: np.ndarray) -> np.ndarray:
+  """Colours [... 4], RGBA in [0, 1], of activations [...] in [0, 1], relative to the strongest."""
+  strength = np.clip(np.nan_to_num(np.asarray(relative, np.float32), nan=0.0), 0, 1)
+  return np.concatenate([_ramp(strength, _ACTIVATION) / 255, strength[..., None]], axis=-1)
 
 
 def largest(*arrays: np.ndarray | None) -> float:
@@ -188,7 +253,21 @@ def overlay(
   limit = largest(saliency) if limit is None else limit
   if not limit > 0:
     return image.copy()
-  rgba = saliency_colors(saliency / limit)
+  return _blend(image, saliency_colors(saliency / limit), opacity)
+
+
+def overlay_activation(
+  image: np.ndarray, activation_map: np.ndarray, *, opacity: float = 0.8
+) -> np.ndarray:
+  """Paints an activation map [h w], at least 0, over an image [h w 3] uint8, in green.
+
+  Relative to the map's own strongest point: maps of two attributes have no common unit.
+  """
+  relative = np.asarray(activation_map, np.float64) / (largest(activation_map) or 1.0)
+  return _blend(np.asarray(image), activation_colors(relative), opacity)
+
+
+def _blend(image: np.ndarray, rgba: np.ndarray, opacity: float) -> np.ndarray:
   alpha = opacity * rgba[..., 3:]
   return np.rint(image * (1 - alpha) + 255 * rgba[..., :3] * alpha).astype(np.uint8)
 
@@ -198,16 +277,6 @@ def mute(image: np.ndarray) -> np.ndarray:
   image = np.asarray(image)
   grey = image @ np.array([0.2126, 0.7152, 0.0722])
   return np.rint(0.15 * image + 0.85 * grey[..., None]).astype(np.uint8)
-
-
-def format_number(value: float | None, *, signed: bool = False, digits: int = 3) -> str:
-  """A number for reading, with a true minus sign; an en dash where there is none."""
-  if value is None or not math.isfinite(value):
-    return "–"
-  if value == 0:
-    return "0"
-  style = ",.0f" if abs(value) >= 1000 else f".{digits}g"
-  return f"{float(value):{'+' if signed else ''}{style}}".replace("-", "−")
 
 
 def format_score(pair: PairView) -> str:
@@ -237,7 +306,7 @@ def _pack_signed(values: np.ndarray, limit: float) -> str:
   return _pack(np.where(np.isfinite(values), codes, _NO_VALUE).astype(np.int8))
 
 
-def _pack_error(values: np.ndarray, limit: float) -> str:
+def _pack_positive(values: np.ndarray, limit: float) -> str:
   """Values in [0, limit] as codes 0 .. 254, NaN as 255."""
   values = np.asarray(values, np.float64)
   codes = np.rint(254 * np.clip(values / (limit or 1.0), 0, 1))
@@ -279,7 +348,7 @@ def _side(
   """What the page's script needs of one image of a pair."""
   side = {"height": image.shape[0], "width": image.shape[1]}
   side["map"] = None if saliency_map is None else _pack_signed(saliency_map, limit)
-  side["error"] = None if standard_error is None else _pack_error(standard_error, error_limit)
+  side["error"] = None if standard_error is None else _pack_positive(standard_error, error_limit)
   side["cells"] = side["cellMeans"] = side["cellErrors"] = None
   if cells is not None:
     cells = np.asarray(cells)
@@ -299,6 +368,10 @@ def _pair_data(pair: PairView) -> dict[str, Any]:
   limit = largest(pair.saliency_map, pair.reference_saliency_map)
   error_limit = largest(pair.standard_error, pair.reference_standard_error)
   data: dict[str, Any] = {"limit": limit, "errorLimit": error_limit, "correspondence": None}
+  data["activations"] = [
+    _pack_positive(attribute.activation_map, largest(attribute.activation_map))
+    for attribute in pair.attributes[:_MOST_ATTRIBUTES]
+  ]
   data["query"] = _side(
     pair.query, pair.saliency_map, pair.standard_error, pair.query_cells, limit, error_limit
   )
@@ -362,6 +435,114 @@ def error_summary(pair: PairView) -> tuple[float | None, float | None]:
   return float(np.median(error[known])), float(beyond.mean())
 
 
+def _ranking(pair: PairView) -> dict[str, Any]:
+  """What the template needs of the attributes of a pair that has some."""
+  shown = pair.attributes[:_MOST_ATTRIBUTES]
+  names = list(dict.fromkeys(n for a in shown for n in (*a.terms, *a.shares)))
+  shares = [share for a in shown for share in a.shares.values() if math.isfinite(share)]
+  low, high = min([0.0, *shares]), max([0.0, *shares])
+  span = high - low or 1.0
+  size = max([abs(value) for value in (*shares, *(a.total for a in shown)) if value], default=1.0)
+  # As many decimals for all, so that one can add them up.
+  digits = max(2, 1 - math.floor(math.log10(size))) if math.isfinite(size) else 2
+
+  def cell(attribute: AttributeView, name: str) -> dict[str, Any]:
+    share = attribute.shares.get(name, math.nan)
+    known = share if math.isfinite(share) else 0.0
+    return {
+      "term": name,
+      "value": format_number(attribute.terms.get(name)),
+      "share": _signed(share, digits),
+      "sign": "negative" if known < 0 else "positive",
+      "start": f"{100 * (min(known, 0.0) - low) / span:.4g}",
+      "width": f"{100 * abs(known) / span:.4g}",
+    }
+
+  margin = pair.attribute_margin
+  return {
+    "terms": [_capital(name) for name in names],
+    "zero": f"{-100 * low / span:.4g}",
+    "margin": (
+      format_fixed(margin, digits)
+      if margin is not None and math.isfinite(margin) and len(shown) > 1
+      else ""
+    ),
+    "attributes": [
+      {
+        "name": attribute.name,
+        "total": _signed(attribute.total, digits),
+        "cells": [cell(attribute, name) for name in names],
+      }
+      for attribute in shown
+    ],
+    "picture": _data_url(
+      overlay_activation(mute(pair.query), shown[0].activation_map, opacity=_OPACITY)
+    ),
+  }
+
+
+def _capital(name: str) -> str:
+  return name[:1].upper() + name[1:]
+
+
+def bind_units(text: str) -> str:
+  """Keeps a per cent sign on the line of its number."""
+  return re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
+
+
+def _signed(value: float, digits: int) -> str:
+  text = format_fixed(value, digits)
+  return f"+{text}" if value > 0 and math.isfinite(value) else text
+
+
+def _domain(cells: Sequence[Cell]) -> tuple[float, float] | None:
+  """The range that a column's intervals are drawn on; None where there are no two to compare."""
+  ends = [
+    (cell.low, cell.high)
+    for cell in cells
+    if isinstance(cell, Interval) and all(map(math.isfinite, cell[:3]))
+  ]
+  low, high = min((e[0] for e in ends), default=0.0), max((e[1] for e in ends), default=0.0)
+  return (low, high) if len(ends) > 1 and high > low else None
+
+
+def _whisker(cell: Cell, domain: tuple[float, float] | None) -> dict[str, str] | None:
+  """Where an interval's ends, its value and 0 lie on its column's range, in % of it."""
+  if domain is None or not isinstance(cell, Interval) or not all(map(math.isfinite, cell[:3])):
+    return None
+  low, high = domain
+  marks = {"low": cell.low, "value": cell.value, "high": cell.high}
+  if low < 0 < high:
+    marks["zero"] = 0.0
+  return {name: f"{3 + 94 * (x - low) / (high - low):.4g}" for name, x in marks.items()}
+
+
+def _table(table: Table) -> dict[str, Any]:
+  """What the template needs of a table."""
+  tables_lib.check_table(table)
+  numeric, best = tables_lib.numeric_columns(table), tables_lib.best_cells(table)
+  domains = [_domain([row[column] for row in table.rows]) for column in range(len(numeric))]
+  rows = []
+  for number, row in enumerate(table.rows):
+    cells = []
+    for column, cell in enumerate(row):
+      value, bounds = tables_lib.format_cell(cell)
+      cells.append(
+        {
+          "value": value,
+          "bounds": bounds,
+          "numeric": numeric[column],
+          "best": (number, column) in best,
+          "whisker": _whisker(cell, domains[column]),
+        }
+      )
+    rows.append(cells)
+  columns = [
+    {"name": name, "numeric": right} for name, right in zip(table.columns, numeric, strict=True)
+  ]
+  return {"title": table.title, "note": bind_units(table.note), "columns": columns, "rows": rows}
+
+
 def _card(number: int, pair: PairView) -> dict[str, Any]:
   """What the template needs of one pair."""
   check_pair(pair)
@@ -374,8 +555,7 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
     ("Seconds", format_number(pair.seconds)),
   ]
   metrics = [
-    (name[:1].upper() + name[1:], format_number(value, digits=4))
-    for name, value in pair.metrics.items()
+    (_capital(name), format_number(value, digits=4)) for name, value in pair.metrics.items()
   ]
   images = [
     ("query", "Query", pair.query_name, pair.query, pair.saliency_map),
@@ -404,6 +584,12 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
     "sort_score": f"{pair.score:.9g}" if math.isfinite(pair.score) else "",
     "facts": facts + metrics,
     "limit": format_number(limit),
+    "ranking": _ranking(pair) if pair.attributes else None,
+    "search": " ".join(
+      [pair.query_name, pair.reference_name, pair.contrast_name or "", pair.kind]
+      + [attribute.name for attribute in pair.attributes[:_MOST_ATTRIBUTES]]
+    ),
+    "sentence": bind_units(pair.sentence),
     "settings": [(name, _format_setting(value)) for name, value in pair.settings.items()],
     "data": _json_block(_pair_data(pair)),
   }
@@ -428,6 +614,7 @@ def render_page(
   subtitle: str = "",
   failures: Sequence[tuple[str, str]] = (),
   pages: Sequence[tuple[str, str]] = (),
+  tables: Sequence[Table] = (),
 ) -> str:
   """Renders explained pairs as one HTML page that works from a file, offline.
 
@@ -437,12 +624,13 @@ def render_page(
     subtitle: a line under it.
     failures: (which pair, what went wrong) for the pairs that have no explanation.
     pages: (label, file) of all pages of a long report, this one with an empty file name.
+    tables: how good the explanations are, shown after them.
 
   Returns:
     The page. Write it as UTF-8.
 
   Raises:
-    ValueError: a pair's arrays do not fit together.
+    ValueError: a pair's arrays, or a table's cells, do not fit together.
   """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_FOLDER),
@@ -456,6 +644,7 @@ def render_page(
   colors = {
     "saliency": _lookup_table(saliency_colors(np.arange(-127, 128) / 127)),
     "error": _lookup_table(error_colors(np.arange(255) / 254)),
+    "activation": _lookup_table(activation_colors(np.arange(255) / 254)),
   }
   page = environment.get_template("page.html.j2").render(
     title=title,
@@ -463,6 +652,7 @@ def render_page(
     failures=failures,
     pages=pages,
     cards=[_card(number, pair) for number, pair in enumerate(pairs)],
+    tables=[_table(table) for table in tables],
     colors=_json_block(colors),
     style=style,
     style_source=markupsafe.Markup(style_source),
