@@ -71,7 +71,6 @@ def get_config() -> ml_collections.ConfigDict:
   attributes.truth = "runs/synthetic/drawn/truth"  # where each attribute is
   attributes.log_every_steps = 20  # numbers written
 
-  config.explain.num_masks = 128  # passes an image
   evaluation = config.evaluation
   evaluation.generators = (  # of saliency maps; lime and learned_mask take minutes here
     "random", "hadamard:num_masks=128", "hadamard", "sliding_window", "rise", "kernel_shap",

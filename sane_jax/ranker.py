@@ -116,7 +116,8 @@ class Attributes(NamedTuple):
 Ranker = Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None], Attributes]
 
 MOST = 3  # attributes that a sentence names
-CANDIDATES = 12  # of the first ranked, from which those are chosen
+CANDIDATES = 6  # of the first ranked, from which those are chosen
+LITTLE = 0.1  # share of the evidence below which an attribute does not explain the map
 AGAINST = 0.25  # share of the map's mass that is worth a sentence
 
 
@@ -187,8 +188,8 @@ def sentence(
 ) -> str:  # fmt: skip
   """What was measured of a pair, in words.
 
-  Shares are of the square length of the map's positive part, as `ranking.explain_jointly` splits
-  it.
+  Shares are of the square length of the map's positive part: what the first accounts for, and what
+  each further one adds (`ranking.explain_jointly`).
 
   Args:
     names: of attributes, best first.
@@ -204,17 +205,24 @@ def sentence(
       " attribute could explain."
     )
   shares = dict(zip(joint.chosen, joint.shares, strict=True))
-  first = shares.get(0, 0.0)
-  how = "mainly on" if first >= 0.5 else "in part on" if first >= 0.15 else "on"
-  parts = [f"These match {how} “{names[0]}” ({_percent(first)} of the evidence"]
-  parts[0] += f", {place(maps[..., 0] * np.maximum(saliency, 0))})"
-  others = [(a, share) for a, share in shares.items() if a]
-  if others:
-    told = [
-      f"“{names[a]}” ({_percent(share)}, {place(maps[..., a] * np.maximum(saliency, 0))})"
-      for a, share in others
+  first = shares.pop(0, 0.0)
+
+  def where(a: int) -> str:
+    return place(maps[..., a] * np.maximum(saliency, 0))
+
+  told = [f"“{names[a]}” ({_percent(share)}, {where(a)})" for a, share in shares.items()]
+  if first >= LITTLE:
+    how = "mainly on" if first >= 0.5 else "in part on"
+    parts = [f"These match {how} “{names[0]}” ({_percent(first)} of the evidence, {where(0)})"]
+    if told:
+      link = "then" if max(shares.values()) <= first else "and more on"
+      parts.append(f", {link} {' and '.join(told)}")
+  else:
+    parts = [
+      f"“{names[0]}” is ranked first, though its map holds {_percent(first)} of the evidence"
     ]
-    parts.append(f", then {' and '.join(told)}")
+    if told:
+      parts.append(f"; more of it lies on {' and '.join(told)}")
   left = 1 - joint.explained
   parts.append(f"; the other {_percent(left)} fit no attribute." if left > 0.005 else ".")
   if against is not None and against_share >= AGAINST:

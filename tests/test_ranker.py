@@ -66,6 +66,12 @@ def test_the_sentence_says_what_was_measured():
   assert "then “collared” (20 %, at the lower right)" in text
 
 
+def test_an_attribute_whose_map_is_elsewhere_is_not_talked_up():
+  text = rank(TOP, (1.0, 0.0, 0.0, 0.0)).sentence
+  assert text.startswith("“collared” is ranked first, though its map holds 0 % of the evidence;")
+  assert "more of it lies on “striped” (100 %, at the top)" in text
+
+
 def test_what_no_attribute_fits_is_said():
   saliency = TOP.copy()
   saliency[3, 0] = 1.0

@@ -123,12 +123,13 @@ def simplex(size: int, steps: int = 10) -> list[tuple[float, ...]]:
 
 
 class Joint(NamedTuple):
-  """Attributes whose maps together make a saliency map, the one with the largest share first.
+  """Attributes whose maps together make a saliency map, in the order in which they were chosen.
 
   Attributes:
     chosen: indices of attributes.
-    weights: of their maps, positive, each map of length 1.
-    shares: of the map's square length that each accounts for; they sum to `explained`.
+    weights: of their maps in the sum, not negative, each map of length 1.
+    shares: of the map's square length, what the first accounts for and each further one adds; they
+      sum to `explained`.
     explained: 1 − ‖m − Σ w n‖² / ‖m‖².
   """
 
@@ -147,8 +148,7 @@ def explain_jointly(
 
   Greedy: each step adds the attribute that, with non-negative weights fitted anew to all chosen,
   leaves the least residual; it stops at `most`, or where a step explains less than `least_gain`
-  more. With residual m − f orthogonal to f, m·f = f·f, so the shares w_a n_a·m / ‖m‖² of the
-  chosen sum to what is explained.
+  more. The share of the first is its squared cosine with the map.
 
   Args:
     saliency: its negative part is not explained.
@@ -168,6 +168,7 @@ def explain_jointly(
     return Joint((), (), (), 0.0)
   m, maps = m / length, maps / np.where(norms > 0, norms, 1)
   chosen: list[int] = []
+  shares: list[float] = []
   weights, left = np.zeros(0), 1.0
   while len(chosen) < min(most, len(pool)):
     tried = []
@@ -178,10 +179,7 @@ def explain_jointly(
     residual, a, fitted = min(tried, key=lambda entry: entry[0])
     if left - residual < least_gain and (chosen or a != first):
       break
-    chosen, weights, left = [*chosen, a], fitted, residual
-  shares = weights * (maps[:, chosen].T @ m)
-  order = [int(i) for i in np.argsort(-shares, kind="stable") if weights[i] > 0]
-  return Joint(
-    tuple(chosen[i] for i in order), tuple(float(weights[i] * length) for i in order),
-    tuple(float(shares[i]) for i in order), float(1 - left),
-  )  # fmt: skip
+    chosen, weights = [*chosen, a], fitted
+    shares, left = [*shares, float(left - residual)], residual
+  each = tuple(float(weight * length) for weight in weights)
+  return Joint(tuple(chosen), each, tuple(shares), float(1 - left))

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sane_jax.report import tables as tables_lib
@@ -21,7 +21,9 @@ TEXT = st.text(
     st.sampled_from("\\`*_{}[]|~$#&%<>^\"'-+=.,:;!() \t\n01ab"), st.characters(codec="utf-8")
   )
 )
-ASCII = st.text(st.characters(min_codepoint=32, max_codepoint=126))
+ASCII = st.text(
+  st.one_of(st.sampled_from("-',[]*\\{} "), st.characters(min_codepoint=32, max_codepoint=126))
+)
 
 
 def make_table(**changes):
@@ -128,6 +130,11 @@ def test_columns_of_numbers_are_set_to_the_right_whatever_is_unknown():
 
 
 @given(TEXT, TEXT)
+@example("- a list", "1. another")
+@example("+ a list", "> a quotation")
+@example("2) a list", "=")
+@example("# a heading", "***")
+@example("&lt;b> <i>", "a | b \\| c")
 def test_markdown_takes_any_text_as_text(text, other):
   markdown_it = pytest.importorskip("markdown_it")
   parser = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -185,6 +192,8 @@ def read_latex(text):
 
 
 @given(ASCII)
+@example("--x, ---, '', ,, {}{")
+@example("[a] *")
 def test_latex_sets_any_text_as_text(text):
   assert read_latex(tables_lib._latex(text)) == tables_lib._line(text)
 
