@@ -171,7 +171,8 @@ def draw_items(
       f"too few pairs: {usable.sum()} pairs, of which {kept[0]} and {kept[1]} lie within either"
       f" half of the images, give {count} items a half whose scores are {min_gap:.3g} apart, in"
       f" {clusters} blocks of queries; {MIN_ITEMS} items in {MIN_BLOCKS} blocks are the least."
-      " Raise --config.pairs.num_test and run --config.job=evaluate again, or lower --config.study.min_gap"
+      " Raise --config.pairs.num_test and run --config.job=evaluate again, or lower"
+      " --config.study.min_gap"
     )
   parts = []
   for half, (pairs, blocks) in enumerate(found):
