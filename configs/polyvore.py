@@ -126,6 +126,18 @@ def get_config() -> ml_collections.ConfigDict:
   attributes.eval_every_epochs = 1  # validation mAP; the best is what is kept
   attributes.save_every_epochs = 1  # checkpoints
 
+  # How much each attribute matters to the similarity model.
+  config.concepts = concepts = ml_collections.ConfigDict()
+  concepts.folder = "concepts"  # in WORKDIR
+  concepts.halves = 2  # how often images are split in two to fit and to try
+  concepts.num_random = 30  # random concepts for each size, powers of 2
+  concepts.min_images = 8  # with and without an attribute, in a space, to fit it there
+  concepts.min_pairs = 20  # matching pairs in a space, to measure scores there
+  concepts.min_accuracy = 0.6  # on images held out, under which a direction is none
+  concepts.alpha = 0.05  # false discovery rate under which a score counts
+  concepts.l2 = 0.01  # penalty of the separators, on whitened embeddings
+  concepts.steps = 40  # of their descent
+
   # Attributes ranked by confidence, map fit, prior and sensitivity.
   config.ranking = ranking = ml_collections.ConfigDict()
   ranking.folder = "ranking"  # in WORKDIR

@@ -176,6 +176,7 @@ def _attribute_table(e: Evaluation) -> Table:
       "query has it, %",
     ),
     rows=tuple(rows),
+    best=("", "", "high", "high", "high", ""),
   )  # fmt: skip
 
 
@@ -241,6 +242,7 @@ def _truth_tables(e: Evaluation) -> list[Table]:
       "mass inside, %",
     ),
     rows=tuple(rows),
+    best=("", "high", "high", "", "", ""),
   )
   rows = []
   seen = {
@@ -288,9 +290,10 @@ def _recognition_table(e: Evaluation) -> Table | None:
     return None
   columns = list(next(iter(found.values()))["test"])
   for name, figures in found.items():
-    rows.append((name, *(f"{figures['test'].get(c, float('nan')):.3f}" for c in columns)))
+    values = [figures["test"].get(c, float("nan")) for c in columns]
+    rows.append((name, *(Interval(value, digits=3) for value in values)))
   chance = next(iter(found.values()))["test_chance"]
-  rows.append(("chance", *(f"{chance[c]:.3f}" for c in columns)))
+  rows.append(("chance", *(Interval(chance[c], digits=3) for c in columns)))
   return Table(
     title="Attribute recognition",
     note="The attribute model on the test split, means over attributes.",
@@ -347,7 +350,7 @@ def _saliency_table(e: Evaluation) -> Table | None:
     if floor is not None and found is not floor:
       above = e.interval(pairs, difference - (floor["insertion"] - floor["deletion"]))
     rows.append((
-      spec, {"fixed": "query", "both": "both"}[mode], f"{found['passes'].mean():,.0f}",
+      spec, {"fixed": "query", "both": "both"}[mode], round(float(found["passes"].mean())),
       e.interval(pairs, found["insertion"]), e.interval(pairs, found["deletion"]),
       e.interval(pairs, difference), above,
     ))  # fmt: skip
@@ -363,6 +366,7 @@ def _saliency_table(e: Evaluation) -> Table | None:
       "more than random",
     ),
     rows=tuple(rows),
+    best=("", "", "", "high", "low", "high", "high"),
   )  # fmt: skip
 
 

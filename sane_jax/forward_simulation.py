@@ -241,20 +241,21 @@ def _couple(
 
   made: dict[tuple[int, int], int] = {}
   while len(made) < count:
-    before = len(made)
-    # In an order drawn anew: the last round may end anywhere.
-    for block in rng.permutation(sorted(members)):
-      free = rng.permutation(members[block]).tolist()
+    new = []
+    for block, inside in members.items():
+      free = rng.permutation(inside).tolist()
       while free:
         a = free.pop()
         for b in free:
           couple = (min(a, b), max(a, b))
           if couple not in made and fits(a, b):
-            made[couple] = int(block)
+            new.append((couple, block))
             free.remove(b)
             break
-    if len(made) == before:
+    if not new:
       break
+    # The last round is cut at random, not after some blocks.
+    made.update(new[index] for index in rng.permutation(len(new)))
   couples = np.array(list(made), int).reshape(-1, 2)[:count]
   return couples, np.array(list(made.values()), int)[:count]
 
@@ -591,7 +592,7 @@ def check(material: Material) -> None:
   if material.scores.shape != (pairs,):
     raise ValueError(f"scores are one a pair, {pairs}; given {list(material.scores.shape)}")
   maps = {"saliency": material.saliency}
-  for name in {c.attribute for c in CONDITIONS.values()} - {""}:
+  for name in filter(None, (c.attribute for c in CONDITIONS.values())):
     if name not in material.attributes or name not in material.activations:
       raise ValueError(f"the attributes or activations of condition {name!r} are missing")
     chosen, count = material.attributes[name], len(material.attribute_names)

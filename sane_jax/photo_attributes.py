@@ -59,7 +59,9 @@ def read_table(path: str | os.PathLike[str], folder: str | os.PathLike[str] | No
     with path.open(newline="", encoding="utf-8-sig") as file:
       rows = list(csv.reader(file))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise ValueError(f"--config.attributes={path} can't be read as a CSV in UTF-8: {error}") from error
+    raise ValueError(
+      f"--config.attributes={path} can't be read as a CSV in UTF-8: {error}"
+    ) from error
   header = [name.strip() for name in rows[0]] if rows else []
   if FILE not in header:
     raise ValueError(
@@ -162,4 +164,6 @@ def read_features(images: Sequence[np.ndarray]) -> np.ndarray:
     return apply(params, image[None], method="features")[0].mean((0, 1))
 
   size = (IMAGE_SIZE, IMAGE_SIZE, 3)
-  return np.stack([mean(params, jax.image.resize(i, size, "linear")) for i in map(jnp.asarray, images)])
+  return np.stack(
+    [mean(params, jax.image.resize(i, size, "linear")) for i in map(jnp.asarray, images)]
+  )

@@ -1,0 +1,137 @@
+"""Job: finds out how much each attribute matters to the similarity model."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from sane_jax import checkpoint, concept_prior, effect_index, files, pair_terms, training
+from sane_jax.datasets import collection as collection_lib
+from sane_jax.datasets import load
+from sane_jax.report.tables import Interval, Table, to_markdown
+
+MAX_PAIRS = 200_000  # that match, drawn if there are more
+SHOWN = 60  # rows of the table
+
+
+def run(config: Any) -> None:
+  """A direction and a TCAV score for each attribute in each space; no pass of any model.
+
+  Writes WORKDIR/concepts: concepts.npz, concepts.md, finished.json, which names attributes that
+  have the neutral prior, and why.
+  """
+  settings, workdir = config.concepts, pathlib.Path(config.workdir)
+  train = load.load_split(config.data, workdir, "train")
+  source = pair_terms.index_folder(workdir, "train")
+  built = training.read_finished(source, "build_index")
+  if built["content"] != training.hash_content(train):
+    raise ValueError(
+      f"the index in {source} is of other images than {train.name}; remove {source} and build it"
+      " again with --config.job=build_index"
+    )
+  identity = training.identity(train, concepts=settings, key=config.key)
+  identity["index"] = built["fingerprint"]
+  folder = training.claim_folder(workdir / settings.folder, identity)
+  if training.is_finished(folder):
+    print(f"fit_concepts: up to date in {folder}")
+    return
+
+  index = effect_index.read_index(source)
+  types = np.asarray(index.types)
+  conditions = train.conditions if index.embeddings.shape[1] > 1 else np.zeros((1, 1), int)
+  labels = collection_lib.label_matrix(train)
+  options = {k: settings[k] for k in concept_prior.Settings._fields}
+  with training.progress("concepts", 0, int(conditions.max()) + 1) as bar:
+    found = concept_prior.fit(
+      index.embeddings.read().result(), types, conditions, labels, labels.any(axis=1),
+      matching_pairs(train, config.key), seed=config.key,
+      settings=concept_prior.Settings(**options),
+      on_progress=lambda done, _: bar.update(done - bar.n) and None,
+    )  # fmt: skip
+  checkpoint.write_arrays(folder / "concepts.npz", found._asdict())
+  files.write_bytes(folder / "concepts.md", to_markdown(_table(train, found)).encode())
+  neutral = _neutral(train, found, settings)
+  training.finish(
+    folder,
+    {
+      "spaces": len(found.prior),
+      "fitted": int(np.isfinite(found.tcav).sum()),
+      "significant_over_all_spaces": int((found.pooled_p_value <= settings.alpha).sum()),
+      "significant_in_a_space": int((found.p_value <= settings.alpha).sum()),
+      "directions": int((found.vectors != 0).any(axis=2).sum()),
+      "neutral": neutral,
+    },
+  )
+  if len(neutral) == len(train.attribute_names):
+    print("fit_concepts: no attribute passes the test: the prior is neutral for all of them")
+  print(
+    f"fit_concepts: {len(train.attribute_names) - len(neutral)} of {len(train.attribute_names)}"
+    f" attributes matter measurably; {folder / 'concepts.md'}"
+  )
+
+
+def matching_pairs(train: collection_lib.Collection, seed: int) -> np.ndarray:
+  """Rows [p 2] of queries and references of one group, both ways round."""
+  parts = []
+  for rows in train.groups:
+    i, j = np.meshgrid(rows, rows, indexing="ij")
+    parts.append(np.stack([i[i != j], j[i != j]], axis=1))
+  pairs = np.unique(np.concatenate(parts), axis=0) if parts else np.zeros((0, 2), int)
+  if len(pairs) > MAX_PAIRS:
+    chosen = np.random.default_rng(seed).choice(len(pairs), MAX_PAIRS, replace=False)
+    pairs = pairs[np.sort(chosen)]
+  return pairs
+
+
+def _neutral(train, found: concept_prior.ConceptPrior, settings: Any) -> dict[str, str]:
+  """Attributes whose prior is neutral in every space, and why."""
+  out = {}
+  total = collection_lib.label_matrix(train).sum(axis=0)
+  known = sum(len(a) > 0 for a in train.attributes)
+  for a, name in enumerate(train.attribute_names):
+    if (found.prior[:, a] != concept_prior.NEUTRAL).any():
+      continue
+    if not total[a]:
+      out[name] = "no image has it"
+    elif total[a] == known:
+      out[name] = "every image has it"
+    elif not np.isfinite(found.tcav[:, a]).any():
+      most = int(found.images[:, a].max())
+      out[name] = (
+        f"too few: {most} images with it in one space, fewer than {settings.min_images}, or"
+        f" fewer than {settings.min_images} without, or {settings.min_pairs} pairs"
+      )
+    else:
+      least = np.nanmin([found.pooled_p_value[a], *found.p_value[:, a]])
+      out[name] = f"its score could be a random concept's (p {least:.2f} after correction)"
+  return out
+
+
+def _table(train, found: concept_prior.ConceptPrior) -> Table:
+  """The attributes whose score is the surest."""
+  known = np.isfinite(found.pooled_p_value)
+  order = [a for a in np.argsort(np.where(known, found.pooled_p_value, np.inf)) if known[a]]
+  accuracy = np.nanmean(np.where(np.isfinite(found.accuracy), found.accuracy, np.nan)[:, order], 0)
+  total = collection_lib.label_matrix(train).sum(axis=0)
+  spaces = np.isfinite(found.tcav).sum(axis=0)
+  rows = [
+    (
+      train.attribute_names[a], Interval(float(found.pooled_tcav[a]), digits=2),
+      Interval(float(found.pooled_p_value[a]), digits=4), Interval(float(right), digits=2),
+      int(total[a]), int(spaces[a]), int((found.p_value[:, a] <= 0.05).sum()),
+    )
+    for a, right in zip(order, accuracy, strict=True)
+  ]  # fmt: skip
+  return Table(
+    title="Concepts",
+    note=(
+      "Share of matching pairs, over all spaces, whose score rises as the query gains the attribute;"
+      " p-value against random concepts, adjusted for all attributes; balanced accuracy of the"
+      " separators on images held out; in how many spaces it was fitted, and in how many its score"
+      " there has p ≤ 0.05 after adjustment."
+    ),
+    columns=(
+      "attribute", "TCAV score", "p", "accuracy", "images with it", "spaces", "significant there"
+    ),
+    rows=tuple(rows[:SHOWN]),
+  )  # fmt: skip
