@@ -135,7 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
   concepts.min_pairs = 20  # matching pairs in a space, to measure scores there
   concepts.min_accuracy = 0.6  # on images held out, under which a direction is none
   concepts.alpha = 0.05  # false discovery rate under which a score counts
-  concepts.l2 = 0.01  # penalty of the separators, on whitened embeddings
+  concepts.l2 = 0.1  # penalty of the separators, on whitened embeddings
   concepts.steps = 40  # of their descent
 
   # Attributes ranked by confidence, map fit, prior and sensitivity.

@@ -44,7 +44,7 @@ class Settings(NamedTuple):
   min_pairs: int = 20
   min_accuracy: float = 0.6
   alpha: float = 0.05
-  l2: float = 0.01
+  l2: float = 0.1
   steps: int = 40
 
 
@@ -175,9 +175,10 @@ def _space(
   """
   n, m = len(x), len(labels)
   whitening = concepts.whiten(jnp.asarray(x))
-  z = _padded((np.asarray(x) - np.asarray(whitening.mean)) @ np.asarray(whitening.matrix))
+  z = (np.asarray(x) - np.asarray(whitening.mean)) @ np.asarray(whitening.matrix)
+  z = jnp.asarray(_padded(z))
   real = np.arange(len(z)) < n
-  labels = np.pad(labels, ((0, -m % CHUNK), (0, len(z) - n)))
+  labels = jnp.asarray(np.pad(labels, ((0, -m % CHUNK), (0, len(z) - n))))
   q, r = _padded(queries), _padded(references)
   scores, accuracy = np.zeros((2, m, 2 * len(halves)))
   for split, half in enumerate(halves):
@@ -185,8 +186,8 @@ def _space(
       fit_on = np.pad(use[rows], (0, len(z) - n))
       tried = np.pad(~use[pairs[:, 0]], (0, len(q) - len(pairs)))
       out = _try(
-        z, labels, fit_on, real & ~fit_on, whitening, q, r, tried, settings.l2,
-        steps=settings.steps,
+        z, labels, fit_on, real & ~fit_on, whitening, q, r, tried,
+        l2=settings.l2, steps=settings.steps,
       )  # fmt: skip
       for array, found in zip((scores, accuracy), out, strict=True):
         array[:, 2 * split + side] = np.asarray(found)[:m]
@@ -197,8 +198,8 @@ def _space(
   return vectors, _mean(accuracy), _mean(scores)
 
 
-@functools.partial(jax.jit, static_argnames="steps")
-def _try(z, labels, use, held_out, whitening, queries, references, tried, l2, *, steps):
+@functools.partial(jax.jit, static_argnames=("l2", "steps"))
+def _try(z, labels, use, held_out, whitening, queries, references, tried, *, l2, steps):
   weights = concepts.balance(labels, jnp.broadcast_to(use, labels.shape))
   normals, offsets = concepts.fit_separators(z, labels, weights, l2=l2, steps=steps)
   accuracy = concepts.balanced_accuracy(

@@ -281,7 +281,7 @@ def draw_export(
   count: int,
   min_gap: float,
 ) -> Items:
-  """At most `count` items, as many left as right, in random order; arguments of `draw_items`."""
+  """At most `count` items, as many left as right; arguments as of `draw_items`."""
   least = 2 * forward_simulation.MIN_ITEMS
   items = forward_simulation.draw_items(
     key, queries, references, scores, num_items=max(count, least), min_gap=min_gap
@@ -289,7 +289,7 @@ def draw_export(
   rng = np.random.default_rng((key, 2))
   sides = [rng.permutation(np.flatnonzero(items.answers == answer)) for answer in (0, 1)]
   half = min(count // 2, *map(len, sides))
-  chosen = rng.permutation(np.concatenate([side[:half] for side in sides]))
+  chosen = np.sort(np.concatenate([side[:half] for side in sides]))
   pairs, answers, halves, blocks = (array[chosen] for array in items[:4])
   return Items(pairs, answers, halves, blocks, items.min_gap)
 

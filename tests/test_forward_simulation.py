@@ -277,6 +277,21 @@ def test_a_condition_sees_what_it_shows_and_no_more(rng):
   assert not np.array_equal(first["sane"], named["sane"])
 
 
+def test_what_is_not_shown_is_an_even_map_to_the_student(rng):
+  """So that another look at the images, by whatever weights, is not what an explanation gives."""
+  material = plant(rng, 50)
+  eyes = simulation._Eyes(simulation.look(material.images), material)
+  seen = eyes.see(CONDITIONS["nothing"], np.arange(50))
+  even = seen.base[:, 10:20]
+  np.testing.assert_array_equal(seen.explanation[:, :30], np.hstack([even, even, even]))
+  assert (np.ptp(seen.explanation[:, 30:], axis=0) < 1e-6).all()
+  assert not seen.name.any()
+  shown = eyes.see(CONDITIONS["map"], np.arange(50))
+  np.testing.assert_array_equal(shown.base, seen.base)
+  np.testing.assert_array_equal(shown.explanation[:, 20:30], even)
+  assert shown.explanation.shape == seen.explanation.shape
+
+
 def test_of_a_map_its_shape_alone_counts(rng):
   """A subject sees colours relative to the strongest: no magnitude, which might be the score's."""
   material = plant(rng, 200)

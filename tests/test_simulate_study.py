@@ -114,6 +114,39 @@ def test_results_are_written_and_called_a_proxy(study):
   assert float(table[0]["right, % ↑"]) == pytest.approx(100 * nothing["accuracy"]["value"])
 
 
+def test_what_is_exported_is_what_the_split_holds(study):
+  """Rows, scores and answers still belong together after all that was left out."""
+  workdir, split, arrays = study
+  scores = {
+    (split.ids[q], split.ids[r]): score
+    for q, r, score in zip(
+      arrays["query_rows"], arrays["reference_rows"], arrays["scores"], strict=True
+    )
+  }
+  rows = rows_of(workdir / "study" / "export" / "key" / "answers.csv")
+  assert len(rows) == 10
+  for row in rows:
+    a, b = (scores[row[f"query_{side}"], row[f"reference_{side}"]] for side in "ab")
+    assert (float(row["score_a"]), float(row["score_b"])) == pytest.approx((a, b), rel=1e-4)
+    assert row["answer"] == ("A" if a > b else "B")
+  assert [row["answer"] for row in rows].count("A") == 5
+
+
+def test_pairs_with_an_image_that_can_not_be_read_are_left_out(study):
+  _, split, arrays = study
+  material, rows, kept, broken = simulate_study.load_images(arrays, split, 32)
+  bad = arrays["query_rows"][0]
+  touched = (arrays["query_rows"] == bad) | (arrays["reference_rows"] == bad)
+  assert touched.any()
+  np.testing.assert_array_equal(kept, np.flatnonzero(~touched))
+  assert len(broken) == 1
+  assert material.images.any(axis=(1, 2, 3)).all()
+  assert len(rows) == len(material.images)
+  np.testing.assert_array_equal(rows[material.queries], arrays["query_rows"][kept])
+  np.testing.assert_array_equal(rows[material.references], arrays["reference_rows"][kept])
+  np.testing.assert_array_equal(material.activations["sane"], arrays["activation_sane"][kept])
+
+
 def test_a_second_run_finds_the_first(study, capsys):
   workdir, split, _ = study
   before = (workdir / "study" / "finished.json").stat().st_mtime_ns
@@ -136,8 +169,10 @@ def test_an_interrupted_run_comes_to_the_same(study, tmp_path):
   assert not (tmp_path / "study" / "finished.json").exists()
   run(config, split)
   assert contents(tmp_path / "study" / "export") == contents(workdir / "study" / "export")
-  same = [(w / "study" / "simulation.json").read_bytes() for w in (workdir, tmp_path)]
-  assert same[0] == same[1]
+  first, second = (
+    json.loads((w / "study" / "simulation.json").read_text()) for w in (workdir, tmp_path)
+  )
+  assert first["conditions"] == second["conditions"]
 
 
 def test_a_missing_evaluation_names_the_next_command(tmp_path, test_split):

@@ -45,7 +45,7 @@ def balance(labels: Bool[Array, "m n"], use: Bool[Array, "m n"]) -> Float[Array,
   return share(yes) + share(no)
 
 
-@functools.partial(jax.jit, static_argnames=("steps",))
+@functools.partial(jax.jit, static_argnames=("l2", "steps"))
 def fit_separators(
   x: Float[Array, "n d"], labels: Bool[Array, "m n"], weights: Float[Array, "m n"], *,
   l2: float = 0.01, steps: int = 100,
@@ -124,11 +124,11 @@ def sensitivities(
   return cavs @ (references - scores * queries).T
 
 
-def tcav_scores(values: Float[Array, "m p"], use: Float[Array, "m p"]) -> Float[Array, " m"]:
+def tcav_scores(values: Float[Array, "m p"], use: Bool[Array, "m p"]) -> Float[Array, " m"]:
   """Share of the used pairs with positive sensitivity; a zero counts half. NaN without pairs."""
   positive = (values > 0) + 0.5 * (values == 0)
   count = use.sum(axis=1)
-  return jnp.where(count > 0, (positive * use).sum(axis=1) / jnp.maximum(count, 1e-9), jnp.nan)
+  return jnp.where(count > 0, (positive * use).sum(axis=1) / jnp.maximum(count, 1), jnp.nan)
 
 
 def random_test(score: float, controls: np.ndarray) -> float:
