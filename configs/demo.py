@@ -2,9 +2,9 @@
 
   python -m sane_jax.main --config=configs/demo.py
 
-Draws outfits in Polyvore Outfits' format, trains a similarity model on them, measures saliency maps,
-trains an attribute model that the maps supervise, fits concepts, chooses the weights of the ranking,
-evaluates, and explains 12 pairs. Open runs/demo/explain/index.html.
+Draws outfits in Polyvore Outfits' format, trains a similarity model on them, measures saliency
+maps, trains an attribute model that the maps supervise, fits concepts, chooses the weights of the
+ranking, evaluates, and explains 12 pairs. Open runs/demo/explain/index.html.
 
 Interrupted, the same command goes on where it stopped; run again, it finds everything done.
 Time: 6 to 8 minutes on two CPU cores. The same seed gives the same page.
@@ -23,12 +23,12 @@ def get_config() -> ml_collections.ConfigDict:
   config = _SYNTHETIC["get_config"]()
   config.workdir = "runs/demo"  # where results go
   config.data.folder = "runs/demo/drawn"  # where draw_outfits writes
-  config.outfits.num_outfits = (1000, 100, 150)  # train, valid, test
+  config.outfits.num_outfits = (800, 100, 120)  # train, valid, test
   config.attributes.truth = "runs/demo/drawn/truth"  # where each attribute is
-  config.similarity.num_steps = 300  # batches
-  config.pairs.num_valid = 150  # to choose the weights of the ranking by
-  config.pairs.num_test = 150  # to evaluate on
-  config.index.max_queries = 600  # images that get maps
+  config.similarity.num_steps = 250  # batches
+  config.pairs.num_valid = 100  # to choose the weights of the ranking by
+  config.pairs.num_test = 120  # to evaluate on
+  config.index.max_queries = 400  # images that get maps
   config.attributes.num_epochs = 10  # passes over the annotated training images
   evaluation = config.evaluation
   evaluation.generators = ("random", "hadamard:num_masks=128", "rise")  # of saliency maps

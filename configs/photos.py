@@ -5,6 +5,9 @@
   python -m sane_jax.main --config=configs/photos.py --config.query=A.jpg --config.reference=B.jpg
   python -m sane_jax.main --config=configs/photos.py --config.photos=FOLDER --config.neighbors=3
   python -m sane_jax.main --config=configs/photos.py --config.pairs=FILE
+  python -m sane_jax.main --config=configs/photos.py --config.photos=FOLDER --config.attributes=CSV
+      the same, and which of your attributes explains each match: a column `file`, and one of 1
+      and 0 for each attribute
 
 Writes WORKDIR/explain/index.html, a PNG a pair and explanations.json. Interrupted, the same command
 goes on where it stopped.
@@ -31,6 +34,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.neighbors = 3  # how many of them
   config.pairs = ""  # file with a pair a line: query reference [label], blanks or commas between
   config.pairs_folder = ""  # where the names in `pairs` are looked up; the file's own by default
+
+  # Attributes that explain the matches, learned from a table of photos.
+  config.attributes = ""  # CSV: a column `file`, and one of 1 and 0 for each attribute
+  config.attributes_folder = ""  # where its files are looked up; the table's own by default
+  # Weights of confidence, map fit, prior and sensitivity; (0.7, 0.1, 0, 0.2) by default.
+  config.phi = config_dict.placeholder(tuple)
 
   # The model: a name, or module:function for your own (the function returns a sane_jax.Model).
   config.model = "efficientnet_lite0"

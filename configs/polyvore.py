@@ -135,7 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
   concepts.min_pairs = 20  # matching pairs in a space, to measure scores there
   concepts.min_accuracy = 0.6  # on images held out, under which a direction is none
   concepts.alpha = 0.05  # false discovery rate under which a score counts
-  concepts.l2 = 0.1  # penalty of the separators, on whitened embeddings
+  concepts.l2 = 0.01  # penalty of the separators, on whitened embeddings
   concepts.steps = 40  # of their descent
 
   # Attributes ranked by confidence, map fit, prior and sensitivity.
@@ -171,4 +171,15 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.sanity_pairs = 50  # for the sanity checks
   # Layers of the similarity model from the output to the input, destroyed one after the other.
   evaluation.layers = ("dense", "trunk/layer3", "trunk/layer2", "trunk/layer1", "trunk/conv1")
+
+  # Whether explanations help to foresee the model's scores: a simulation, and material for people.
+  config.study = study = ml_collections.ConfigDict()
+  study.folder = "study"  # in WORKDIR
+  study.key = config.get_ref("key")  # seed of the draw of items
+  study.num_items = 1000  # questions to the simulated subject: which of two pairs scores higher
+  study.min_gap = 0.5  # between the two scores, in standard deviations of the scores
+  study.exchanges = 19  # controls that see other pairs' explanations
+  study.num_exported = 40  # questions exported for people
+  study.num_subjects = 20  # lists of who sees which under what condition
+  study.image_size = 224  # pixels a side of exported pictures
   return config

@@ -44,7 +44,7 @@ class Settings(NamedTuple):
   min_pairs: int = 20
   min_accuracy: float = 0.6
   alpha: float = 0.05
-  l2: float = 0.1
+  l2: float = 0.01
   steps: int = 40
 
 

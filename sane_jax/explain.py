@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tqdm
 
-from sane_jax import checkpoint, files, report
+from sane_jax import checkpoint, files, photo_attributes, report
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.explainer import Explainer
 from sane_jax.explanation import Effects, Explanation, Photo
@@ -58,6 +58,7 @@ def run(config: Any) -> None:
   folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "explain")
   explainer = make_explainer(config)
   failures: Failures = []
+  _learn_attributes(config, explainer, failures)
   tasks = _tasks(config, explainer, failures)
   effects = _EffectsCache(explainer)
   views: list[tuple[str, report.PairView]] = []
@@ -88,6 +89,27 @@ def run(config: Any) -> None:
   )
   for name, why in failures[:10]:
     print(f"  not explained: {name}: {why}", file=sys.stderr)
+
+
+def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> None:
+  """Gives the explainer the attributes of a table, if the config names one."""
+  if not config.attributes:
+    return
+  table = photo_attributes.read_table(config.attributes, config.attributes_folder or None)
+  phi = photo_attributes.PHI if config.phi is None else tuple(config.phi)
+  with tqdm.tqdm(desc="attributes", bar_format="{desc} {postfix}", disable=None) as bar:
+    learned = photo_attributes.learn(
+      table, explainer, phi=phi, seed=config.key, on_progress=bar.set_postfix_str
+    )
+  explainer.ranker = learned.ranker
+  failures += [(config.attributes, problem) for problem in learned.left_out]
+  print(
+    f"{len(learned.names)} attributes learned from {len(table.paths)} photos; balanced accuracy"
+  )
+  print("on photos held out (chance 50 %):")
+  order = np.argsort([-skill for skill in learned.skills], kind="stable")
+  told = [f"{learned.names[a]} {100 * learned.skills[a]:.0f} %" for a in order]
+  print("  " + ", ".join(told[:20]) + (", ..." if len(told) > 20 else ""))
 
 
 # --- what to explain ------------------------------------------------------------------------------
@@ -217,6 +239,9 @@ def _explained(
     "names": list(task.names),
     "background": config.background if config.metrics else None,
   }
+  if config.attributes:
+    digest = hashlib.sha256(pathlib.Path(config.attributes).read_bytes()).hexdigest()
+    identity["attributes"] = [digest, list(config.phi or photo_attributes.PHI)]
   text = json.dumps(identity, sort_keys=True)
   path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
   finished = checkpoint.load_view(path)
@@ -274,6 +299,19 @@ def _slug(name: str) -> str:
 # --- out ------------------------------------------------------------------------------------------
 
 
+def _attributes_of(view: report.PairView) -> dict[str, Any]:
+  """Sentence and attributes, for JSON; nothing where there are none."""
+  if not view.attributes:
+    return {}
+  return {
+    "sentence": view.sentence,
+    "attributes": [
+      {"name": a.name, "total": a.total, "terms": a.terms, "shares": a.shares}
+      for a in view.attributes
+    ],
+  }
+
+
 def _write_report(config, explainer, folder, views, failures, count) -> None:
   """index.html (and further pages), explanations.json."""
   records = [
@@ -289,6 +327,7 @@ def _write_report(config, explainer, folder, views, failures, count) -> None:
       "deletion_auc": view.metrics.get("deletion AUC"),
       "files": {"figure": f"{stem}.png"},
       "warnings": list(view.warnings),
+      **_attributes_of(view),
     }
     for stem, view in views
   ]

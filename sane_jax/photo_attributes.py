@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from sane_jax import pair_terms, ranker
+from sane_jax import concept_prior, pair_terms, ranker
+from sane_jax.explainer import Explainer
+from sane_jax.explanation import Photo
 from sane_jax.models import efficientnet_lite0
 from sane_jax.ops import ranking
 
@@ -161,9 +163,126 @@ def read_features(images: Sequence[np.ndarray]) -> np.ndarray:
 
   @jax.jit
   def mean(params: Any, image: Any) -> Any:
-    return apply(params, image[None], method="features")[0].mean((0, 1))
+    small = image
+    if image.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
+      small = jnp.clip(jax.image.resize(image, (IMAGE_SIZE, IMAGE_SIZE, 3), "linear"), 0, 1)
+    return apply(params, small[None], method="features")[0].mean((0, 1))
 
-  size = (IMAGE_SIZE, IMAGE_SIZE, 3)
-  return np.stack(
-    [mean(params, jax.image.resize(i, size, "linear")) for i in map(jnp.asarray, images)]
-  )
+  return np.stack([np.asarray(mean(params, jnp.asarray(image))) for image in images])
+
+
+class Learned(NamedTuple):
+  """What was learned from a table.
+
+  Attributes:
+    ranker: for `Explainer`.
+    names: of the attributes that it knows.
+    skills: of each, its head's balanced accuracy on photos held out (chance 0.5); NaN where a class
+      is too small to hold any out.
+    left_out: attributes and photos that could not be used, and why.
+  """
+
+  ranker: ranker.Ranker
+  names: tuple[str, ...]
+  skills: tuple[float, ...]
+  left_out: tuple[str, ...]
+
+
+def learn(
+  table: AttributeTable, explainer: Explainer, *, phi: Sequence[float] = PHI,
+  calibration_photos: int = 8, seed: int = 0,
+  on_progress: Callable[[str], None] = lambda what: None,
+) -> Learned:  # fmt: skip
+  """Learns a table's attributes: a head, concepts in the explained model's embeddings, a scale.
+
+  Matching pairs, for the concepts' scores, are each photo and its nearest neighbour. The terms are
+  put on one scale over some of those pairs, each of which costs one explanation.
+
+  Args:
+    table: of photos.
+    explainer: of the model that is explained.
+    phi: weights of confidence, map fit, prior and sensitivity.
+    calibration_photos: how many of those pairs.
+    seed: of their draw, and of the concepts' random controls.
+    on_progress: told what is being done.
+
+  Raises:
+    ValueError: no attribute has enough photos, or phi is off the simplex.
+  """
+  ranking.check_weights(phi, len(pair_terms.TERMS))
+  on_progress("reading annotated photos")
+  photos: list[Photo] = []
+  rows: list[int] = []
+  left_out = list(table.problems)
+  for row, path in enumerate(table.paths):
+    try:
+      photos.append(explainer.photo(path))
+      rows.append(row)
+    except (ValueError, OSError) as error:
+      left_out.append(f"{path.name}: {error}")
+  labels = table.labels[rows]
+  usable = learnable(labels) if len(labels) else np.zeros(len(table.names), bool)
+  for name, count in zip(table.names, labels.sum(axis=0), strict=True):
+    if not usable[table.names.index(name)]:
+      left_out.append(
+        f"{name}: {count} photos have it and {len(labels) - count} do not; {MIN_IMAGES} of each"
+        " are needed"
+      )
+  if not usable.any():
+    raise ValueError(
+      f"no attribute can be learned from {len(labels)} photos: {'; '.join(left_out[:5])}"
+    )
+  names = tuple(name for name, use in zip(table.names, usable, strict=True) if use)
+  labels = labels[:, usable]
+  on_progress("learning attributes")
+  features = read_features([photo.pixels for photo in photos])
+  look = make_look(fit_head(features, labels))
+  prior, vectors = np.full(len(names), concept_prior.NEUTRAL), np.zeros((len(names), 1))
+  neighbors = np.zeros((0, 2), int)
+  if explainer.model.embed is not None:
+    embeddings = np.concatenate(
+      [explainer.embed(photos[i : i + 32]) for i in range(0, len(photos), 32)]
+    )
+    scores = embeddings @ embeddings.T
+    np.fill_diagonal(scores, -np.inf)
+    neighbors = np.stack([np.arange(len(photos)), scores.argmax(axis=1)], axis=1)
+    found = concept_prior.fit(
+      embeddings[:, None], np.zeros(len(photos), int), np.zeros((1, 1), int), labels,
+      np.ones(len(photos), bool), neighbors, seed=seed,
+      settings=concept_prior.Settings(min_images=MIN_IMAGES, min_pairs=10),
+    )  # fmt: skip
+    prior, vectors = found.prior[0], found.vectors[0]
+  plain = ranker.make_ranker(names, look, (prior, vectors), phi, ranking.RAW)
+  calibration = ranking.RAW
+  rng = np.random.default_rng(seed)
+  chosen = rng.permutation(len(neighbors))[:calibration_photos]
+  seen = []
+  for number, pair in enumerate(neighbors[chosen], 1):
+    on_progress(f"putting terms on one scale {number}/{len(chosen)}")
+    explanation = explainer.explain(*(photos[i] for i in pair))
+    explanation.ranker = plain
+    terms = {a.name: a.terms for a in explanation.attributes}
+    seen.append([[terms[name][term] for name in names] for term in pair_terms.TERMS])
+  if len(seen) > 1:
+    calibration = ranking.calibrate(np.array(seen).swapaxes(0, 1), likely=0.5)
+  return Learned(
+    ranker.make_ranker(names, look, (prior, vectors), phi, calibration), names,
+    tuple(skills(features, labels)), tuple(left_out),
+  )  # fmt: skip
+
+
+def skills(features: np.ndarray, labels: np.ndarray, folds: int = 3) -> list[float]:
+  """Balanced accuracy of each attribute's head on photos held out, by cross-validation."""
+  out = []
+  for truth in labels.T:
+    part = np.empty(len(truth), int)
+    for value in (True, False):  # as many of each class in each part
+      where = np.flatnonzero(truth == value)
+      part[where] = np.arange(len(where)) % folds
+    right = np.zeros(len(truth), bool)
+    for fold in range(folds):
+      train = part != fold
+      head = fit_head(features[train], truth[train, None])
+      right[~train] = ((features[~train] @ head.weights[0] + head.bias[0]) > 0) == truth[~train]
+    out.append(float((right[truth].mean() + right[~truth].mean()) / 2))
+  return out

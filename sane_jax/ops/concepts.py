@@ -1,10 +1,10 @@
 """Concept activation vectors and TCAV scores, for many concepts at once.
 
 A concept's vector (CAV) is the unit normal of a linear separator between embeddings with and
-without it (Kim et al., Interpretability Beyond Feature Attribution, ICML 2018). The separator is a logistic
-regression in which both classes weigh the same, with an L2 penalty on whitened embeddings: it does
-not depend on the scale or the correlations of the axes. All of them share the embeddings, so a step
-of all problems is two products of matrices.
+without it (Kim et al., Interpretability Beyond Feature Attribution, ICML 2018). The separator is a
+logistic regression in which both classes weigh the same, with an L2 penalty on whitened embeddings:
+it does not depend on the scale or the correlations of the axes. All of them share the embeddings,
+so a step of all problems is two products of matrices.
 """
 
 import functools
@@ -27,8 +27,12 @@ class Whitening(NamedTuple):
   matrix: Float[Array, "d d"]
 
 
-def whiten(x: Float[Array, "n d"], *, floor: float = 1e-3) -> Whitening:
-  """Whitens rows; axes with less than `floor` of the largest variance are not blown up."""
+def whiten(x: Float[Array, "n d"], *, floor: float = 0.3) -> Whitening:
+  """Whitens rows; axes with less than `floor` of the largest variance are not blown up.
+
+  That keeps directions in which embeddings hardly vary from counting as much as the others, which
+  costs most accuracy on images held out where there are more axes than images.
+  """
   mean = x.mean(axis=0)
   values, vectors = jnp.linalg.eigh(jnp.cov(x.T, bias=True).reshape(x.shape[1], -1))
   least = floor * jnp.maximum(values[-1], 1e-12)
@@ -134,8 +138,8 @@ def tcav_scores(values: Float[Array, "m p"], use: Bool[Array, "m p"]) -> Float[A
 def random_test(score: float, controls: np.ndarray) -> float:
   """Two-sided p-value of a TCAV score among those of random concepts.
 
-  t-test of one more draw from the controls' distribution: t = (score − mean) / (sd √(1 + 1/n)), of
-  n − 1 degrees of freedom. Restarts of one concept share its images and are not independent draws, so
+  t-test of one more draw from the controls: t = (score − mean) / (sd √(1 + 1/n)), n − 1 degrees of
+  freedom. Restarts of one concept share its images and are not independent draws, so
   they enter as their mean, and each control as the mean of as many restarts.
   """
   controls = controls[np.isfinite(controls)]
