@@ -102,7 +102,8 @@ def _neutral(train, found: concept_prior.ConceptPrior, settings: Any) -> dict[st
         f" fewer than {settings.min_images} without, or {settings.min_pairs} pairs"
       )
     else:
-      least = np.nanmin([found.pooled_p_value[a], *found.p_value[:, a]])
+      tried = np.array([found.pooled_p_value[a], *found.p_value[:, a]])
+      least = tried[np.isfinite(tried)].min(initial=1.0)
       out[name] = f"its score could be a random concept's (p {least:.2f} after correction)"
   return out
 
@@ -111,7 +112,7 @@ def _table(train, found: concept_prior.ConceptPrior) -> Table:
   """The attributes whose score is the surest."""
   known = np.isfinite(found.pooled_p_value)
   order = [a for a in np.argsort(np.where(known, found.pooled_p_value, np.inf)) if known[a]]
-  accuracy = np.nanmean(np.where(np.isfinite(found.accuracy), found.accuracy, np.nan)[:, order], 0)
+  accuracy = np.nanmean(found.accuracy[:, order], axis=0)
   total = collection_lib.label_matrix(train).sum(axis=0)
   spaces = np.isfinite(found.tcav).sum(axis=0)
   rows = [
