@@ -32,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   data.name = "awa2"  # polyvore_outfits awa2
   data.folder = "data"  # what was downloaded, as it came; see above
   data.prepared = ""  # where its records are kept once they are checked; WORKDIR/prepared
+  data.attributes_from = ""  # folder of discover_attributes: its attributes in place of these
   data.split_column = config_dict.placeholder(str)  # of items.csv; the classes' own split otherwise
   data.attribute_columns = ()  # of items.csv: attributes of single photos beside the classes'
 

@@ -50,6 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
   data.name = "polyvore_outfits"  # polyvore_outfits awa2
   data.folder = "data"  # what was downloaded, as it came; see above
   data.prepared = ""  # where its records are kept once they are checked; WORKDIR/prepared
+  data.attributes_from = ""  # folder of discover_attributes: its attributes in place of these
   data.setting = "nondisjoint"  # nondisjoint; disjoint: no item is in two splits
 
   config.convert = convert = ml_collections.ConfigDict()
@@ -171,6 +172,14 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.sanity_pairs = 50  # for the sanity checks
   # Layers of the similarity model from the output to the input, destroyed one after the other.
   evaluation.layers = ("dense", "trunk/layer3", "trunk/layer2", "trunk/layer1", "trunk/conv1")
+
+  # Attributes found where nobody annotated any.
+  config.discovery = discovery = ml_collections.ConfigDict()
+  discovery.folder = "discovered"  # in WORKDIR
+  discovery.trunk = "similarity"  # whose features: the trained model's; efficientnet_lite0
+  discovery.image_size = config_dict.placeholder(int)  # pixels; the trunk's own
+  discovery.num_clusters = (16, 24, 32, 48, 64)  # tried; the largest mean silhouette is kept
+  discovery.weighted = True  # by saliency maps; False: clusters of the images as they are
 
   # Whether explanations help to foresee the model's scores: a simulation, and material for people.
   config.study = study = ml_collections.ConfigDict()

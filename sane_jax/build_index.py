@@ -120,7 +120,7 @@ def _build(
     effect_index.describe(folder, index)
   results = {
     "fingerprint": training.hash_file(folder / "settings.json"),
-    "content": identity["content"],
+    "content": training.hash_images(collection),
     "matches": settings.matches,
     "key": config.key,
     "queries": len(queries),

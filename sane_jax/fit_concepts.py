@@ -24,11 +24,7 @@ def run(config: Any) -> None:
   train = load.load_split(config.data, workdir, "train")
   source = pair_terms.index_folder(workdir, "train")
   built = training.read_finished(source, "build_index")
-  if built["content"] != training.hash_content(train):
-    raise ValueError(
-      f"the index in {source} is of other images than {train.name}; remove {source} and build it"
-      " again with --config.job=build_index"
-    )
+  pair_terms.check_index(source, built, train)
   identity = training.identity(train, concepts=settings, key=config.key)
   identity["index"] = built["fingerprint"]
   folder = training.claim_folder(workdir / settings.folder, identity)
@@ -126,7 +122,7 @@ def _table(train, found: concept_prior.ConceptPrior) -> Table:
   return Table(
     title="Concepts",
     note=(
-      "Share of matching pairs, over all spaces, whose score rises as the query gains the attribute;"
+      "Share of matching pairs, over all spaces, whose score rises as the query gains an attribute;"
       " p-value against random concepts, adjusted for all attributes; balanced accuracy of the"
       " separators on images held out; in how many spaces it was fitted, and in how many its score"
       " there has p ≤ 0.05 after adjustment."

@@ -104,11 +104,7 @@ def read_terms(
   """
   folder = index_folder(workdir, split)
   finished = training.read_finished(folder, "build_index")
-  if finished["content"] != training.hash_content(collection):
-    raise ValueError(
-      f"the index in {folder} is of other images than {collection.name}; remove {folder} and build"
-      " it again with --config.job=build_index"
-    )
+  check_index(folder, finished, collection)
   index = effect_index.read_index(folder)
   queries = np.array([p.query for p in pairs])
   references = np.array([p.reference for p in pairs])
@@ -157,6 +153,15 @@ def read_terms(
     queries, references, labels, conditions, scores, saliency, terms.astype(np.float32), against,
     rows, activations, confidence, embeddings, types,
   )  # fmt: skip
+
+
+def check_index(folder: pathlib.Path, finished: Mapping[str, Any], collection: Collection) -> None:
+  """Raises ValueError where an index is of other images than a collection."""
+  if finished["content"] != training.hash_images(collection):
+    raise ValueError(
+      f"the index in {folder} is of other images than {collection.name}; remove {folder} and build"
+      " it again with --config.job=build_index"
+    )
 
 
 class Concepts(NamedTuple):

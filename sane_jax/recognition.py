@@ -82,3 +82,9 @@ def middle_square(mask: np.ndarray) -> np.ndarray:
   side = min(mask.shape)
   top, left = ((n - side) // 2 for n in mask.shape)
   return mask[top : top + side, left : left + side]
+
+
+def connected(mask: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
+  """The part of a mask [h w] that hangs together, edges or corners, with the place `at`."""
+  labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+  return labels == labels[at]

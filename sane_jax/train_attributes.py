@@ -13,7 +13,7 @@ import tqdm
 from clu import metrics as clu_metrics
 from flax import struct
 
-from sane_jax import attribute_reader, effect_index, recognition, sharding, training
+from sane_jax import attribute_reader, effect_index, pair_terms, recognition, sharding, training
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection
@@ -196,11 +196,7 @@ def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
     ValueError: there is no index, it is not whole, or it is of another collection.
   """
   finished = training.read_finished(folder, "build_index")
-  if finished["content"] != training.hash_content(train):
-    raise ValueError(
-      f"the index in {folder} is of other images than {train.name}; remove {folder} and build it"
-      " again with --config.job=build_index"
-    )
+  pair_terms.check_index(folder, finished, train)
   limit, seed = finished["matches"], finished["key"]
   index = effect_index.read_index(folder)
   embeddings = index.embeddings.read().result()

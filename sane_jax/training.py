@@ -87,6 +87,12 @@ def hash_content(collection: Collection) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def hash_images(collection: Collection) -> str:
+  """Changes with the images' ids and the groups: what maps depend on, whatever is known of them."""
+  text = repr((collection.ids, [rows.tolist() for rows in collection.groups]))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def read_json(path: pathlib.Path) -> Any:
   """A JSON file of ours.
 

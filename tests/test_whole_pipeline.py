@@ -14,7 +14,11 @@ SMALL = (
   "similarity.groups_per_batch=8", "similarity.num_steps=12", "similarity.warmup_steps=2",
   "similarity.eval_every_steps=6", "similarity.save_every_steps=6", "index.max_queries=20",
   "attributes.image_size=32", "attributes.width=8", "attributes.batch_size=16",
-  "attributes.num_epochs=2", "cache_gib=0.1",
+  "attributes.num_epochs=2", "cache_gib=0.1", "pairs.num_valid=12", "pairs.num_test=12",
+  "concepts.min_images=3", "concepts.min_pairs=4", "concepts.num_random=4",
+  "evaluation.generators=('random','hadamard:num_masks=128')", "evaluation.modes=('fixed',)",
+  "evaluation.saliency_pairs=4", "evaluation.sanity_pairs=3", "explain.num_pairs=3",
+  "explain.num_masks=128",
 )  # fmt: skip
 
 
@@ -45,12 +49,122 @@ def test_all_jobs_run_in_order(whole):
   attributes = json.loads((run / "attributes/finished.json").read_text())
   assert set(attributes["test"]) == {"mean_average_precision", "pointing_game", "mass_inside"}
   assert all(0 < v < 1 for v in attributes["test_chance"].values())
+  concepts = json.loads((run / "concepts/finished.json").read_text())
+  assert concepts["fitted"] > 0
+  assert "no image has it" in concepts["neutral"].values()
+  phi = json.loads((run / "ranking/finished.json").read_text())["phi"]
+  assert all(abs(sum(weights) - 1) < 1e-9 for weights in phi.values())
+
+
+def test_the_tables_are_written_in_three_formats(whole):
+  folder = whole / "runs/synthetic/evaluation"
+  titles = json.loads((folder / "finished.json").read_text())["tables"]
+  assert titles == [
+    "Attribute insertion and deletion", "Agreement with the true reason",
+    "Saliency maps on the true pixels", "Attribute recognition",
+    "Saliency insertion and deletion", "Sanity checks",
+  ]  # fmt: skip
+  for title in titles:
+    stem = title.lower().replace(" ", "_")
+    for suffix in (".md", ".csv", ".tex"):
+      assert (folder / f"{stem}{suffix}").stat().st_size > 100
+  sanity = (folder / "sanity_checks.csv").read_text().splitlines()
+  same = next(line for line in sanity if line.startswith('"nothing, measured again'))
+  assert ",1.0" in same or ",1," in same or "0.99" in same
+
+
+def test_the_page_explains_pairs_and_goes_on_to_the_tables(whole):
+  folder = whole / "runs/synthetic/explain"
+  document = json.loads((folder / "explanations.json").read_text())
+  assert len(document["explanations"]) == 3
+  assert not document["failures"]
+  page = (folder / "index.html").read_text()
+  for e in document["explanations"]:
+    assert len({a["name"] for a in e["attributes"]}) == 10
+    totals = [a["total"] for a in e["attributes"]]
+    assert totals == sorted(totals, reverse=True)
+    for a in e["attributes"]:
+      assert abs(sum(a["shares"].values()) - a["total"]) < 1e-5
+    assert 0 <= e["unexplained"] <= 1
+    assert e["attributes"][0]["name"] in e["sentence"]
+    assert f"{e['id']}.png" in {path.name for path in folder.iterdir()}
+  assert page.index("Explained by") < page.index("Attribute insertion and deletion")
+
+
+def test_the_same_again_is_the_same(whole, tmp_path):
+  """The jobs after training, in another folder: the same answers to 1e-6."""
+  import shutil
+
+  run, other = whole / "runs/synthetic", tmp_path / "runs/synthetic"
+  shutil.copytree(
+    run, other,
+    ignore=shutil.ignore_patterns("concepts", "ranking", "evaluation", "explain"),
+  )  # fmt: skip
+  code, out = command(tmp_path)
+  assert code == 0, out
+  for path in ("ranking/finished.json", "evaluation/tables.json", "explain/explanations.json"):
+    one, two = (json.loads((folder / path).read_text()) for folder in (run, other))
+    assert_close(one, two)
+
+
+def assert_close(one, two):
+  """Equal, and numbers to 1e-6."""
+  assert type(one) is type(two)
+  if isinstance(one, dict):
+    assert one.keys() == two.keys()
+    for key in one:
+      assert_close(one[key], two[key])
+  elif isinstance(one, list):
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+      assert_close(a, b)
+  elif isinstance(one, float):
+    assert one == pytest.approx(two, abs=1e-6, nan_ok=True)
+  else:
+    assert one == two
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    (("job=tune_ranking", "ranking.phi=(0.5,0.6,0,0)"), "phi has 4 weights"),
+    (("job=tune_ranking", "ranking.calibration=ranks"), "normal_scores or none"),
+    (("job=tune_ranking", "ranking.attributes=none"), "run --config.job=train_attributes first"),
+    (("job=evaluate", "ranking.folder=none"), "run --config.job=tune_ranking first"),
+    (("job=explain_matches", "ranking.folder=none"), "run --config.job=tune_ranking first"),
+    (("job=explain_matches", "explain.num_pairs=0"), "num_pairs is 1 or more"),
+    (("job=fit_concepts", "workdir=elsewhere"), "run --config.job=build_index first"),
+    (
+      ("job=evaluate", "evaluation.folder=e2", "evaluation.layers=('head',)"),
+      "no layer 'head'; it has",
+    ),
+    (("job=tune_ranking", "key=5"), "holds a run with other settings|other settings"),
+  ],
+)
+def test_what_does_not_fit_is_named(whole, fields, words):
+  import re
+
+  code, out = command(whole, fields=(*SMALL, *fields))
+  assert code != 0
+  assert re.search(words, out.replace("\n", " ")), out
+  assert "Traceback" not in out
+
+
+def test_the_study_runs_on_the_evaluation(whole):
+  code, out = command(
+    whole, fields=(*SMALL, "job=simulate_study", "study.num_items=48", "study.num_exported=6",
+                   "study.num_subjects=4", "study.image_size=64", "study.min_gap=0.1",
+                   "study.exchanges=3"),
+  )  # fmt: skip
+  if code:  # so few pairs may be too few; then it says so
+    assert "pairs" in out
+    assert "Traceback" not in out
 
 
 def test_a_second_run_finds_it_all_done(whole):
   code, out = command(whole)
   assert code == 0, out
-  assert out.count("up to date") == 4
+  assert out.count("up to date") == 9
 
 
 def test_what_was_trained_can_be_explained(whole):
@@ -86,3 +200,24 @@ def test_what_is_missing_is_named(tmp_path, config, fields, words):
   assert code != 0
   assert re.search(words, out.replace("\n", " ")), out
   assert "Traceback" not in out
+
+
+def test_attributes_are_discovered_and_explain(whole):
+  fields = (*SMALL, "discovery.num_clusters=(2,3,4)", "discovery.folder=found")
+  code, out = command(whole, fields=(*fields, "job=discover_attributes"))
+  assert code == 0, out
+  folder = whole / "runs/synthetic/found"
+  clusters = json.loads((folder / "clusters.json").read_text())
+  assert 2 <= len(clusters) <= 4
+  assert (folder / "clusters.png").stat().st_size > 1000
+  others = (
+    "data.attributes_from=runs/synthetic/found", "attributes.folder=a2", "concepts.folder=c2",
+    "ranking.folder=r2", "ranking.attributes=a2", "ranking.concepts=c2", "explain.folder=x2",
+    "attributes.truth=",
+    "jobs=('train_attributes','fit_concepts','tune_ranking','explain_matches')",
+  )  # fmt: skip
+  code, out = command(whole, fields=(*fields, *others))
+  assert code == 0, out
+  document = json.loads((whole / "runs/synthetic/x2/explanations.json").read_text())
+  names = {a["name"] for e in document["explanations"] for a in e["attributes"]}
+  assert names == {c["name"] for c in clusters}

@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tqdm
 
 from sane_jax.datasets.collection import Collection
@@ -18,7 +20,8 @@ def load_split(data: Mapping[str, Any], workdir: str | os.PathLike[str], split: 
   Args:
     data: `name`: one of DATASETS ('awa2' reads any folder in that layout); `folder`: what was
       downloaded; `prepared`: where the checked records are kept, '' for a folder in `workdir`; the
-      rest are options of the data set's own `load`.
+      rest are options of the data set's own `load`, but for `attributes_from`: a folder that
+      discover_attributes wrote, whose attributes take the place of the data set's.
     workdir: of the run.
     split: 'train', 'valid' or 'test'.
 
@@ -27,6 +30,7 @@ def load_split(data: Mapping[str, Any], workdir: str | os.PathLike[str], split: 
   """
   options = dict(data)
   name, folder, prepared = (options.pop(field) for field in ("name", "folder", "prepared"))
+  others = options.pop("attributes_from", "")
   if name not in DATASETS:
     raise ValueError(f"no data set {name!r}; there is {', '.join(DATASETS)}")
   with tqdm.tqdm(desc=f"preparing {name}", unit="image", disable=None, leave=False) as bar:
@@ -41,4 +45,33 @@ def load_split(data: Mapping[str, Any], workdir: str | os.PathLike[str], split: 
     )  # fmt: skip
   for line in collection.left_out:
     print(f"{collection.name}: left out: {line}")
-  return collection
+  return replace_attributes(collection, others, split) if others else collection
+
+
+def replace_attributes(
+  collection: Collection, folder: str | os.PathLike[str], split: str
+) -> Collection:
+  """The collection with the attributes that discover_attributes found in place of its own.
+
+  Raises:
+    ValueError: there are none in `folder`, or they are of other images.
+  """
+  path = pathlib.Path(folder) / "labels.npz"
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      names, ids = arrays["names"], arrays[f"{split}_ids"]
+      labels = arrays[f"{split}_labels"]
+  except (OSError, ValueError, KeyError) as error:
+    raise ValueError(
+      f"--config.data.attributes_from={folder} holds no attributes that were discovered ({error});"
+      " run --config.job=discover_attributes first"
+    ) from error
+  if tuple(ids) != collection.ids:
+    raise ValueError(
+      f"the attributes in {folder} are of {len(ids)} other images than {collection.name}'s"
+      f" {len(collection.ids)}: discover them on it with --config.job=discover_attributes"
+    )
+  return collection._replace(
+    attribute_names=tuple(map(str, names)),
+    attributes=tuple(np.flatnonzero(row).astype(np.int32) for row in labels),
+  )

@@ -1,0 +1,210 @@
+"""Job: finds attributes where nobody annotated any, in what saliency maps point at."""
+
+import io
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sane_jax import (
+  attribute_reader,
+  checkpoint,
+  clustering,
+  effect_index,
+  files,
+  pair_terms,
+  recognition,
+  sharding,
+  training,
+)
+from sane_jax.datasets import collection as collection_lib
+from sane_jax.datasets import load, pipeline
+from sane_jax.datasets.collection import Collection
+from sane_jax.models import weights
+
+TRUNKS = ("similarity", "efficientnet_lite0")
+SHOWN, CROP = 8, 96  # regions of each cluster on the sheet, and their side in pixels
+BATCH = 32  # images a device
+
+
+def run(config: Any) -> None:
+  """Clusters what matters in the images of the index; clusters are attributes for later jobs.
+
+  Writes WORKDIR/discovered: labels.npz (which image has which, for --config.data.attributes_from),
+  clusters.json with the nearest regions of each, clusters.png that shows them, finished.json with
+  the agreement with annotated attributes where there are any.
+  """
+  settings, workdir = config.discovery, pathlib.Path(config.workdir)
+  if settings.trunk not in TRUNKS:
+    raise ValueError(f"--config.discovery.trunk is {' or '.join(TRUNKS)}; given {settings.trunk!r}")
+  train = load.load_split(config.data, workdir, "train")
+  identity = training.identity(train, discovery=settings, key=config.key)
+  source = pair_terms.index_folder(workdir, "train")
+  identity["index"] = training.read_finished(source, "build_index")["fingerprint"]
+  folder = training.claim_folder(workdir / settings.folder, identity)
+  if training.is_finished(folder):
+    print(f"discover_attributes: up to date in {folder}")
+    return
+
+  variables, features, size = _trunk(settings.trunk, workdir, settings.image_size)
+  arrays: dict[str, np.ndarray] = {}
+  seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+  clusters = agreement = None
+  for split in ("train", "valid", "test"):
+    collection, rows, maps = _maps(config, split)
+    images = pipeline.DecodedImages(collection, size)
+    each = _features(features, variables, images, rows, config.num_threads)
+    vectors = clustering.pool(each, maps if settings.weighted else None)
+    usable = (np.linalg.norm(vectors, axis=1) > 0) & (maps != 0).any((1, 2))
+    rows, vectors, maps = rows[usable], vectors[usable], maps[usable]
+    if split == "train":
+      clusters = clustering.find_clusters(vectors, settings.num_clusters, seed=config.key)
+      train, seen[split] = collection, (rows, maps)
+      labels = collection_lib.label_matrix(collection)[rows]
+      known = labels.any(axis=1)
+      nearest = (vectors @ clusters.centers.T).argmax(axis=1)
+      members = clustering.assign(vectors, clusters)
+      if known.any():
+        agreement = clustering.agreement(members[known], nearest[known], labels[known])
+      order = np.argsort(-(vectors @ clusters.centers.T), axis=0, kind="stable").T
+    full = np.zeros((len(collection.ids), len(clusters.centers)), bool)
+    full[rows] = clustering.assign(vectors, clusters)
+    arrays[f"{split}_labels"] = full
+    arrays[f"{split}_ids"] = np.array(collection.ids)
+  names = [f"discovered {c + 1:02d}" for c in range(len(clusters.centers))]
+  checkpoint.write_arrays(folder / "labels.npz", {**arrays, "names": np.array(names)})
+  rows, maps = seen["train"]
+  regions = [
+    [(int(i), region(maps[i])) for i in order[c] if members[i, c]][:SHOWN]
+    for c in range(len(names))
+  ]
+  like = [""] * len(names)
+  results: dict[str, Any] = {"silhouettes": {str(k): v for k, v in clusters.silhouettes.items()}}
+  if agreement is not None:
+    like = [train.attribute_names[a] if a >= 0 else "" for a in agreement.best]
+    results["mean_best_f1"] = float(agreement.f1.mean())
+    results["mutual_information"] = agreement.information
+  document = [
+    {
+      "name": name,
+      "images": int(members[:, c].sum()),
+      **({"most_like": like[c], "f1": float(agreement.f1[c])} if agreement is not None else {}),
+      "regions": [{"id": train.ids[rows[i]], "box": list(box)} for i, box in regions[c]],
+    }
+    for c, name in enumerate(names)
+  ]
+  files.write_bytes(folder / "clusters.json", (json.dumps(document, indent=1) + "\n").encode())
+  files.write_bytes(folder / "clusters.png", _sheet(train, rows, regions, names, like, document))
+  training.finish(folder, {"clusters": len(names), "images": len(rows), **results})
+  told = ""
+  if agreement is not None:
+    told = f"; best F1 with an annotated attribute {agreement.f1.mean():.2f} on average"
+  print(
+    f"discover_attributes: {len(names)} clusters of {len(rows)} images{told}; look at"
+    f" {folder / 'clusters.png'}"
+  )
+
+
+def _trunk(name: str, workdir: pathlib.Path, image_size: int | None) -> tuple[Any, Any, int]:
+  """Parameters, (parameters, images) -> feature maps, and the side of the images."""
+  if name == "efficientnet_lite0":
+    params, apply, _ = attribute_reader.trunk(name)
+    return params, apply, image_size or 224
+  path = workdir / "similarity" / "model.safetensors"
+  if not path.exists():
+    raise ValueError(
+      f"there is no {path}: run --config.job=train_similarity first, or take"
+      " --config.discovery.trunk=efficientnet_lite0"
+    )
+  variables, description = weights.read_model_file(path)
+  network = weights.make_similarity_model(description)
+
+  def apply(variables: Any, images: Any) -> Any:
+    return network.apply(variables, images, method=lambda module, x: module.trunk(x, False))
+
+  return variables, apply, image_size or description["image_size"]
+
+
+def _maps(config: Any, split: str) -> tuple[Collection, np.ndarray, np.ndarray]:
+  """Queries of a split that were measured, and the mean of their maps over their matches."""
+  if split == "train":
+    collection = load.load_split(config.data, config.workdir, split)
+  else:
+    collection, pairs = pair_terms.load_pairs(
+      config.data, config.workdir, split, limit=config.pairs[f"num_{split}"], seed=config.key
+    )
+  folder = pair_terms.index_folder(config.workdir, split)
+  built = training.read_finished(folder, "build_index")
+  pair_terms.check_index(folder, built, collection)
+  index = effect_index.read_index(folder)
+  embeddings = index.embeddings.read().result()
+  groups = collection_lib.groups_of(collection)
+  maps = np.zeros((len(index.queries), *index.grid), np.float32)
+  for position, row in enumerate(index.queries):
+    if split == "train":
+      matches = collection_lib.draw_matches(
+        collection, groups[row], row, limit=built["matches"], seed=built["key"]
+      )
+    else:
+      matches = np.array([p.reference for p in pairs if p.query == row and p.label], int)
+    if len(matches):
+      maps[position] = effect_index.read_maps(index, position, matches, embeddings).mean(axis=0)
+  return collection, np.asarray(index.queries), maps
+
+
+def _features(apply, variables, images, rows, num_threads) -> np.ndarray:
+  """Feature maps [n h w c]."""
+  mesh = sharding.batch_mesh()
+  function = jax.jit(
+    lambda v, x: apply(v, x.astype(jnp.float32) / 255), out_shardings=sharding.whole(mesh)
+  )
+  variables = sharding.replicate(mesh, variables)
+  return sharding.map_images(mesh, function, variables, images, rows, BATCH, num_threads)
+
+
+def region(saliency: np.ndarray) -> tuple[float, float, float, float]:
+  """Box (left, top, right, bottom) in [0, 1] around what is above half of a map's maximum."""
+  top = saliency >= max(0.5 * saliency.max(), 1e-12)
+  peak = np.unravel_index(saliency.argmax(), saliency.shape)
+  top = recognition.connected(top, peak)
+  rows, columns = np.flatnonzero(top.any(axis=1)), np.flatnonzero(top.any(axis=0))
+  h, w = saliency.shape
+  return (
+    float(columns[0] / w), float(rows[0] / h), float((columns[-1] + 1) / w),
+    float((rows[-1] + 1) / h),
+  )  # fmt: skip
+
+
+def _sheet(train, rows, regions, names, like, document) -> bytes:
+  """A picture: a line a cluster, its nearest regions with some of what is around."""
+  line, left = CROP + 12, 190
+  sheet = Image.new("RGB", (left + SHOWN * (CROP + 8) + 8, len(names) * line + 12), "white")
+  draw = ImageDraw.Draw(sheet)
+  for c, name in enumerate(names):
+    y = 8 + c * line
+    draw.text((10, y + 22), name, fill=(20, 20, 20), font_size=17)
+    draw.text((10, y + 46), f"{document[c]['images']} images", fill=(110, 110, 110), font_size=13)
+    if like[c]:
+      text = f"most like “{like[c]}”, F1 {document[c]['f1']:.2f}"
+      draw.text((10, y + 64), text, fill=(110, 110, 110), font_size=12)
+    for place, (i, box) in enumerate(regions[c]):
+      with Image.open(io.BytesIO(train.images[rows[i]])) as file:
+        image = file.convert("RGB")
+      side = min(image.size)
+      x0, y0 = (image.width - side) / 2, (image.height - side) / 2
+      centre = (x0 + side * (box[0] + box[2]) / 2, y0 + side * (box[1] + box[3]) / 2)
+      half = min(side * max(box[2] - box[0], box[3] - box[1], 0.3) * 0.58, side / 2)
+      left_edge, top_edge = (
+        min(max(c - half, 0), n - 2 * half) for c, n in zip(centre, image.size, strict=True)
+      )
+      crop = image.crop(
+        tuple(int(v) for v in (left_edge, top_edge, left_edge + 2 * half, top_edge + 2 * half))
+      )
+      sheet.paste(crop.resize((CROP, CROP)), (left + place * (CROP + 8), y))
+  buffer = io.BytesIO()
+  sheet.save(buffer, "PNG")
+  return buffer.getvalue()
