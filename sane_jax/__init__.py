@@ -34,6 +34,7 @@ from sane_jax.ops.designs import (  # noqa: E402
 )
 from sane_jax.ops.insertion_deletion import bootstrap_interval  # noqa: E402
 from sane_jax.ops.learned_mask import LearnedMask  # noqa: E402
+from sane_jax.ranker import load_attributes  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -58,5 +59,6 @@ __all__ = [
   "from_score",
   "from_torch",
   "insertion_deletion",
+  "load_attributes",
   "load_model",
 ]

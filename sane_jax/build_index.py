@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,26 +35,28 @@ def run(config: Any) -> None:
       groups = collection_lib.groups_of(collection)
       queries = choose_queries(collection, groups, config.index.max_queries, config.key)
 
-      def references(row: int, groups=groups, collection=collection) -> np.ndarray:
-        return collection_lib.draw_matches(
+      references = {
+        int(row): collection_lib.draw_matches(
           collection, groups[row], row, limit=config.index.matches, seed=config.key
         )
+        for row in queries
+      }
     else:
       limit = config.pairs[f"num_{split}"]
       collection, pairs = pair_terms.load_pairs(
         config.data, config.workdir, split, limit=limit, seed=config.key
       )
       queries = np.unique([pair.query for pair in pairs]).astype(int)
-      of_query: dict[int, list[int]] = {}
-      for pair in pairs:
-        of_query.setdefault(pair.query, []).append(pair.reference)
-      references = of_query.__getitem__
+      references = {
+        int(row): np.array([pair.reference for pair in some])
+        for row, some in itertools.groupby(pairs, key=lambda pair: pair.query)
+      }
     _build(config, collection, split, queries, references)
 
 
 def _build(
   config: Any, collection: Collection, split: str, queries: np.ndarray,
-  references: Callable[[int], Any],
+  references: Mapping[int, np.ndarray],
 ) -> None:  # fmt: skip
   """The index of one split: effects of the queries in the spaces that their references need."""
   settings = config.index
@@ -85,7 +88,7 @@ def _build(
 
   def measure(row: int) -> np.ndarray:
     """[t c d], zero in the slots that no reference needs: they take no room."""
-    wanted = np.isin(np.arange(len(params)), types[np.asarray(references(row), int)])
+    wanted = np.isin(np.arange(len(params)), types[references[row]])
     whole, pixels = embed(row), spaces.read_pixels(model, collection, row)
     each = _effects(engines[types[row]], design, key, pixels, fill, whole)
     return np.where(wanted[:, None, None], each, 0)

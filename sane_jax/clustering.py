@@ -74,7 +74,7 @@ def find_clusters(vectors: np.ndarray, candidates: Sequence[int], *, seed: int) 
     )
   models, silhouettes = {}, {}
   for k in tried:
-    models[k] = KMeans(k, n_init=5, random_state=seed).fit(vectors)
+    models[k] = KMeans(k, n_init=5, random_state=seed).fit(vectors)  # pyright: ignore[reportArgumentType]
     count = len(np.unique(models[k].labels_))
     silhouettes[k] = -1.0
     if 2 <= count < len(vectors):

@@ -178,7 +178,7 @@ def _space(
   z = (np.asarray(x) - np.asarray(whitening.mean)) @ np.asarray(whitening.matrix)
   z = jnp.asarray(_padded(z))
   real = np.arange(len(z)) < n
-  labels = jnp.asarray(np.pad(labels, ((0, -m % CHUNK), (0, len(z) - n))))
+  every = jnp.asarray(np.pad(labels, ((0, -m % CHUNK), (0, len(z) - n))))
   q, r = _padded(queries), _padded(references)
   scores, accuracy = np.zeros((2, m, 2 * len(halves)))
   for split, half in enumerate(halves):
@@ -186,12 +186,12 @@ def _space(
       fit_on = np.pad(use[rows], (0, len(z) - n))
       tried = np.pad(~use[pairs[:, 0]], (0, len(q) - len(pairs)))
       out = _try(
-        z, labels, fit_on, real & ~fit_on, whitening, q, r, tried,
+        z, every, fit_on, real & ~fit_on, whitening, q, r, tried,
         l2=settings.l2, steps=settings.steps,
       )  # fmt: skip
       for array, found in zip((scores, accuracy), out, strict=True):
         array[:, 2 * split + side] = np.asarray(found)[:m]
-  some = labels[: attributes + -attributes % CHUNK]
+  some = every[: attributes + -attributes % CHUNK]
   weights = concepts.balance(some, jnp.broadcast_to(jnp.asarray(real), some.shape))
   normals, _ = concepts.fit_separators(z, some, weights, l2=settings.l2, steps=settings.steps)
   vectors = np.asarray(concepts.directions(normals, whitening))[:attributes]

@@ -51,33 +51,30 @@ def run(config: Any) -> None:
     return
 
   variables, features, size = _trunk(settings.trunk, workdir, settings.image_size)
-  arrays: dict[str, np.ndarray] = {}
-  seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-  clusters = agreement = None
+  found = {}
   for split in ("train", "valid", "test"):
     collection, rows, maps = _maps(config, split)
     images = pipeline.DecodedImages(collection, size)
     each = _features(features, variables, images, rows, config.num_threads)
     vectors = clustering.pool(each, maps if settings.weighted else None)
     usable = (np.linalg.norm(vectors, axis=1) > 0) & (maps != 0).any((1, 2))
-    rows, vectors, maps = rows[usable], vectors[usable], maps[usable]
-    if split == "train":
-      clusters = clustering.find_clusters(vectors, settings.num_clusters, seed=config.key)
-      train, seen[split] = collection, (rows, maps)
-      labels = collection_lib.label_matrix(collection)[rows]
-      known = labels.any(axis=1)
-      nearest = (vectors @ clusters.centers.T).argmax(axis=1)
-      members = clustering.assign(vectors, clusters)
-      if known.any():
-        agreement = clustering.agreement(members[known], nearest[known], labels[known])
-      order = np.argsort(-(vectors @ clusters.centers.T), axis=0, kind="stable").T
+    found[split] = (collection, rows[usable], vectors[usable], maps[usable])
+  train, rows, vectors, maps = found["train"]
+  clusters = clustering.find_clusters(vectors, settings.num_clusters, seed=config.key)
+  arrays: dict[str, np.ndarray] = {}
+  for split, (collection, some, some_vectors, _) in found.items():
     full = np.zeros((len(collection.ids), len(clusters.centers)), bool)
-    full[rows] = clustering.assign(vectors, clusters)
-    arrays[f"{split}_labels"] = full
-    arrays[f"{split}_ids"] = np.array(collection.ids)
+    full[some] = clustering.assign(some_vectors, clusters)
+    arrays |= {f"{split}_labels": full, f"{split}_ids": np.array(collection.ids)}
+  members = arrays["train_labels"][rows]
+  cosines = vectors @ clusters.centers.T
+  order = np.argsort(-cosines, axis=0, kind="stable").T
+  labels = collection_lib.label_matrix(train)[rows]
+  known, agreement = np.asarray(labels.any(axis=1)), None
+  if known.any():
+    agreement = clustering.agreement(members[known], cosines[known].argmax(axis=1), labels[known])
   names = [f"discovered {c + 1:02d}" for c in range(len(clusters.centers))]
   checkpoint.write_arrays(folder / "labels.npz", {**arrays, "names": np.array(names)})
-  rows, maps = seen["train"]
   regions = [
     [(int(i), region(maps[i])) for i in order[c] if members[i, c]][:SHOWN]
     for c in range(len(names))
@@ -123,14 +120,15 @@ def _trunk(name: str, workdir: pathlib.Path, image_size: int | None) -> tuple[An
   variables, description = weights.read_model_file(path)
   network = weights.make_similarity_model(description)
 
-  def apply(variables: Any, images: Any) -> Any:
+  def trunk(variables: Any, images: Any) -> Any:
     return network.apply(variables, images, method=lambda module, x: module.trunk(x, False))
 
-  return variables, apply, image_size or description["image_size"]
+  return variables, trunk, image_size or description["image_size"]
 
 
 def _maps(config: Any, split: str) -> tuple[Collection, np.ndarray, np.ndarray]:
   """Queries of a split that were measured, and the mean of their maps over their matches."""
+  pairs: Any = ()
   if split == "train":
     collection = load.load_split(config.data, config.workdir, split)
   else:
@@ -201,10 +199,9 @@ def _sheet(train, rows, regions, names, like, document) -> bytes:
       left_edge, top_edge = (
         min(max(c - half, 0), n - 2 * half) for c, n in zip(centre, image.size, strict=True)
       )
-      crop = image.crop(
-        tuple(int(v) for v in (left_edge, top_edge, left_edge + 2 * half, top_edge + 2 * half))
-      )
-      sheet.paste(crop.resize((CROP, CROP)), (left + place * (CROP + 8), y))
+      box = (left_edge, top_edge, left_edge + 2 * half, top_edge + 2 * half)
+      crop = image.resize((CROP, CROP), Image.Resampling.LANCZOS, box=box)
+      sheet.paste(crop, (left + place * (CROP + 8), y))
   buffer = io.BytesIO()
   sheet.save(buffer, "PNG")
   return buffer.getvalue()

@@ -475,9 +475,8 @@ def _rank(e: Evaluation, pairs: np.ndarray, phi, fit, queries, references) -> np
   """The attribute named with other maps and embeddings; concepts as they were."""
   terms = e.terms.terms[:, pairs].copy()
   terms[1] = fit
-  known = pair_terms.read_concepts(
-    pathlib.Path(e.config.workdir) / e.config.ranking.concepts, e.test
-  )
+  folder = pathlib.Path(e.config.workdir) / e.config.ranking.concepts
+  known = pair_terms.read_concepts(folder, e.test.attribute_names, e.test.name)
   for i, condition in enumerate(e.terms.conditions[pairs]):
     terms[3, i] = pair_terms.sensitivities(known.vectors[condition], queries[i], references[i])
   scores = ranking.normal_scores(terms, e.tuned.calibration)
@@ -504,7 +503,7 @@ def _destroyed(e: Evaluation, pairs: np.ndarray):
       )  # fmt: skip
       explanation = explainer.explain(*_photos(e, explainer, pair))
       cells = explanation.saliency.cells.reshape(e.terms.saliency.shape[1:])
-      out.append((cells, *explanation.embeddings))
+      out.append((cells, *(explanation.embeddings or ())))
     return tuple(np.stack(part) for part in zip(*out, strict=True))
 
   def variables_of(params: Any) -> Any:
@@ -515,8 +514,11 @@ def _destroyed(e: Evaluation, pairs: np.ndarray):
 
   yield "", *explained(lambda params: params)
   first = model_of(int(kinds[e.terms.queries[pairs[0]]]), int(kinds[e.terms.references[pairs[0]]]))
-  bar = tqdm.tqdm(e.config.evaluation.layers, desc="sanity", unit="layer", disable=None)
-  for layer, variables in sanity_checks.randomized(variables_of(first.params), bar):
+  layers = e.config.evaluation.layers
+  changed = sanity_checks.randomized(variables_of(first.params), layers)
+  for layer, variables in tqdm.tqdm(
+    changed, total=len(layers), desc="sanity", unit="layer", disable=None
+  ):
     yield layer, *explained(lambda params, variables=variables: put(params, variables))
 
 

@@ -40,7 +40,9 @@ def run(config: Any) -> None:
   tuned = ranker.read_ranking(workdir / config.ranking.folder)
   reader = attribute_reader.read_attribute_model(workdir / config.ranking.attributes)
   ranker.check_names(tuned, reader.names)
-  concepts = pair_terms.read_concepts(workdir / config.ranking.concepts, test)
+  concepts = pair_terms.read_concepts(
+    workdir / config.ranking.concepts, test.attribute_names, test.name
+  )
   source = config.index.model or str(workdir / "similarity" / "model.safetensors")
   model_of = spaces.model_in_space(source, config.index.image_size, test)
   look = attribute_reader.make_look(reader)

@@ -39,10 +39,10 @@ def run(config: Any) -> None:
   options = {k: settings[k] for k in concept_prior.Settings._fields}
   with training.progress("concepts", 0, int(conditions.max()) + 1) as bar:
     found = concept_prior.fit(
-      index.embeddings.read().result(), types, conditions, labels, labels.any(axis=1),
+      index.embeddings.read().result(), types, conditions, labels, np.asarray(labels.any(axis=1)),
       matching_pairs(train, config.key), seed=config.key,
       settings=concept_prior.Settings(**options),
-      on_progress=lambda done, _: bar.update(done - bar.n) and None,
+      on_progress=lambda done, _: _show(bar, done),
     )  # fmt: skip
   checkpoint.write_arrays(folder / "concepts.npz", found._asdict())
   files.write_bytes(folder / "concepts.md", to_markdown(_table(train, found)).encode())
@@ -64,6 +64,10 @@ def run(config: Any) -> None:
     f"fit_concepts: {len(train.attribute_names) - len(neutral)} of {len(train.attribute_names)}"
     f" attributes matter measurably; {folder / 'concepts.md'}"
   )
+
+
+def _show(bar: Any, done: int) -> None:
+  bar.update(done - bar.n)
 
 
 def matching_pairs(train: collection_lib.Collection, seed: int) -> np.ndarray:

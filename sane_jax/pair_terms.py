@@ -8,7 +8,7 @@ direction v, v·(e(r) − s e(q)).
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -137,7 +137,9 @@ def read_terms(
   of_row = np.searchsorted(rows, queries)
   fit, against = fits(saliency, activations, of_row)
   conditions = collection.conditions[collection.types[queries], collection.types[references]]
-  known = read_concepts(pathlib.Path(workdir) / concepts, collection)
+  known = read_concepts(
+    pathlib.Path(workdir) / concepts, collection.attribute_names, collection.name
+  )
   if len(known.prior) == 1:
     conditions = np.zeros_like(conditions)
   types = np.asarray(index.types)
@@ -171,20 +173,20 @@ class Concepts(NamedTuple):
   vectors: np.ndarray  # [k a d] of length 1, or 0 where there is none
 
 
-def read_concepts(folder: pathlib.Path, collection: Collection) -> Concepts:
+def read_concepts(folder: pathlib.Path, names: Sequence[str], whose: str) -> Concepts:
   """The concepts in `folder`.
 
   Raises:
-    ValueError: there are none, or they are of other attributes.
+    ValueError: there are none, or they are not of the attributes `names` of `whose`.
   """
   arrays = checkpoint.read_arrays(folder / "concepts.npz")
   if arrays is None:
     raise ValueError(f"{folder} holds no concepts; run --config.job=fit_concepts first")
   prior = arrays["prior"]
-  if prior.shape[1] != len(collection.attribute_names):
+  if prior.shape[1] != len(names):
     raise ValueError(
-      f"the concepts in {folder} are of {prior.shape[1]} attributes, {collection.name} has"
-      f" {len(collection.attribute_names)}: fit them on it with --config.job=fit_concepts"
+      f"the concepts in {folder} are of {prior.shape[1]} attributes, {whose} has {len(names)}: fit"
+      " them on it with --config.job=fit_concepts, in a folder of their own"
     )
   return Concepts(prior, np.nan_to_num(arrays["vectors"]))
 

@@ -126,8 +126,8 @@ def fit_head(features: np.ndarray, labels: np.ndarray, *, strength: float = 1.0)
       C=strength / features.shape[1] * 10, class_weight="balanced", max_iter=1000
     )
     model.fit(x, truth)
-    weights.append(model.coef_[0] / std)
-    bias.append(model.intercept_[0] - weights[-1] @ mean)
+    weights.append(np.asarray(model.coef_)[0] / std)
+    bias.append(np.asarray(model.intercept_)[0] - weights[-1] @ mean)
   return Head(np.asarray(weights, np.float32), np.asarray(bias, np.float32))
 
 

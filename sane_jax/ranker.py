@@ -1,6 +1,7 @@
 """Attributes that explain a pair, ranked, with all that the ranking rests on."""
 
 import json
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,19 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sane_jax import checkpoint, pair_terms, recognition
+from sane_jax import attribute_reader, checkpoint, pair_terms, recognition
+from sane_jax.models import model as model_lib
+from sane_jax.models import weights
 from sane_jax.ops import ranking
 
 # Which terms each comparison uses. The paper's method has the first three.
 PAPER = "confidence, map fit, prior"
 WHOLE = "all terms"
 ABLATIONS: dict[str, tuple[str, ...]] = {
-  name: tuple(name.split(", "))
-  for name in (
-    "confidence", "map fit", "prior", "sensitivity", "confidence, map fit", "confidence, prior",
-    "map fit, prior", PAPER, "confidence, sensitivity",
-  )
-} | {WHOLE: pair_terms.TERMS}  # fmt: skip
+  **{
+    name: tuple(map(str, name.split(", ")))
+    for name in (
+      "confidence", "map fit", "prior", "sensitivity", "confidence, map fit", "confidence, prior",
+      "map fit, prior", PAPER, "confidence, sensitivity",
+    )
+  },
+  WHOLE: pair_terms.TERMS,
+}  # fmt: skip
 
 
 class Ranking(NamedTuple):
@@ -66,6 +72,38 @@ def read_ranking(folder: pathlib.Path) -> Ranking:
   phi = {name: tuple(weights) for name, weights in text["phi"].items()}
   calibration = ranking.Calibration(arrays["quantiles"])
   return Ranking(phi, calibration, arrays["thresholds"], tuple(text["names"]))
+
+
+def load_attributes(
+  workdir: str | os.PathLike[str], *, condition: Any = None, attributes: str = "attributes",
+  concepts: str = "concepts", tuned: str = "ranking",
+) -> "Ranker":  # fmt: skip
+  """The attributes of a trained run, for `Explainer(model, attributes=...)`.
+
+  Args:
+    workdir: where the jobs train_attributes, fit_concepts and tune_ranking left their folders.
+    condition: in which space of a type-aware model, as for `load_model`: two types as 'tops,shoes',
+      or an index; not looked at where there is one space.
+    attributes: folder in `workdir` of the attribute model.
+    concepts: folder of the concepts.
+    tuned: folder of the ranking.
+
+  Raises:
+    ValueError: something is missing, and which job makes it; no such condition.
+  """
+  root = pathlib.Path(workdir)
+  chosen = read_ranking(root / tuned)
+  reader = attribute_reader.read_attribute_model(root / attributes)
+  check_names(chosen, reader.names)
+  known = pair_terms.read_concepts(root / concepts, reader.names, str(root / attributes))
+  space = 0
+  if len(known.prior) > 1:
+    _, description = weights.read_model_file(root / "similarity" / "model.safetensors")
+    space = model_lib.find_condition(description, len(known.prior), condition)
+  return make_ranker(
+    reader.names, attribute_reader.make_look(reader), (known.prior[space], known.vectors[space]),
+    chosen.phi[WHOLE], chosen.calibration,
+  )  # fmt: skip
 
 
 # --- one pair -------------------------------------------------------------------------------------
@@ -134,7 +172,7 @@ def make_ranker(
     phi: weights of the terms.
     calibration: of the terms.
   """
-  weights = ranking.check_weights(phi, len(pair_terms.TERMS))
+  factors = ranking.check_weights(phi, len(pair_terms.TERMS))
   prior, vectors = concepts
 
   def rank(
@@ -150,13 +188,13 @@ def make_ranker(
     if embeddings is not None:
       sensitivity = pair_terms.sensitivities(vectors, *embeddings)
     raw = np.stack([confidence, fit, prior, sensitivity])
-    shares = weights[:, None] * ranking.normal_scores(raw[:, None], calibration)[:, 0]
+    shares = factors[:, None] * ranking.normal_scores(raw[:, None], calibration)[:, 0]
     total = shares.sum(axis=0)
     order = np.argsort(-total, kind="stable")
     large = recognition.enlarge(np.moveaxis(maps, -1, 0), image.shape[:2])
     ranked = tuple(
       RankedAttribute(
-        names[a], float(total[a]),
+        str(names[a]), float(total[a]),
         dict(zip(pair_terms.TERMS, map(float, raw[:, a]), strict=True)),
         dict(zip(pair_terms.TERMS, map(float, shares[:, a]), strict=True)), large[a],
       )

@@ -1,5 +1,7 @@
 """How good an attribute model is: what it recognises, and where it looks. Plain arrays."""
 
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -84,7 +86,7 @@ def middle_square(mask: np.ndarray) -> np.ndarray:
   return mask[top : top + side, left : left + side]
 
 
-def connected(mask: np.ndarray, at: tuple[int, ...]) -> np.ndarray:
+def connected(mask: np.ndarray, at: Any) -> np.ndarray:
   """The part of a mask [h w] that hangs together, edges or corners, with the place `at`."""
   labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
   return labels == labels[at]

@@ -177,6 +177,18 @@ def test_what_was_trained_can_be_explained(whole):
   e = sane_jax.Explainer(model, design="hadamard", num_masks=128, fill="white").explain(*photos)
   assert -1 <= e.score <= 1
   assert e.saliency_map.shape == (32, 32)
+  with pytest.raises(ValueError, match="give the explainer some"):
+    _ = e.attributes
+  attributes = sane_jax.load_attributes(run, condition="tops,shoes")
+  explainer = sane_jax.Explainer(model, design="hadamard", num_masks=128, attributes=attributes)
+  e = explainer.explain(*photos)
+  assert e.attributes[0].total >= e.attributes[1].total
+  assert e.attributes[0].map.shape == (32, 32)
+  assert e.attribute_margin == pytest.approx(e.attributes[0].total - e.attributes[1].total)
+  assert e.attributes[0].name in e.sentence
+  assert e.record()["attributes"][0]["name"] == e.attributes[0].name
+  with pytest.raises(ValueError, match="tune_ranking first"):
+    sane_jax.load_attributes(run / "nowhere")
 
 
 @pytest.mark.parametrize(
