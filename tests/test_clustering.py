@@ -88,5 +88,5 @@ def test_discovered_attributes_take_the_place_of_the_others(tmp_path):
     np.testing.assert_array_equal(np.flatnonzero(row), attributes)
   with pytest.raises(ValueError, match="of 1 other images than t/train"):
     load.replace_attributes(collection, tmp_path, "test")
-  with pytest.raises(ValueError, match="run --config.job=discover_attributes first"):
+  with pytest.raises(ValueError, match=r"run --config\.job=discover_attributes first"):
     load.replace_attributes(collection, tmp_path / "none", "train")
