@@ -109,8 +109,9 @@ def test_places(where, words):
 
 
 def test_a_ranking_survives_its_file(tmp_path):
+  quantiles = np.random.default_rng(0).random((4, 9))
   tuned = ranker.Ranking(
-    {"all terms": (0.4, 0.3, 0.2, 0.1)}, ranking.Calibration(np.random.default_rng(0).random((4, 9))),
+    {"all terms": (0.4, 0.3, 0.2, 0.1)}, ranking.Calibration(quantiles),
     np.array([0.1, np.inf]), ("ø", "b"),
   )  # fmt: skip
   ranker.write_ranking(tmp_path, tuned)
