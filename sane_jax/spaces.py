@@ -60,7 +60,7 @@ def model_in_space(
 ) -> Callable[[int, int], model_lib.Model]:
   """The same as a function of the types of query and reference: a model that gives [b d]."""
   model, params = model_in_spaces(source, image_size, collection)
-  if len(params) == 1:
+  if params[0] is model.params:  # no model of ours: one space
     return lambda query, reference: model
 
   def embed(params: Any, images: Any) -> Any:

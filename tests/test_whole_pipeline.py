@@ -233,3 +233,74 @@ def test_attributes_are_discovered_and_explain(whole):
   document = json.loads((whole / "runs/synthetic/x2/explanations.json").read_text())
   names = {a["name"] for e in document["explanations"] for a in e["attributes"]}
   assert names == {c["name"] for c in clusters}
+
+
+def small_awa2(folder):
+  """Photos in AwA2's layout: classes are a colour and a corner, predicates tell which."""
+  import numpy as np
+  import tiny_data
+
+  rng = np.random.default_rng(0)
+  root = folder / "data/Animals_with_Attributes2"
+  classes = [f"colour{c}+corner{k}" for c in range(4) for k in range(4)]
+  for index, name in enumerate(classes):
+    (root / "JPEGImages" / name).mkdir(parents=True)
+    for i in range(9):
+      photo = root / f"JPEGImages/{name}/{name}_{10001 + i}.jpg"
+      photo.write_bytes(tiny_data.picture(index // 4, index % 4, rng))
+  matrix = [[*(c == k // 4 for c in range(4)), *(c == k % 4 for c in range(4))] for k in range(16)]
+  predicates = [*(f"colour{c}" for c in range(4)), *(f"corner{k}" for k in range(4))]
+  for file, names in (("classes.txt", classes), ("predicates.txt", predicates)):
+    (root / file).write_text("".join(f"{n:6d}\t{name}\n" for n, name in enumerate(names, 1)))
+  lines = [" ".join(str(int(v)) for v in row) for row in matrix]
+  (root / "predicate-matrix-binary.txt").write_text("\n".join(lines) + "\n")
+  test = [classes[i] for i in (0, 5, 10, 15)]
+  (root / "testclasses.txt").write_text("\n".join(test) + "\n")
+  train = [name for name in classes if name not in test]
+  (root / "trainclasses.txt").write_text("\n".join(train) + "\n")
+  return folder
+
+
+def test_awa2_from_end_to_end(tmp_path):
+  """configs/awa2.py, all jobs, on photos in the data set's own format."""
+  small_awa2(tmp_path)
+  network = tuple(
+    f"{section}.{field}"
+    for section in ("similarity", "attributes")
+    for field in ("stage_sizes=(1,1,1)", "block=basic", "width=8", "stem=small", "image_size=32")
+  )
+  fields = (
+    *(field for field in SMALL if not field.startswith("outfits.")), *network,
+    "similarity.images_per_group=4", "similarity.groups_per_batch=4", "index.design=hadamard",
+    "index.num_masks=128", "num_threads=2", "similarity.learning_rate=2e-3",
+  )  # fmt: skip
+  code, out = command(tmp_path, config="awa2", fields=fields)
+  assert code == 0, out
+  run = tmp_path / "runs/awa2"
+  titles = json.loads((run / "evaluation/finished.json").read_text())["tables"]
+  assert "Attribute insertion and deletion" in titles
+  assert "Agreement with the true reason" not in titles  # nobody knows it
+  similarity = json.loads((run / "similarity/finished.json").read_text())
+  assert set(similarity["test"]) >= {"same_class_auc", "recall_at_1"}
+  document = json.loads((run / "explain/explanations.json").read_text())
+  assert len(document["explanations"]) == 3
+  assert {a["name"] for a in document["explanations"][0]["attributes"]} == {
+    *(f"colour{c}" for c in range(4)), *(f"corner{k}" for k in range(4)),
+  }  # fmt: skip
+
+
+def test_polyvore_from_end_to_end(whole):
+  """configs/polyvore.py on the same drawn outfits, which are in its format."""
+  network = tuple(
+    f"{section}.{field}"
+    for section in ("similarity", "attributes")
+    for field in ("stage_sizes=(1,1,1)", "block=basic", "width=8", "stem=small", "image_size=32")
+  )
+  fields = (
+    *(field for field in SMALL if not field.startswith("outfits.")), *network,
+    "similarity.images_per_group=4", "index.design=hadamard", "index.num_masks=128",
+    "num_threads=2", "data.folder=runs/synthetic/drawn", "data.prepared=runs/synthetic/prepared",
+  )  # fmt: skip
+  code, out = command(whole, config="polyvore", fields=fields)
+  assert code == 0, out
+  assert (whole / "runs/polyvore/explain/index.html").exists()
