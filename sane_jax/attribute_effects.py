@@ -3,8 +3,11 @@
 An image can't have an attribute taken away, but there are images like it that lack it. With q₋ the
 images most like q that lack attribute a, and q₊ those most like q that have it (never q itself):
 
-    deletion(q, r, a)  = s(q, r) − mean s(q₋, r)       where q has a; 0 where it does not
+    deletion(q, r, a)  = s(q, r) − mean s(q₋, r)
     insertion(q, r, a) = mean s(q₊, r) − mean s(q₋, r)
+
+where q has a, and 0 where it does not: what a query lacks is no reason for its match, however much
+having it would move the score.
 
 Likeness is in attributes: the number of other attributes in which two images differ, then the
 distance of the attribute model's confidences. Higher is better for both: the attribute that is
@@ -99,6 +102,9 @@ def measure(
   deletion, insertion = np.full((2, len(pairs)), np.nan)
   for index, (pair, attribute) in enumerate(zip(pairs, attributes, strict=True)):
     query, reference = int(terms.queries[pair]), int(terms.references[pair])
+    if not present[query, attribute]:
+      deletion[index] = insertion[index] = 0.0
+      continue
     without, having = (like(query, int(attribute), has)[:count] for has in (False, True))
     # The reference itself would have score 1: no stand-in for the query.
     without, having = without[without != reference], having[having != reference]
@@ -107,5 +113,5 @@ def measure(
     low = terms.score(without, np.full_like(without, reference)).mean()
     high = terms.score(having, np.full_like(having, reference)).mean()
     insertion[index] = high - low
-    deletion[index] = terms.scores[pair] - low if present[query, attribute] else 0.0
+    deletion[index] = terms.scores[pair] - low
   return deletion, insertion

@@ -13,8 +13,6 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score, silhouette_score
 
-from sane_jax import recognition
-
 
 class Clusters(NamedTuple):
   """k clusters of unit vectors.
@@ -39,20 +37,25 @@ def pool(features: np.ndarray, saliency: np.ndarray | None) -> np.ndarray:
   if saliency is None:
     pooled = features.mean((1, 2))
   else:
-    weights = recognition.enlarge(np.maximum(saliency, 0), features.shape[1:3])
-    if saliency.shape[1] > features.shape[1]:  # finer maps: the mean over each position's cells
-      weights = _averaged(np.maximum(saliency, 0), features.shape[1:3])
+    weights = _shares(np.maximum(saliency, 0), features.shape[1:3])
     pooled = np.einsum("nhwc,nhw->nc", features, weights)
   norms = np.linalg.norm(pooled, axis=1, keepdims=True)
   return np.where(norms > 1e-12, pooled / np.maximum(norms, 1e-12), 0)
 
 
-def _averaged(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  out = maps
-  for axis, count in ((1, size[0]), (2, size[1])):
-    parts = np.array_split(np.arange(out.shape[axis]), count)
-    out = np.stack([out.take(part, axis).mean(axis) for part in parts], axis)
-  return out
+def _shares(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Mean of maps [n i j], even within each of their cells, over the area of each position [n h w].
+
+  What overlaps counts by its share: 8 cells over 7 positions are not shifted.
+  """
+
+  def overlaps(cells: int, positions: int) -> np.ndarray:
+    cell, position = np.arange(cells) / cells, np.arange(positions)[:, None] / positions
+    ends = np.minimum(cell + 1 / cells, position + 1 / positions)
+    return positions * np.maximum(ends - np.maximum(cell, position), 0)
+
+  rows, columns = (overlaps(maps.shape[axis + 1], size[axis]) for axis in (0, 1))
+  return np.einsum("hi,nij,wj->nhw", rows, maps, columns, optimize=True)
 
 
 def find_clusters(vectors: np.ndarray, candidates: Sequence[int], *, seed: int) -> Clusters:

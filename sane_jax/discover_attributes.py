@@ -3,7 +3,8 @@
 import io
 import json
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,48 +24,91 @@ from sane_jax import (
 )
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, pipeline
-from sane_jax.datasets.collection import Collection
+from sane_jax.datasets.collection import Collection, Pair
 from sane_jax.models import weights
 
 TRUNKS = ("similarity", "efficientnet_lite0")
 SHOWN, CROP = 8, 96  # regions of each cluster on the sheet, and their side in pixels
 BATCH = 32  # images a device
+PART = 1024  # images whose feature maps are held at a time
+SPLITS = ("train", "valid", "test")
+
+
+class Looked(NamedTuple):
+  """Images of a split that were measured, and what is seen where their maps point."""
+
+  collection: Collection
+  rows: np.ndarray  # [n]
+  vectors: np.ndarray  # [n c] unit
+  maps: np.ndarray  # [n h w]
 
 
 def run(config: Any) -> None:
   """Clusters what matters in the images of the index; clusters are attributes for later jobs.
 
-  Writes WORKDIR/discovered: labels.npz (which image has which, for --config.data.attributes_from),
-  clusters.json with the nearest regions of each, clusters.png that shows them, finished.json with
-  the agreement with annotated attributes where there are any.
+  Writes WORKDIR/discovered: labels.npz (which image has which, and the pairs that the maps are of,
+  for --config.data.attributes_from), clusters.json with the nearest regions of each, clusters.png
+  that shows them, finished.json with the agreement with annotated attributes where there are any.
+
+  Raises:
+    ValueError: the index is missing, of other images, or of another model than the trunk; no map
+      says anything; too few images for the numbers of clusters.
   """
   settings, workdir = config.discovery, pathlib.Path(config.workdir)
   if settings.trunk not in TRUNKS:
     raise ValueError(f"--config.discovery.trunk is {' or '.join(TRUNKS)}; given {settings.trunk!r}")
-  train = load.load_split(config.data, workdir, "train")
+  data = {**config.data, "attributes_from": ""}  # what is found here takes their place
+  train = load.load_split(data, workdir, "train")
   identity = training.identity(train, discovery=settings, key=config.key)
-  source = pair_terms.index_folder(workdir, "train")
-  identity["index"] = training.read_finished(source, "build_index")["fingerprint"]
+  for split in SPLITS:
+    source = pair_terms.index_folder(workdir, split)
+    identity[source.name] = training.read_finished(source, "build_index")["fingerprint"]
+  variables, features, size = _trunk(config, workdir)
   folder = training.claim_folder(workdir / settings.folder, identity)
   if training.is_finished(folder):
     print(f"discover_attributes: up to date in {folder}")
     return
 
-  variables, features, size = _trunk(settings.trunk, workdir, settings.image_size)
-  found = {}
-  for split in ("train", "valid", "test"):
-    collection, rows, maps = _maps(config, split)
-    images = pipeline.DecodedImages(collection, size)
-    each = _features(features, variables, images, rows, config.num_threads)
-    vectors = clustering.pool(each, maps if settings.weighted else None)
-    usable = (np.linalg.norm(vectors, axis=1) > 0) & (maps != 0).any((1, 2))
-    found[split] = (collection, rows[usable], vectors[usable], maps[usable])
-  train, rows, vectors, maps = found["train"]
-  clusters = clustering.find_clusters(vectors, settings.num_clusters, seed=config.key)
+  mesh = sharding.batch_mesh()
+  function = jax.jit(
+    lambda v, x: features(v, x.astype(jnp.float32) / 255), out_shardings=sharding.whole(mesh)
+  )
+  variables = sharding.replicate(mesh, variables)
+  found: dict[str, Looked] = {}
   arrays: dict[str, np.ndarray] = {}
-  for split, (collection, some, some_vectors, _) in found.items():
+  broken: dict[str, str] = {}
+  for split in SPLITS:
+    collection, pairs, rows, maps = _maps(config, data, split)
+    images = pipeline.DecodedImages(collection, size)
+
+    def look(part: slice, images=images, rows=rows, maps=maps) -> np.ndarray:
+      each = sharding.map_images(
+        mesh, function, variables, images, rows[part], BATCH, config.num_threads
+      )
+      return clustering.pool(each, maps[part] if settings.weighted else None)
+
+    parts = [look(slice(begin, begin + PART)) for begin in range(0, len(rows), PART)]
+    vectors = np.concatenate(parts)
+    usable = (np.linalg.norm(vectors, axis=1) > 0) & (maps != 0).any((1, 2))
+    found[split] = Looked(collection, rows[usable], vectors[usable], maps[usable])
+    broken |= images.broken
+    if pairs:  # of training images, where they stand in for a split that has none
+      home = "train" if collection.name == train.name else split
+      arrays[f"{home}_pairs"] = np.array(pairs, np.int32)
+  train, rows, vectors, maps = found["train"]
+  if not len(rows):
+    raise ValueError(
+      f"no map in {pair_terms.index_folder(workdir, 'train')} says that anything matters: look at"
+      " its finished.json for images that could not be read"
+    )
+  clusters = clustering.find_clusters(vectors, settings.num_clusters, seed=config.key)
+  for split in SPLITS:
+    of = found[split]
+    stands_in = split != "train" and of.collection.name == train.name
+    collection = load.load_split(data, workdir, split) if stands_in else of.collection
     full = np.zeros((len(collection.ids), len(clusters.centers)), bool)
-    full[some] = clustering.assign(some_vectors, clusters)
+    if not stands_in:
+      full[of.rows] = clustering.assign(of.vectors, clusters)
     arrays |= {f"{split}_labels": full, f"{split}_ids": np.array(collection.ids)}
   members = arrays["train_labels"][rows]
   cosines = vectors @ clusters.centers.T
@@ -96,6 +140,7 @@ def run(config: Any) -> None:
   ]
   files.write_bytes(folder / "clusters.json", (json.dumps(document, indent=1) + "\n").encode())
   files.write_bytes(folder / "clusters.png", _sheet(train, rows, regions, names, like, document))
+  results["images_that_could_not_be_read"] = broken
   training.finish(folder, {"clusters": len(names), "images": len(rows), **results})
   told = ""
   if agreement is not None:
@@ -106,34 +151,54 @@ def run(config: Any) -> None:
   )
 
 
-def _trunk(name: str, workdir: pathlib.Path, image_size: int | None) -> tuple[Any, Any, int]:
-  """Parameters, (parameters, images) -> feature maps, and the side of the images."""
-  if name == "efficientnet_lite0":
-    params, apply, _ = attribute_reader.trunk(name)
-    return params, apply, image_size or 224
+def _trunk(config: Any, workdir: pathlib.Path) -> tuple[Any, Any, int]:
+  """Parameters, (parameters, images) -> feature maps, and the side of the images.
+
+  Raises:
+    ValueError: there is no such model, or the maps are of another one.
+  """
+  settings = config.discovery
+  if settings.trunk == "efficientnet_lite0":
+    params, apply, _ = attribute_reader.trunk(settings.trunk)
+    return params, apply, settings.image_size or 224
   path = workdir / "similarity" / "model.safetensors"
+  if config.index.model.endswith(".safetensors"):
+    path = pathlib.Path(config.index.model)
+  otherwise = "or take --config.discovery.trunk=efficientnet_lite0"
   if not path.exists():
-    raise ValueError(
-      f"there is no {path}: run --config.job=train_similarity first, or take"
-      " --config.discovery.trunk=efficientnet_lite0"
-    )
+    raise ValueError(f"there is no {path}: run --config.job=train_similarity first, {otherwise}")
+  ours = f"{path.name} {training.hash_file(path)[:16]}"
+  for split in SPLITS:
+    source = pair_terms.index_folder(workdir, split)
+    theirs = training.read_json(source / "settings.json")["index.model"]
+    if theirs != ours:
+      raise ValueError(
+        f"the maps in {source} are of the model {theirs}, and {path} is {ours}: remove {source} and"
+        f" build it again with --config.job=build_index, {otherwise}"
+      )
   variables, description = weights.read_model_file(path)
   network = weights.make_similarity_model(description)
 
   def trunk(variables: Any, images: Any) -> Any:
     return network.apply(variables, images, method=lambda module, x: module.trunk(x, False))
 
-  return variables, trunk, image_size or description["image_size"]
+  return variables, trunk, settings.image_size or description["image_size"]
 
 
-def _maps(config: Any, split: str) -> tuple[Collection, np.ndarray, np.ndarray]:
-  """Queries of a split that were measured, and the mean of their maps over their matches."""
-  pairs: Any = ()
+def _maps(
+  config: Any, data: Mapping[str, Any], split: str
+) -> tuple[Collection, tuple[Pair, ...], np.ndarray, np.ndarray]:
+  """Images of a split that were measured: the pairs they were measured for, rows, and maps [m h w].
+
+  A map is the mean over the images that match; zero without one. Of training images all matches
+  count, and no pairs are named.
+  """
+  pairs: tuple[Pair, ...] = ()
   if split == "train":
-    collection = load.load_split(config.data, config.workdir, split)
+    collection = load.load_split(data, config.workdir, split)
   else:
     collection, pairs = pair_terms.load_pairs(
-      config.data, config.workdir, split, limit=config.pairs[f"num_{split}"], seed=config.key
+      data, config.workdir, split, limit=config.pairs[f"num_{split}"], seed=config.key
     )
   folder = pair_terms.index_folder(config.workdir, split)
   built = training.read_finished(folder, "build_index")
@@ -141,27 +206,21 @@ def _maps(config: Any, split: str) -> tuple[Collection, np.ndarray, np.ndarray]:
   index = effect_index.read_index(folder)
   embeddings = index.embeddings.read().result()
   groups = collection_lib.groups_of(collection)
+  of_query: dict[int, list[int]] = {}
+  for pair in pairs:
+    if pair.label:
+      of_query.setdefault(pair.query, []).append(pair.reference)
   maps = np.zeros((len(index.queries), *index.grid), np.float32)
-  for position, row in enumerate(index.queries):
+  for position, row in enumerate(map(int, index.queries)):
     if split == "train":
       matches = collection_lib.draw_matches(
         collection, groups[row], row, limit=built["matches"], seed=built["key"]
       )
     else:
-      matches = np.array([p.reference for p in pairs if p.query == row and p.label], int)
+      matches = np.array(of_query.get(row, ()), int)
     if len(matches):
       maps[position] = effect_index.read_maps(index, position, matches, embeddings).mean(axis=0)
-  return collection, np.asarray(index.queries), maps
-
-
-def _features(apply, variables, images, rows, num_threads) -> np.ndarray:
-  """Feature maps [n h w c]."""
-  mesh = sharding.batch_mesh()
-  function = jax.jit(
-    lambda v, x: apply(v, x.astype(jnp.float32) / 255), out_shardings=sharding.whole(mesh)
-  )
-  variables = sharding.replicate(mesh, variables)
-  return sharding.map_images(mesh, function, variables, images, rows, BATCH, num_threads)
+  return collection, pairs, np.asarray(index.queries), maps
 
 
 def region(saliency: np.ndarray) -> tuple[float, float, float, float]:

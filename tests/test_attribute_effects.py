@@ -66,8 +66,16 @@ def test_effects_are_what_the_attributes_are_worth():
   # Without 0: image 1 (0.2); with it: image 2 (0.7). Without 1: 3 or 7, which is the reference.
   assert deletion[0] == pytest.approx(0.7 - 0.2)
   assert insertion[0] == pytest.approx(0.7 - 0.2)
-  assert deletion[2] == 0  # the query has it not
-  assert insertion[2] == pytest.approx(0.0, abs=1e-6)
+  assert deletion[2] == insertion[2] == 0  # the query has it not
+
+
+def test_what_a_query_lacks_is_no_reason():
+  present = PRESENT.copy()
+  present[0, 0] = False  # though images with it score higher
+  deletion, insertion = lib.measure(
+    np.zeros(1, int), np.zeros(1, int), terms(), present, np.zeros(8, int), count=1
+  )
+  assert deletion[0] == insertion[0] == 0
 
 
 def test_what_no_image_lacks_has_no_effect():

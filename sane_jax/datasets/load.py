@@ -3,13 +3,14 @@
 import importlib
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tqdm
 
-from sane_jax.datasets.collection import Collection
+from sane_jax.datasets.collection import Collection, Pair
 
 DATASETS = ("polyvore_outfits", "awa2")  # packages with a function `load`
 
@@ -53,6 +54,9 @@ def replace_attributes(
 ) -> Collection:
   """The collection with the attributes that discover_attributes found in place of its own.
 
+  Its pairs are those that were there then: they were measured, and a new draw would take others,
+  for it asks which images have an attribute.
+
   Raises:
     ValueError: there are none in `folder`, or they are of other images.
   """
@@ -61,7 +65,8 @@ def replace_attributes(
     with np.load(path, allow_pickle=False) as arrays:
       names, ids = arrays["names"], arrays[f"{split}_ids"]
       labels = arrays[f"{split}_labels"]
-  except (OSError, ValueError, KeyError) as error:
+      pairs = arrays.get(f"{split}_pairs", ())
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(
       f"--config.data.attributes_from={folder} holds no attributes that were discovered ({error});"
       " run --config.job=discover_attributes first"
@@ -74,4 +79,5 @@ def replace_attributes(
   return collection._replace(
     attribute_names=tuple(map(str, names)),
     attributes=tuple(np.flatnonzero(row).astype(np.int32) for row in labels),
+    pairs=tuple(Pair(*map(int, pair)) for pair in pairs) or collection.pairs,
   )
