@@ -167,9 +167,9 @@ def _attribute_table(e: Evaluation) -> Table:
       f"The attribute ranked first for {len(pairs)} pairs that match. Deletion: how much of the"
       " score is lost with the images most like the query that lack the attribute, in % of the mean"
       " score; insertion: how much is gained from those that lack it to those that have it, none of"
-      " them the query; both 0 where the query lacks it. Higher is better for both. 95 % bootstrap intervals over queries; the"
-      " comparison is paired. φ weighs confidence, map fit, prior and sensitivity; chosen on"
-      " validation pairs."
+      " them the query; both 0 where the query lacks it. Higher is better for both. 95 % bootstrap"
+      " intervals over queries; the comparison is paired. φ weighs confidence, map fit, prior and"
+      " sensitivity; chosen on validation pairs."
     ),
     columns=(
       "ranked by", "φ", "deletion ↑", "insertion ↑", "mean of both, more than by confidence",
