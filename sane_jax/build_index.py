@@ -143,12 +143,12 @@ def choose_queries(
 ) -> np.ndarray:
   """Rows that have a match and attributes, ascending; `limit` of them drawn if there are more.
 
+  Where no image has attributes, all count: discover_attributes needs their maps.
+
   Raises:
     ValueError: there are none.
   """
-  rows = np.flatnonzero(
-    [bool(g) and len(a) > 0 for g, a in zip(groups, train.attributes, strict=True)]
-  )
+  rows = np.flatnonzero(np.array(list(map(bool, groups))) & collection_lib.worth_explaining(train))
   if not len(rows):
     raise ValueError(
       f"no image of {train.name} has both an image that matches it and an attribute: there is"

@@ -29,30 +29,36 @@ class Clusters(NamedTuple):
   silhouettes: dict[int, float]
 
 
-def pool(features: np.ndarray, saliency: np.ndarray | None) -> np.ndarray:
+def pool(features: np.ndarray, saliency: np.ndarray | None, covered: float = 1.0) -> np.ndarray:
   """Unit vectors [n c] of feature maps [n h w c] weighed by saliency maps [n i j]; 0 for zero maps.
 
   Without saliency maps every position weighs the same: the baseline that knows of no model.
+
+  Args:
+    covered: middle share of each side of the features' image that the maps cover, in (0, 1]: less
+      than 1 where the model that they are of crops its images.
   """
   if saliency is None:
     pooled = features.mean((1, 2))
   else:
-    weights = _shares(np.maximum(saliency, 0), features.shape[1:3])
+    weights = _shares(np.maximum(saliency, 0), features.shape[1:3], covered)
     pooled = np.einsum("nhwc,nhw->nc", features, weights)
   norms = np.linalg.norm(pooled, axis=1, keepdims=True)
   return np.where(norms > 1e-12, pooled / np.maximum(norms, 1e-12), 0)
 
 
-def _shares(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _shares(maps: np.ndarray, size: tuple[int, int], covered: float) -> np.ndarray:
   """Mean of maps [n i j], even within each of their cells, over the area of each position [n h w].
 
-  What overlaps counts by its share: 8 cells over 7 positions are not shifted.
+  What overlaps counts by its share, so that 8 cells on 7 positions are not shifted. Outside of what
+  maps cover they are 0.
   """
 
   def overlaps(cells: int, positions: int) -> np.ndarray:
-    cell, position = np.arange(cells) / cells, np.arange(positions)[:, None] / positions
-    ends = np.minimum(cell + 1 / cells, position + 1 / positions)
-    return positions * np.maximum(ends - np.maximum(cell, position), 0)
+    ends = (1 - covered) / 2 + covered * np.arange(cells + 1) / cells
+    edges = np.arange(positions + 1)[:, None] / positions
+    shared = np.minimum(ends[1:], edges[1:]) - np.maximum(ends[:-1], edges[:-1])
+    return positions * np.maximum(shared, 0)
 
   rows, columns = (overlaps(maps.shape[axis + 1], size[axis]) for axis in (0, 1))
   return np.einsum("hi,nij,wj->nhw", rows, maps, columns, optimize=True)

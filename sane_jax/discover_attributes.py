@@ -20,15 +20,18 @@ from sane_jax import (
   pair_terms,
   recognition,
   sharding,
+  spaces,
   training,
 )
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection, Pair
 from sane_jax.models import weights
+from sane_jax.models.model import Model
 
 TRUNKS = ("similarity", "efficientnet_lite0")
 SHOWN, CROP = 8, 96  # regions of each cluster on the sheet, and their side in pixels
+AROUND = 0.7  # of the image, at least, is shown with a region
 BATCH = 32  # images a device
 PART = 1024  # images whose feature maps are held at a time
 SPLITS = ("train", "valid", "test")
@@ -63,6 +66,7 @@ def run(config: Any) -> None:
   for split in SPLITS:
     source = pair_terms.index_folder(workdir, split)
     identity[source.name] = training.read_finished(source, "build_index")["fingerprint"]
+  explained = _explained(config, workdir, train)
   variables, features, size = _trunk(config, workdir)
   folder = training.claim_folder(workdir / settings.folder, identity)
   if training.is_finished(folder):
@@ -85,7 +89,8 @@ def run(config: Any) -> None:
       each = sharding.map_images(
         mesh, function, variables, images, rows[part], BATCH, config.num_threads
       )
-      return clustering.pool(each, maps[part] if settings.weighted else None)
+      weights = maps[part] if settings.weighted else None
+      return clustering.pool(each, weights, explained.crop_fraction)
 
     parts = [look(slice(begin, begin + PART)) for begin in range(0, len(rows), PART)]
     vectors = np.concatenate(parts)
@@ -120,7 +125,7 @@ def run(config: Any) -> None:
   names = [f"discovered {c + 1:02d}" for c in range(len(clusters.centers))]
   checkpoint.write_arrays(folder / "labels.npz", {**arrays, "names": np.array(names)})
   regions = [
-    [(int(i), region(maps[i])) for i in order[c] if members[i, c]][:SHOWN]
+    [(int(i), region(maps[i], explained.crop_fraction)) for i in order[c] if members[i, c]][:SHOWN]
     for c in range(len(names))
   ]
   like = [""] * len(names)
@@ -151,31 +156,44 @@ def run(config: Any) -> None:
   )
 
 
+def _explained(config: Any, workdir: pathlib.Path, train: Collection) -> Model:
+  """The model that the maps are of.
+
+  Raises:
+    ValueError: there is none, or the maps are of another one.
+  """
+  source = config.index.model or str(workdir / "similarity" / "model.safetensors")
+  model, _ = spaces.model_in_spaces(source, config.index.image_size, train)
+  ours = (model.name, config.index.image_size)
+  for split in SPLITS:
+    folder = pair_terms.index_folder(workdir, split)
+    settings = training.read_json(folder / "settings.json")
+    theirs = (settings["index.model"], settings["index.image_size"])
+    if theirs != ours:
+      told = [f"{name} (image_size {size or 'its own'})" for name, size in (theirs, ours)]
+      raise ValueError(
+        f"the maps in {folder} are of the model {told[0]}; --config.index names {told[1]}. Name the"
+        f" first, or remove {folder} and build it again with --config.job=build_index"
+      )
+  return model
+
+
 def _trunk(config: Any, workdir: pathlib.Path) -> tuple[Any, Any, int]:
   """Parameters, (parameters, images) -> feature maps, and the side of the images.
 
   Raises:
-    ValueError: there is no such model, or the maps are of another one.
+    ValueError: the model that the maps are of is none of train_similarity.
   """
   settings = config.discovery
   if settings.trunk == "efficientnet_lite0":
     params, apply, _ = attribute_reader.trunk(settings.trunk)
     return params, apply, settings.image_size or 224
-  path = workdir / "similarity" / "model.safetensors"
-  if config.index.model.endswith(".safetensors"):
-    path = pathlib.Path(config.index.model)
-  otherwise = "or take --config.discovery.trunk=efficientnet_lite0"
-  if not path.exists():
-    raise ValueError(f"there is no {path}: run --config.job=train_similarity first, {otherwise}")
-  ours = f"{path.name} {training.hash_file(path)[:16]}"
-  for split in SPLITS:
-    source = pair_terms.index_folder(workdir, split)
-    theirs = training.read_json(source / "settings.json")["index.model"]
-    if theirs != ours:
-      raise ValueError(
-        f"the maps in {source} are of the model {theirs}, and {path} is {ours}: remove {source} and"
-        f" build it again with --config.job=build_index, {otherwise}"
-      )
+  path = pathlib.Path(config.index.model or workdir / "similarity" / "model.safetensors")
+  if path.suffix != ".safetensors":
+    raise ValueError(
+      f"the maps are of {path}, which has no trunk to take features of; take"
+      " --config.discovery.trunk=efficientnet_lite0"
+    )
   variables, description = weights.read_model_file(path)
   network = weights.make_similarity_model(description)
 
@@ -223,22 +241,24 @@ def _maps(
   return collection, pairs, np.asarray(index.queries), maps
 
 
-def region(saliency: np.ndarray) -> tuple[float, float, float, float]:
-  """Box (left, top, right, bottom) in [0, 1] around what is above half of a map's maximum."""
+def region(saliency: np.ndarray, covered: float = 1.0) -> tuple[float, float, float, float]:
+  """Box (left, top, right, bottom) around what is above half of a map's maximum, at its peak.
+
+  In [0, 1] of the image's middle square, of whose sides the map covers the middle share `covered`.
+  """
   top = saliency >= max(0.5 * saliency.max(), 1e-12)
   peak = np.unravel_index(saliency.argmax(), saliency.shape)
   top = recognition.connected(top, peak)
   rows, columns = np.flatnonzero(top.any(axis=1)), np.flatnonzero(top.any(axis=0))
   h, w = saliency.shape
-  return (
-    float(columns[0] / w), float(rows[0] / h), float((columns[-1] + 1) / w),
-    float((rows[-1] + 1) / h),
-  )  # fmt: skip
+  ends = np.array([columns[0] / w, rows[0] / h, (columns[-1] + 1) / w, (rows[-1] + 1) / h])
+  left, top, right, bottom = map(float, (1 - covered) / 2 + covered * ends)
+  return left, top, right, bottom
 
 
 def _sheet(train, rows, regions, names, like, document) -> bytes:
-  """A picture: a line a cluster, its nearest regions with some of what is around."""
-  line, left = CROP + 12, 190
+  """A picture: a line a cluster, its nearest regions framed in what is around them."""
+  line, left = CROP + 12, 200
   sheet = Image.new("RGB", (left + SHOWN * (CROP + 8) + 8, len(names) * line + 12), "white")
   draw = ImageDraw.Draw(sheet)
   for c, name in enumerate(names):
@@ -246,20 +266,22 @@ def _sheet(train, rows, regions, names, like, document) -> bytes:
     draw.text((10, y + 22), name, fill=(20, 20, 20), font_size=17)
     draw.text((10, y + 46), f"{document[c]['images']} images", fill=(110, 110, 110), font_size=13)
     if like[c]:
-      text = f"most like “{like[c]}”, F1 {document[c]['f1']:.2f}"
-      draw.text((10, y + 64), text, fill=(110, 110, 110), font_size=12)
+      text = f"most like “{like[c] if len(like[c]) < 20 else like[c][:18] + '…'}”"
+      draw.text((10, y + 62), text, fill=(110, 110, 110), font_size=13)
+      draw.text((10, y + 78), f"F1 {document[c]['f1']:.2f}", fill=(110, 110, 110), font_size=13)
     for place, (i, box) in enumerate(regions[c]):
       with Image.open(io.BytesIO(train.images[rows[i]])) as file:
         image = file.convert("RGB")
       side = min(image.size)
-      x0, y0 = (image.width - side) / 2, (image.height - side) / 2
-      centre = (x0 + side * (box[0] + box[2]) / 2, y0 + side * (box[1] + box[3]) / 2)
-      half = min(side * max(box[2] - box[0], box[3] - box[1], 0.3) * 0.58, side / 2)
-      left_edge, top_edge = (
-        min(max(c - half, 0), n - 2 * half) for c, n in zip(centre, image.size, strict=True)
-      )
-      box = (left_edge, top_edge, left_edge + 2 * half, top_edge + 2 * half)
-      crop = image.resize((CROP, CROP), Image.Resampling.LANCZOS, box=box)
+      corner = np.array([image.width - side, image.height - side]) / 2
+      begin, end = corner + side * np.reshape(box, (2, 2))
+      around = min(max(1.2 * float((end - begin).max()), AROUND * side), side)
+      edge = np.clip((begin + end - around) / 2, 0, np.array(image.size) - around)
+      (x, y0), (x1, y1) = edge.tolist(), (edge + around).tolist()
+      crop = image.resize((CROP, CROP), Image.Resampling.LANCZOS, box=(x, y0, x1, y1))
+      frame = [tuple(np.clip((at - edge) / around, 0, 1) * (CROP - 1)) for at in (begin, end)]
+      ImageDraw.Draw(crop).rectangle(frame, outline="white", width=3)
+      ImageDraw.Draw(crop).rectangle(frame, outline=(20, 20, 20), width=1)
       sheet.paste(crop, (left + place * (CROP + 8), y))
   buffer = io.BytesIO()
   sheet.save(buffer, "PNG")

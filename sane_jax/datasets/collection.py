@@ -84,11 +84,12 @@ def draw_pairs(collection: Collection, *, limit: int, seed: int) -> tuple[Pair, 
 
   The released list, where the collection has one. Otherwise a pair that matches is two rows of one
   group; its query with another row of the reference's type, and of no group of the query's, does
-  not match. Queries without a known attribute are left out: nothing could be said about them.
+  not match. Only rows that `worth_explaining` names are queries.
   """
   rng = np.random.default_rng((seed, 1))
+  worth = worth_explaining(collection)
   if collection.pairs:
-    known = [p for p in collection.pairs if len(collection.attributes[p.query])]
+    known = [p for p in collection.pairs if worth[p.query]]
     parts = [[p for p in known if p.label == label] for label in (1, 0)]
     kept = [_some(rng, part, limit) for part in parts]
   else:
@@ -96,7 +97,7 @@ def draw_pairs(collection: Collection, *, limit: int, seed: int) -> tuple[Pair, 
       Pair(int(q), int(r), 1)
       for rows in collection.groups
       for q in rows
-      if len(collection.attributes[q])
+      if worth[q]
       for r in rows
       if r != q
     ]
@@ -112,6 +113,15 @@ def draw_pairs(collection: Collection, *, limit: int, seed: int) -> tuple[Pair, 
     kept = [matching, others]
   pairs = [pair for part in kept for pair in part]
   return tuple(sorted(pairs, key=lambda pair: (pair.query, -pair.label, pair.reference)))
+
+
+def worth_explaining(collection: Collection) -> np.ndarray:
+  """Rows with a known attribute, bool [n]: nothing could be said about others.
+
+  All rows where nothing is known of any: attributes can be discovered, by maps of theirs.
+  """
+  known = np.array([len(a) > 0 for a in collection.attributes], bool)
+  return known if known.any() else np.ones(len(collection.ids), bool)
 
 
 def _some(rng: np.random.Generator, items: list[Pair], limit: int) -> list[Pair]:
