@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 from scipy import stats
 
@@ -27,14 +28,24 @@ class Whitening(NamedTuple):
   matrix: Float[Array, "d d"]
 
 
-def whiten(x: Float[Array, "n d"], *, floor: float = 0.3) -> Whitening:
+def whiten(
+  x: Float[Array, "n d"], use: Bool[Array, " n"] | None = None, *, floor: float = 0.3
+) -> Whitening:
   """Whitens rows; axes with less than `floor` of the largest variance are not blown up.
 
   That keeps directions in which embeddings hardly vary from counting as much as the others, which
   costs most accuracy on images held out where there are more axes than images.
+
+  Args:
+    x: rows.
+    use: those that count; all by default.
+    floor: a share of the largest variance.
   """
-  mean = x.mean(axis=0)
-  values, vectors = jnp.linalg.eigh(jnp.cov(x.T, bias=True).reshape(x.shape[1], -1))
+  weights = (jnp.ones(len(x)) if use is None else use).astype(x.dtype)
+  weights /= weights.sum()
+  mean = weights @ x
+  centred = x - mean
+  values, vectors = jnp.linalg.eigh((weights[:, None] * centred).T @ centred)
   least = floor * jnp.maximum(values[-1], 1e-12)
   return Whitening(mean, vectors / jnp.sqrt(jnp.maximum(values, least)))
 
@@ -72,7 +83,7 @@ def fit_separators(
   rows = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
   penalty = l2 * jnp.concatenate([jnp.ones(x.shape[1]), jnp.zeros(1)])
 
-  def power(_: Array, v: Array) -> Array:  # towards the largest curvature of each problem
+  def power(_: ArrayLike, v: Array) -> Array:  # towards the largest curvature of each problem
     v = (weights * (v @ rows.T)) @ rows
     return v / jnp.maximum(jnp.linalg.norm(v, axis=1, keepdims=True), 1e-12)
 
@@ -83,7 +94,7 @@ def fit_separators(
 
   optimizer = optax.sgd(1.0, momentum=MOMENTUM, nesterov=True)
 
-  def step(_: Array, carry: tuple[Array, optax.OptState]) -> tuple[Array, optax.OptState]:
+  def step(_: ArrayLike, carry: tuple[Array, optax.OptState]) -> tuple[Array, optax.OptState]:
     a, state = carry
     residual = weights * (jax.nn.sigmoid(a @ rows.T) - y)
     gradient = (residual @ rows + penalty * a) / curvature

@@ -138,3 +138,25 @@ def test_false_discovery_by_hand():
     concepts.false_discovery(p), [0.04, np.nan, 0.04 * 4 / 3, 0.04 * 4 / 3, 0.5], atol=1e-12
   )
   assert np.isnan(concepts.false_discovery(np.full(3, np.nan))).all()
+
+
+def test_rows_that_are_not_in_use_do_not_count():
+  x, _, _ = data(n=200, d=6)
+  padded = np.concatenate([x, np.full((56, 6), 1e3, np.float32)])
+  use = jnp.arange(256) < 200
+  for part, other in zip(
+    concepts.whiten(jnp.asarray(x)), concepts.whiten(jnp.asarray(padded), use), strict=True
+  ):
+    scale = float(jnp.abs(part).max())
+    np.testing.assert_allclose(jnp.abs(part), jnp.abs(other), atol=1e-3 * scale)  # up to the sign
+
+
+def test_jit_changes_nothing():
+  x, labels, _ = data(n=100, d=5)
+  _, z = whitened(x)
+  weights = concepts.balance(jnp.asarray(labels), jnp.ones(labels.shape, bool))
+  compiled = concepts.fit_separators(z, jnp.asarray(labels), weights, steps=5)
+  with jax.disable_jit():
+    plain = concepts.fit_separators(z, jnp.asarray(labels), weights, steps=5)
+  for ours, theirs in zip(compiled, plain, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
