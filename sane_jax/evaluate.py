@@ -155,7 +155,7 @@ def _attribute_table(e: Evaluation) -> Table:
     both = (deletion + insertion) / 2
     rows.append((
       name,
-      "–" if phi is None else " ".join(f"{weight:.1f}" for weight in phi),
+      "–" if phi is None else " ".join(f"{weight:.2f}" for weight in phi),
       e.interval(pairs, deletion),
       e.interval(pairs, insertion),
       "–" if name == BASELINE else e.interval(pairs, both - base),

@@ -18,7 +18,7 @@ def run(config: Any) -> None:
 
   For each φ of a grid on the simplex, the mean over pairs that match of attribute deletion plus
   insertion (`attribute_effects`) of the attribute ranked first, 0 where no image can stand in. The
-  best is kept for all terms, and for some without the others (`ranker.ABLATIONS`). Writes
+  mean of the best is kept for all terms, and for some without the others (`ranker.ABLATIONS`). Writes
   WORKDIR/ranking: ranking.npz, finished.json with every φ that was tried.
   """
   settings = config.ranking
@@ -61,18 +61,18 @@ def run(config: Any) -> None:
   scores = ranking.normal_scores(terms.terms[:, matching], calibration)
   grid = ranking.simplex(len(pair_terms.TERMS), settings.steps)
   named = np.stack([np.einsum("k,kpa->pa", phi, scores).argmax(axis=1) for phi in grid])
-  values = np.zeros((len(grid), 2))
+  each = np.zeros((len(grid), len(matching), 2))
   worth = _effects(matching, named, terms, present, valid.types, settings.representatives)
   for index, attributes in enumerate(named):
-    values[index] = np.nan_to_num(worth[np.arange(len(matching)), attributes]).mean(axis=0)
-  gain = values.sum(axis=1)
+    each[index] = np.nan_to_num(worth[np.arange(len(matching)), attributes])
+  gains, values = each.sum(axis=2), each.mean(axis=1)
   if not np.isfinite(worth).any():
     raise ValueError(
       f"no attribute that is named on {valid.name} has images with and without it among those of"
       " one type: there is nothing to choose phi by. Give more pairs, --config.pairs.num_valid=N"
     )
   chosen = {
-    name: _best(grid, gain, [term in used for term in pair_terms.TERMS])
+    name: _best(np.asarray(grid), gains, [term in used for term in pair_terms.TERMS])
     for name, used in ranker.ABLATIONS.items()
   }
   if settings.phi is not None:
@@ -92,7 +92,7 @@ def run(config: Any) -> None:
     },
   )
   phi = ", ".join(
-    f"{name} {weight:.1f}"
+    f"{name} {weight:.2f}"
     for name, weight in zip(pair_terms.TERMS, chosen[ranker.WHOLE], strict=True)
   )
   print(f"tune_ranking: {phi}, on {len(matching)} pairs; {folder}")
@@ -111,15 +111,23 @@ def _effects(matching, named, terms, present, kinds, count) -> np.ndarray:
   return out
 
 
-def _best(grid, gain, allowed: list[bool]) -> tuple[float, ...]:
-  """The best φ that is zero where it must be; of equal ones that nearest to even weights."""
-  usable = [
-    i for i, phi in enumerate(grid)
-    if all(weight == 0 or use for weight, use in zip(phi, allowed, strict=True))
-  ]  # fmt: skip
-  even = np.asarray(allowed) / sum(allowed)
+def _best(grid: np.ndarray, gains: np.ndarray, allowed: list[bool]) -> tuple[float, ...]:
+  """Mean of the φ, zero where they must be, that are not clearly worse than the best.
 
-  def order(i: int) -> tuple[float, float]:
-    return (round(float(gain[i]), 9), -float(np.abs(np.asarray(grid[i]) - even).sum()))
+  Those whose mean gain lies below the best's by no more than the standard error of the difference,
+  over pairs. The best alone is chosen by luck among many that are as good, and does worse on other
+  pairs than their mean.
 
-  return grid[max(usable, key=order)]
+  Args:
+    grid: φ [g k].
+    gains: of each on each pair [g p].
+    allowed: which terms may weigh.
+  """
+  usable = np.flatnonzero((grid[:, ~np.asarray(allowed)] == 0).all(axis=1))
+  gains = gains[usable]
+  best = gains.mean(axis=1).argmax()
+  behind = gains[best] - gains
+  error = behind.std(axis=1) / np.sqrt(gains.shape[1])
+  near = grid[usable[behind.mean(axis=1) <= error + 1e-12]]
+  phi = near.mean(axis=0)
+  return tuple(float(weight) for weight in phi / phi.sum())
