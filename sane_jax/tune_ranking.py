@@ -18,8 +18,8 @@ def run(config: Any) -> None:
 
   For each φ of a grid on the simplex, the mean over pairs that match of attribute deletion plus
   insertion (`attribute_effects`) of the attribute ranked first, 0 where no image can stand in. The
-  mean of the best is kept for all terms, and for some without the others (`ranker.ABLATIONS`). Writes
-  WORKDIR/ranking: ranking.npz, finished.json with every φ that was tried.
+  mean of the best is kept for all terms, and for some without the others (`ranker.ABLATIONS`).
+  Writes WORKDIR/ranking: ranking.npz, finished.json with every φ that was tried.
   """
   settings = config.ranking
   if settings.calibration not in CALIBRATIONS:
