@@ -124,6 +124,7 @@ def _build(
   results = {
     "fingerprint": training.hash_file(folder / "settings.json"),
     "content": training.hash_images(collection),
+    "covered": model.crop_fraction,  # middle share of an image's sides that the model sees
     "matches": settings.matches,
     "key": config.key,
     "queries": len(queries),

@@ -13,6 +13,8 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score, silhouette_score
 
+from sane_jax import recognition
+
 
 class Clusters(NamedTuple):
   """k clusters of unit vectors.
@@ -41,27 +43,10 @@ def pool(features: np.ndarray, saliency: np.ndarray | None, covered: float = 1.0
   if saliency is None:
     pooled = features.mean((1, 2))
   else:
-    weights = _shares(np.maximum(saliency, 0), features.shape[1:3], covered)
+    weights = recognition.spread(np.maximum(saliency, 0), features.shape[1:3], covered)
     pooled = np.einsum("nhwc,nhw->nc", features, weights)
   norms = np.linalg.norm(pooled, axis=1, keepdims=True)
   return np.where(norms > 1e-12, pooled / np.maximum(norms, 1e-12), 0)
-
-
-def _shares(maps: np.ndarray, size: tuple[int, int], covered: float) -> np.ndarray:
-  """Mean of maps [n i j], even within each of their cells, over the area of each position [n h w].
-
-  What overlaps counts by its share, so that 8 cells on 7 positions are not shifted. Outside of what
-  maps cover they are 0.
-  """
-
-  def overlaps(cells: int, positions: int) -> np.ndarray:
-    ends = (1 - covered) / 2 + covered * np.arange(cells + 1) / cells
-    edges = np.arange(positions + 1)[:, None] / positions
-    shared = np.minimum(ends[1:], edges[1:]) - np.maximum(ends[:-1], edges[:-1])
-    return positions * np.maximum(shared, 0)
-
-  rows, columns = (overlaps(maps.shape[axis + 1], size[axis]) for axis in (0, 1))
-  return np.einsum("hi,nij,wj->nhw", rows, maps, columns, optimize=True)
 
 
 def find_clusters(vectors: np.ndarray, candidates: Sequence[int], *, seed: int) -> Clusters:

@@ -415,7 +415,7 @@ def _sanity_tables(e: Evaluation) -> list[Table]:
   def compare(what: str, maps: np.ndarray, found: Any, attributes: Any = None) -> None:
     correlation = sanity_checks.rank_correlations(e.terms.saliency[pairs], maps)
     if attributes is None:
-      fit, _ = pair_terms.fits(maps, e.terms.activations, rows_of)
+      fit, _ = pair_terms.fits(maps, e.terms.activations, rows_of, e.terms.covered)
       attributes = _rank(e, pairs, phi, fit, *found)
     changed = 100.0 * (attributes != e.named[ranker.WHOLE][pairs])
     rows.append((what, e.interval(pairs, correlation, 2), e.interval(pairs, changed, 0)))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sane_jax import attribute_reader, checkpoint, effect_index, training
+from sane_jax import attribute_reader, checkpoint, effect_index, recognition, training
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection, Pair
@@ -49,6 +49,7 @@ class PairTerms(NamedTuple):
   row_confidence: np.ndarray  # [n a]
   embeddings: np.ndarray  # [n t d] unit, by type of the other image
   types: np.ndarray  # [n] which slot of the other's embedding is meant for an image
+  covered: float = 1.0  # middle share of the images' sides that saliency maps are of
 
   def activation(self, pair: int, attribute: int) -> np.ndarray:
     """Activation map [h2 w2] of a pair's query."""
@@ -135,7 +136,8 @@ def read_terms(
   confidence, _ = attribute_reader.activate(reader, images, everything, num_threads, maps=False)
   _, activations = attribute_reader.activate(reader, images, rows, num_threads)
   of_row = np.searchsorted(rows, queries)
-  fit, against = fits(saliency, activations, of_row)
+  covered = finished.get("covered", 1.0)
+  fit, against = fits(saliency, activations, of_row, covered)
   conditions = collection.conditions[collection.types[queries], collection.types[references]]
   known = read_concepts(
     pathlib.Path(workdir) / concepts, collection.attribute_names, collection.name
@@ -153,7 +155,7 @@ def read_terms(
   labels = np.array([p.label for p in pairs])
   return PairTerms(
     queries, references, labels, conditions, scores, saliency, terms.astype(np.float32), against,
-    rows, activations, confidence, embeddings, types,
+    rows, activations, confidence, embeddings, types, covered,
   )  # fmt: skip
 
 
@@ -197,7 +199,7 @@ def sensitivities(vectors: np.ndarray, query: np.ndarray, reference: np.ndarray)
 
 
 def fits(
-  saliency: np.ndarray, activations: np.ndarray, of_row: np.ndarray
+  saliency: np.ndarray, activations: np.ndarray, of_row: np.ndarray, covered: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cosines [p a] of activation maps with the positive and the negative part of saliency maps.
 
@@ -205,7 +207,11 @@ def fits(
     saliency: [p h w].
     activations: [u h2 w2 a].
     of_row: which of the u maps belongs to each pair [p].
+    covered: middle share of the images' sides that the saliency maps are of: the attribute model
+      sees the whole middle square, and the explained model may crop it.
   """
+  if covered != 1:
+    saliency = recognition.spread(saliency, saliency.shape[1:], covered).astype(np.float32)
   fit = jax.jit(jax.vmap(ranking.map_fit))
   out = np.zeros((2, len(saliency), activations.shape[-1]), np.float32)
   for begin in range(0, len(saliency), 256):  # bounds the memory

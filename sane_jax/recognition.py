@@ -90,3 +90,25 @@ def connected(mask: np.ndarray, at: Any) -> np.ndarray:
   """The part of a mask [h w] that hangs together, edges or corners, with the place `at`."""
   labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
   return labels == labels[at]
+
+
+def spread(maps: np.ndarray, size: tuple[int, int], covered: float = 1.0) -> np.ndarray:
+  """Mean of maps [n i j], even within each of their cells, over the area of each position [n h w].
+
+  What overlaps counts by its share, so that 8 cells on 7 positions are not shifted. Outside of what
+  maps cover they are 0.
+
+  Args:
+    maps: of the middle of images.
+    size: (h, w) over the whole images.
+    covered: middle share of each side that the maps cover, in (0, 1].
+  """
+
+  def overlaps(cells: int, positions: int) -> np.ndarray:
+    ends = (1 - covered) / 2 + covered * np.arange(cells + 1) / cells
+    edges = np.arange(positions + 1)[:, None] / positions
+    shared = np.minimum(ends[1:], edges[1:]) - np.maximum(ends[:-1], edges[:-1])
+    return positions * np.maximum(shared, 0)
+
+  rows, columns = (overlaps(maps.shape[axis + 1], size[axis]) for axis in (0, 1))
+  return np.einsum("hi,nij,wj->nhw", rows, maps, columns, optimize=True)

@@ -197,7 +197,7 @@ def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
   """
   finished = training.read_finished(folder, "build_index")
   pair_terms.check_index(folder, finished, train)
-  limit, seed = finished["matches"], finished["key"]
+  limit, seed, covered = finished["matches"], finished["key"], finished.get("covered", 1.0)
   index = effect_index.read_index(folder)
   embeddings = index.embeddings.read().result()
   groups = collection_lib.groups_of(train)
@@ -209,6 +209,8 @@ def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
   for position, row in enumerate(tqdm.tqdm(index.queries, desc="maps", unit="query", disable=None)):
     matches = collection_lib.draw_matches(train, groups[row], row, limit=limit, seed=seed)
     maps = effect_index.read_maps(index, position, matches, embeddings)
+    if covered != 1 and len(maps):  # the model that is explained sees less than this one
+      maps = recognition.spread(maps, index.grid, covered)
     values[position, : len(maps)] = maps
     valid[position, : len(maps)] = (maps != 0).any((1, 2))  # zero: an image could not be read
   return Maps(query, values, valid)

@@ -60,3 +60,15 @@ def test_enlarging_keeps_places():
   top = np.argwhere(large > 0.99 * large.max())
   np.testing.assert_allclose(top.mean(axis=0), [14.5, 24.5], atol=0.6)
   assert large[:, :10].max() == 0
+
+
+def test_maps_of_the_middle_are_spread_over_the_whole():
+  maps = np.arange(1.0, 5.0).reshape(1, 2, 2)
+  np.testing.assert_allclose(recognition.spread(maps, (2, 2)), maps)
+  half = recognition.spread(maps, (4, 4), 0.5)[0]
+  expected = np.zeros((4, 4))
+  expected[1:3, 1:3] = maps[0]
+  np.testing.assert_allclose(half, expected)
+  # The integral over the image shrinks by the area that is covered.
+  odd = recognition.spread(maps, (7, 5), 0.78)
+  assert odd.mean() == pytest.approx(maps.mean() * 0.78**2)
