@@ -55,6 +55,7 @@ class Evaluation(NamedTuple):
 
   def interval(self, pairs: np.ndarray, values: np.ndarray, digits: int = 1) -> Interval | str:
     """Mean over pairs with its 95 % interval, queries drawn together; NaN left out."""
+    values = np.asarray(values, np.float64)
     known = np.isfinite(values)
     clusters = self.terms.queries[pairs][known]
     if len(np.unique(clusters)) < 2:

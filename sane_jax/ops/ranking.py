@@ -94,7 +94,7 @@ def normal_scores(
   return out
 
 
-def check_weights(phi: Sequence[float], size: int) -> np.ndarray:
+def check_weights(phi: Sequence[float | int], size: int) -> np.ndarray:
   """φ as an array.
 
   Raises:
