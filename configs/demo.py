@@ -7,8 +7,8 @@ maps, trains an attribute model that the maps supervise, fits concepts, chooses 
 ranking, evaluates, and explains 12 pairs. Open runs/demo/explain/index.html.
 
 Interrupted, the same command goes on where it stopped; run again, it finds everything done.
-Time: about 6 minutes on two CPU cores (drawing 27 s, similarity 89, index 71, attributes 91, concepts
-20, ranking 3, evaluation 49, explaining 19). The same seed gives the same page.
+Time: about 6 minutes on two CPU cores (drawing 27 s, similarity 89, index 71, attributes 91,
+concepts 20, ranking 3, evaluation 49, explaining 19). The same seed gives the same page.
 Settings that are not named here are those of configs/synthetic.py and configs/polyvore.py.
 """
 
