@@ -24,7 +24,7 @@ ATTRIBUTES = (  # colours, patterns, shapes, small parts
   "red", "navy", "turquoise", "striped", "dotted", "floral", "plaid", "longsleeve", "collared",
   "mini", "buttoned", "logo", "pocketed", "belted", "leather", "snakeprint",
 )  # fmt: skip
-PAIRS = 6  # of each attribute
+PAIRS = 8  # of each attribute
 
 
 @pytest.fixture(scope="module")
