@@ -1,6 +1,7 @@
 """Shapes are checked here and nowhere else; small encoders whose answers are known."""
 
 import os
+import signal
 
 import jax
 import jaxtyping
@@ -14,6 +15,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from sane_jax import hosts  # noqa: E402
+
+# A shell's background job ignores Ctrl-C, and so would the commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hosts.cache_compilations(os.environ.get("SANE_JAX_TEST_CACHE"))
 
