@@ -424,6 +424,7 @@ class Explainer:
       make_reference_side=reference_side,
       ranker=self.ranker,
       embeddings=(measured.whole, side.whole),
+      effects=measured,
     )
 
   # --- nothing but scores -------------------------------------------------------------------------

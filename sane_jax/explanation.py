@@ -113,6 +113,7 @@ class Explanation:
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
   ranker: ranker_lib.Ranker | None = dataclasses.field(default=None, repr=False)
   embeddings: tuple[np.ndarray, np.ndarray] | None = dataclasses.field(default=None, repr=False)
+  effects: Effects | None = dataclasses.field(default=None, repr=False)
   _reference_side: ReferenceSide | None = dataclasses.field(default=None, repr=False)
 
   @property
@@ -200,6 +201,28 @@ class Explanation:
   def attribute_margin(self) -> float:
     """How far the first attribute's total is from the second's."""
     return self.explained_by.margin
+
+  @functools.cached_property
+  def attribute_regions(self) -> Float[np.ndarray, "c a"]:
+    """How far showing each region of the query moves its embedding towards each attribute.
+
+        attribute_regions[c, a] = E_q[c] · v_a
+
+    with E_q the query's effect matrix and v_a the concept's direction, in the order of
+    `attributes`. Where the model itself sees an attribute: the attribute model has no part in it.
+    Columns of attributes without a concept are 0.
+
+    Raises:
+      ValueError: no attributes; a model or a design that gives no effect matrix.
+    """
+    ranked = self.attributes
+    if self.effects is None:
+      raise ValueError(
+        "regions are scored by their effects on embeddings: that needs a model that gives"
+        f" embeddings and a design of masks; here the design is {self.settings['design']}"
+      )
+    directions = np.stack([a.direction for a in ranked], axis=1)
+    return np.asarray(self.effects.matrix) @ directions
 
   @property
   def sentence(self) -> str:

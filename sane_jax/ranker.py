@@ -118,6 +118,8 @@ class RankedAttribute(NamedTuple):
     terms: those of `pair_terms.TERMS`, in their own units.
     shares: what each contributes; they sum to `total`.
     map: activation map over the query's pixels [h w], positive.
+    direction: the attribute's concept in the model's embeddings [d], of length 1; 0 where there is
+      none.
   """
 
   name: str
@@ -125,6 +127,7 @@ class RankedAttribute(NamedTuple):
   terms: dict[str, float]
   shares: dict[str, float]
   map: np.ndarray
+  direction: np.ndarray
 
 
 class Attributes(NamedTuple):
@@ -196,7 +199,7 @@ def make_ranker(
       RankedAttribute(
         str(names[a]), float(total[a]),
         dict(zip(pair_terms.TERMS, map(float, raw[:, a]), strict=True)),
-        dict(zip(pair_terms.TERMS, map(float, shares[:, a]), strict=True)), large[a],
+        dict(zip(pair_terms.TERMS, map(float, shares[:, a]), strict=True)), large[a], vectors[a],
       )
       for a in order
     )  # fmt: skip
