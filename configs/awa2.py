@@ -8,8 +8,13 @@ testclasses.txt and predicate-matrix-binary.txt.
 
 Frozen ImageNet features in place of training both models, for few photos or no accelerator:
   python -m sane_jax.main --config=configs/awa2.py --config.data.folder=FOLDER \\
-    --config.jobs='("build_index","train_attributes")' --config.index.model=efficientnet_lite0 \\
-    --config.index.image_size=112 --config.attributes.trunk=efficientnet_lite0
+    --config.jobs='("build_index","train_attributes","fit_concepts","tune_ranking","evaluate",\\
+    "explain_matches")' --config.index.model=efficientnet_lite0 --config.index.image_size=112 \\
+    --config.index.num_masks=128 --config.index.matches=5 --config.index.design=hadamard \\
+    --config.attributes.trunk=efficientnet_lite0 --config.attributes.learning_rate=1e-3 \\
+    --config.attributes.batch_size=16 --config.attributes.num_epochs=30 \\
+    --config.evaluation.layers='("conv_head","blocks_15","blocks_10","blocks_5","conv_stem")'
+240 photos take five minutes on two CPU cores.
 
 Jobs and settings that are not named here are those of configs/polyvore.py.
 Source: Plummer et al., Why do These Match?, ECCV 2020.

@@ -8,6 +8,9 @@
   python -m sane_jax.main --config=configs/photos.py --config.photos=FOLDER --config.attributes=CSV
       the same, and which of your attributes explains each match: a column `file`, and one of 1
       and 0 for each attribute
+  python -m sane_jax.main --config=configs/photos.py --config.photos=FOLDER --config.job=build_index
+      measures every photo once; sane_jax.ExplanationIndex("runs/photos/index") then explains any
+      two of them without the model. Run again, it appends the photos that are new
 
 Writes WORKDIR/explain/index.html, a PNG a pair and explanations.json. Interrupted, the same command
 goes on where it stopped.
@@ -23,7 +26,7 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "explain"  # explain compare_generators benchmark
+  config.job = "explain"  # explain build_index
   config.workdir = "runs/photos"  # where results go
 
   # What is explained; at most one of (query and reference), photos, pairs.
@@ -53,6 +56,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.mode = "fixed"  # 'both' perturbs the reference as well
   config.key = 0  # seed: the same key gives the same answer
   config.chunk_size = config_dict.placeholder(int)  # masked images at a time; 64 on a CPU
+
+  config.index_dtype = "float16"  # of the index's effects; int8 takes half the room
 
   # Its evaluation by insertion and deletion of pixels.
   config.metrics = True  # 202 further passes a pair

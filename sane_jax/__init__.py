@@ -13,6 +13,7 @@ _hosts.use_all_cores()  # before anything starts JAX's back end
 from sane_jax.datasets.images import ImageError  # noqa: E402
 from sane_jax.explainer import Explainer  # noqa: E402
 from sane_jax.explanation import Effects, Explanation  # noqa: E402
+from sane_jax.explanation_index import ExplanationIndex  # noqa: E402
 from sane_jax.metrics import insertion_deletion  # noqa: E402
 from sane_jax.models.model import (  # noqa: E402
   Model,
@@ -42,6 +43,7 @@ __all__ = [
   "Effects",
   "Explainer",
   "Explanation",
+  "ExplanationIndex",
   "Hadamard",
   "ImageError",
   "KernelShap",

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import itertools
 import pathlib
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,16 +13,65 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sane_jax import effect_index, explainer, pair_terms, sharding, spaces, training
+from sane_jax import (
+  effect_index,
+  explainer,
+  explanation_index,
+  pair_terms,
+  sharding,
+  spaces,
+  training,
+)
 from sane_jax import engine as engine_lib
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import images as images_lib
 from sane_jax.datasets import load
+from sane_jax.datasets import photos as photos_lib
 from sane_jax.datasets.collection import Collection
+from sane_jax.explain import make_explainer
 from sane_jax.ops import designs, effects, fills
 
 
 def run(config: Any) -> None:
+  """Builds the index of a folder of photos, or those that the jobs of a data set need."""
+  if "photos" in config:
+    _build_photos(config)
+  else:
+    _build_splits(config)
+
+
+def _build_photos(config: Any) -> None:
+  """Measures every photo of a folder into WORKDIR/index; new ones are appended to what is there.
+
+  Raises:
+    ValueError: no folder of photos is named; see also `ExplanationIndex.build`.
+  """
+  if not config.photos:
+    raise ValueError("an index is of a folder: name it with --config.photos=FOLDER")
+  folder = pathlib.Path(config.workdir) / "index"
+  made = make_explainer(config)
+  paths = photos_lib.list_photos(config.photos)
+  started = time.monotonic()
+  with training.progress("index", 0, len(paths)) as bar:
+
+    def show(done: int, total: int) -> None:
+      bar.total = total
+      bar.update(done - bar.n)
+
+    index = explanation_index.ExplanationIndex.build(
+      folder, made, paths, dtype=config.index_dtype, on_progress=show
+    )
+  seconds = time.monotonic() - started
+  size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+  print(
+    f"build_index: {len(index)} photos in {folder}, {size / len(index) / 1000:.1f} kB each;"
+    f" {made.encoder_passes:,} encoder passes in {seconds:.1f} s; {len(index.left_out)} left out"
+  )
+  for name, why in list(index.left_out.items())[:10]:
+    print(f"  left out: {name}: {why}", file=sys.stderr)
+
+
+def _build_splits(config: Any) -> None:
   """Measures images that are explained: N masked passes and two whole ones each.
 
   In the training split those are images with matches, whose maps supervise the attribute model; in
@@ -109,8 +160,8 @@ def _build(
   broken: dict[str, str] = {}
   with training.progress(f"index {split}", 0, sum(len(rows) for _, _, rows, _ in work)) as bar:
     for part, shard, rows, function in work:
-      where = effect_index.shard_slice(shard, getattr(index, part).shape[0])
-      values = np.zeros(getattr(index, part)[where].shape, np.float32)
+      where = effect_index.shard_slice(shard, index.arrays[part].shape[0])
+      values = np.zeros(index.arrays[part][where].shape, np.float32)
       for position, row in enumerate(rows):
         try:
           values[position] = function(int(row))
@@ -121,6 +172,10 @@ def _build(
   sharding.wait_for_all(f"index {split}")
   if jax.process_index() == 0:
     effect_index.describe(folder, index)
+    explanation_index.write_manifest(
+      folder, index, ids=collection.ids, settings={**settings, "model": model.name},
+      left_out=broken,
+    )  # fmt: skip
   results = {
     "fingerprint": training.hash_file(folder / "settings.json"),
     "content": training.hash_images(collection),

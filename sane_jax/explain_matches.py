@@ -61,7 +61,7 @@ def run(config: Any) -> None:
         fill=config.index.fill or None, key=config.key,
         attributes=ranker.make_ranker(
           reader.names, look, (concepts.prior[space], concepts.vectors[space]),
-          tuned.phi[ranker.WHOLE], tuned.calibration,
+          tuned.phi[ranker.WHOLE], tuned.calibration, tuned.thresholds,
         ),
       )  # fmt: skip
     names = (test.ids[pair.query], test.ids[pair.reference])

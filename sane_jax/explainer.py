@@ -267,8 +267,12 @@ class Explainer:
     )
     return masking, design, start, count
 
+  def masked_embeddings(self, image: Any) -> np.ndarray:
+    """Unit embeddings [k d] of the K masked versions of a reference, as mode 'both' shows them."""
+    photo = self.photo(image)
+    return self._perturbed_embeddings(photo, self.embed([photo]).shape[1])
+
   def _perturbed_embeddings(self, photo: Photo, d: int) -> np.ndarray:
-    """Unit embeddings [k d] of the K masked versions of a reference."""
     masking, design, start, count = self._reference_masking(photo)
     total, _ = engine_lib.run(
       self.engine, effects_lib.RenderMasked(design), effects_lib.StoreFrom(start), masking,

@@ -266,8 +266,10 @@ def learn(
   if len(seen) > 1:
     calibration = ranking.calibrate(np.array(seen).swapaxes(0, 1), likely=0.5)
   return Learned(
-    ranker.make_ranker(names, look, (prior, vectors), phi, calibration), names,
-    tuple(skills(features, labels)), tuple(left_out),
+    ranker.make_ranker(
+      names, look, (prior, vectors), phi, calibration, np.full(len(names), 0.5)
+    ),
+    names, tuple(skills(features, labels)), tuple(left_out),
   )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def load_attributes(
     space = model_lib.find_condition(description, len(known.prior), condition)
   return make_ranker(
     reader.names, attribute_reader.make_look(reader), (known.prior[space], known.vectors[space]),
-    chosen.phi[WHOLE], chosen.calibration,
+    chosen.phi[WHOLE], chosen.calibration, chosen.thresholds,
   )  # fmt: skip
 
 
@@ -165,6 +165,7 @@ AGAINST = 0.25  # share of the map's mass that is worth a sentence
 def make_ranker(
   names: Sequence[str], look: Callable[[Any], tuple[np.ndarray, np.ndarray]],
   concepts: tuple[np.ndarray, np.ndarray], phi: Sequence[float], calibration: ranking.Calibration,
+  thresholds: np.ndarray | None = None,
 ) -> Ranker:  # fmt: skip
   """Ranks attributes by what is known of them.
 
@@ -174,6 +175,8 @@ def make_ranker(
     concepts: TCAV score of each attribute [a] in the pair's space, and its direction [a d].
     phi: weights of the terms.
     calibration: of the terms.
+    thresholds: confidence [a] from which an image counts as having an attribute. Beside the first
+      ranked, only what the query has may explain its map jointly; all may where this is None.
   """
   factors = ranking.check_weights(phi, len(pair_terms.TERMS))
   prior, vectors = concepts
@@ -206,9 +209,11 @@ def make_ranker(
     at_cells = np.asarray(
       jax.image.resize(maps[..., order], (*saliency.shape, len(order)), "linear")
     )
-    joint = ranking.explain_jointly(
-      saliency, at_cells, most=MOST, first=0, candidates=np.arange(min(CANDIDATES, len(order)))
-    )
+    had = np.ones(len(order), bool) if thresholds is None else confidence > thresholds
+    candidates = np.array([
+      place for place, a in enumerate(order[:CANDIDATES]) if place == 0 or had[a]
+    ])  # fmt: skip
+    joint = ranking.explain_jointly(saliency, at_cells, most=MOST, first=0, candidates=candidates)
     mass = np.abs(saliency).sum()
     negative = float(np.maximum(-saliency, 0).sum() / mass) if mass > 0 else 0.0
     opponent = None

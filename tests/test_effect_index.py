@@ -74,3 +74,30 @@ def test_bad_values_and_other_shapes(made, tmp_path):
     effect_index.write_shard(index, "effects", 0, effects[:64] * 1e9)
   with pytest.raises(ValueError, match="remove it and build it again"):
     open_at(tmp_path, index.queries, index.types, grid=(3, 3))
+
+
+@pytest.mark.parametrize(("dtype", "kilobytes"), [("float16", 10), ("int8", 6)])
+def test_an_image_takes_few_bytes(tmp_path, rng, dtype, kilobytes):
+  """64 cells and 64 axes, as in the paper, with the standard error's factor."""
+  index = effect_index.open_index(
+    tmp_path, queries=np.arange(64), types=np.zeros(64, int), num_types=1, grid=(8, 8),
+    embedding_size=64, dtype=dtype, spread=8,
+  )  # fmt: skip
+  for part, shape in (("embeddings", (64,)), ("effects", (64, 64)), ("spread", (64, 8))):
+    effect_index.write_shard(index, part, 0, rng.normal(size=(64, 1, *shape)).astype(np.float32))
+  size = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+  assert size / 64 < kilobytes * 1000
+
+
+def test_it_grows_at_its_end_and_counts_what_is_there(tmp_path, rng):
+  values = rng.normal(size=(150, T, D)).astype(np.float32)
+  for count in (70, 150):
+    types = np.zeros(count, int)
+    index = open_at(tmp_path, np.arange(count), types)
+    for shard in effect_index.missing_shards(index, "embeddings"):
+      rows = effect_index.missing_rows(index, "embeddings", shard)
+      effect_index.write_shard(index, "embeddings", shard, values[rows])
+  assert index.finished["embeddings"].read().result().tolist() == [64, 64, 22]
+  np.testing.assert_array_equal(index.embeddings.read().result(), values)
+  with pytest.raises(ValueError, match="remove it and build it again"):
+    open_at(tmp_path, np.arange(70), np.zeros(70, int))

@@ -29,7 +29,7 @@ SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
   "sharding", "recognition", "effect_index", "attribute_reader", "attribute_effects", "pair_terms",
   "concept_prior", "clustering", "forward_simulation", "ranker", "spaces", "sanity_checks",
-  "photo_attributes",
+  "photo_attributes", "explanation_index",
 }  # fmt: skip
 LAYERS = [
   {"hosts", "files"},
@@ -43,6 +43,7 @@ LAYERS = [
 # public pieces where they were made for it.
 ALLOWED = {
   ("benchmark", "compare_generators"),
+  ("build_index", "explain"),
   ("evaluate", "compare_generators"),
   ("benchmark_input", "train_similarity"),
 }

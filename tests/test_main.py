@@ -291,6 +291,31 @@ def test_interrupted_it_says_so_and_writes_what_it_has(folder):
 # --- the other jobs -------------------------------------------------------------------------------
 
 
+def test_an_index_of_a_folder_grows_with_it(folder, capsys):
+  import sane_jax
+  from sane_jax import build_index
+
+  (folder / "photos/photo 3.png").write_bytes(b"no picture")
+  last = folder / "photos/photo 4.png"
+  away = last.rename(folder / "later.png")
+  settings = config(photos="photos", design="hadamard", num_masks=128)
+  build_index.run(settings)
+  printed = capsys.readouterr()
+  assert "4 photos" in printed.out
+  assert "1 left out" in printed.out
+  assert "photo 3.png" in printed.err
+  away.rename(last)
+  build_index.run(settings)
+  assert "5 photos" in capsys.readouterr().out
+  index = sane_jax.ExplanationIndex("runs/photos/index")
+  assert index.maps("photos/photo 0.png", ["photos/photo 4.png"]).shape == (1, 8, 8)
+  assert index.explain("photos/photo 0.png", "photos/photo 4.png").encoder_passes == 0
+  with pytest.raises(ValueError, match=r"--config\.photos=FOLDER"):
+    build_index.run(config())
+  with pytest.raises(ValueError, match="num_masks is 128 there and 256 here"):
+    build_index.run(config(photos="photos", design="hadamard", num_masks=256))
+
+
 def test_evaluation_tabulates_and_resumes(folder):
   from sane_jax import compare_generators
 

@@ -16,9 +16,9 @@ def look(image):
   return np.array([0.3, 0.5, 0.2], np.float32), maps
 
 
-def rank(saliency, phi=(0.0, 1.0, 0.0, 0.0), embeddings=None, vectors=None):
+def rank(saliency, phi=(0.0, 1.0, 0.0, 0.0), embeddings=None, vectors=None, thresholds=None):
   vectors = np.zeros((3, 5)) if vectors is None else vectors
-  made = ranker.make_ranker(NAMES, look, (np.full(3, 0.5), vectors), phi, ranking.RAW)
+  made = ranker.make_ranker(NAMES, look, (np.full(3, 0.5), vectors), phi, ranking.RAW, thresholds)
   return made(np.zeros((8, 8, 3), np.float32), saliency, embeddings)
 
 
@@ -54,6 +54,17 @@ def test_sensitivity_is_the_derivative_of_the_score():
     v = vectors[NAMES.index(a.name)]
     slope = (score(q + 1e-5 * v) - score(q - 1e-5 * v)) / 2e-5
     assert a.terms["sensitivity"] == pytest.approx(slope, abs=1e-6)
+
+
+def test_what_the_query_lacks_does_not_explain_it_jointly():
+  corner = TOP.copy()
+  corner[3, 3] = 1.0
+  assert {rank(corner).ranked[i].name for i in rank(corner).joint.chosen} == {"striped", "collared"}
+  found = rank(corner, thresholds=np.array([0.1, 0.6, 0.9]))
+  assert [found.ranked[i].name for i in found.joint.chosen] == ["striped"]
+  # The first ranked is what the sentence is about, whatever its confidence.
+  found = rank(corner, thresholds=np.ones(3))
+  assert [found.ranked[i].name for i in found.joint.chosen] == ["striped"]
 
 
 def test_the_sentence_says_what_was_measured():

@@ -1,0 +1,310 @@
+"""The index gives what the explainer gives, without its encoder, and says what it can't give."""
+
+import json
+import resource
+
+import encoders
+import numpy as np
+import pytest
+from PIL import Image
+
+import sane_jax
+from sane_jax import effect_index, explanation_index
+from sane_jax.explanation_index import ExplanationIndex
+from sane_jax.ops import effects as effects_lib
+
+DESIGNS = {
+  "hadamard": sane_jax.Hadamard(num_masks=128, grid=(4, 4)),
+  "rise": sane_jax.Rise(num_masks=60, grid=(7, 7)),
+  "kernel_shap": sane_jax.KernelShap(num_masks=201, grid=(4, 4)),
+  "sliding_window": sane_jax.SlidingWindow(grid=(5, 5)),
+}
+
+
+def model(seed=0):
+  return sane_jax.from_jax(
+    encoders.nonlinear, encoders.nonlinear_params(seed), image_size=encoders.SIZE, name="small"
+  )
+
+
+def explainer_of(design="hadamard", seed=0, **options):
+  return sane_jax.Explainer(model(seed), design=DESIGNS[design], fill="grey", **options)
+
+
+@pytest.fixture
+def images(photos):
+  return {f"photo {n}": photo for n, photo in enumerate(photos)}
+
+
+@pytest.fixture
+def folder(tmp_path, rng):
+  """70 photos: two shards."""
+  for n in range(70):
+    coarse = Image.fromarray(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8))
+    coarse.resize((40, 32), Image.Resampling.BILINEAR).save(tmp_path / f"{n:02d}.png")
+  return tmp_path
+
+
+def paths(folder):
+  return sorted(folder.glob("*.png"))
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_maps_are_those_of_the_explainer(tmp_path, images, design):
+  explainer = explainer_of(design)
+  index = ExplanationIndex.build(tmp_path / "index", explainer, images)
+  names = list(images)
+  maps = index.maps(names[0], names[1:])
+  scores = index.scores(names[0], names[1:])
+  before = explainer.encoder_passes
+  assert maps.shape == (4, *index.grid)
+  for name, found, score in zip(names[1:], maps, scores, strict=True):
+    e = explainer.explain(images[names[0]], images[name])
+    np.testing.assert_allclose(found.ravel(), e.saliency.cells, atol=rounding(index, names[0]))
+    assert score == pytest.approx(e.score, abs=1e-6)
+  assert explainer.encoder_passes > before
+  contrast = explainer.contrast(*(images[n] for n in names[:3])).saliency.cells
+  found = index.contrast(*names[:3]).ravel()
+  np.testing.assert_allclose(found, contrast, atol=2 * rounding(index, names[0]))
+
+
+def rounding(index, name):
+  """What float16's 11 bits may move a map by: E · e, |e| = 1."""
+  return 2**-11 * np.linalg.norm(index.effect_matrix(name), axis=1).max()
+
+
+def test_both_images_and_correspondence(tmp_path, images):
+  explainer = explainer_of(mode="both")
+  index = ExplanationIndex.build(tmp_path, explainer, images)
+  e = explainer.explain(images["photo 0"], images["photo 1"])
+  (found,) = index.maps("photo 0", ["photo 1"], mode="both")
+  np.testing.assert_allclose(found.ravel(), e.saliency.cells, atol=rounding(index, "photo 0"))
+  fixed = explainer_of().explain(images["photo 0"], images["photo 1"])
+  (found,) = index.maps("photo 0", ["photo 1"])
+  np.testing.assert_allclose(found.ravel(), fixed.saliency.cells, atol=1e-3)
+  table = index.correspondence("photo 0", "photo 1")
+  np.testing.assert_allclose(table, fixed.correspondence, atol=5e-3)
+  only = ExplanationIndex.build(tmp_path / "fixed", explainer_of(), images)
+  with pytest.raises(ValueError, match="built with mode 'fixed'"):
+    only.maps("photo 0", ["photo 1"], mode="both")
+  with pytest.raises(ValueError, match="given 'neither'"):
+    only.maps("photo 0", ["photo 1"], mode="neither")
+
+
+@pytest.mark.parametrize("design", ["hadamard", "rise"])
+def test_the_standard_error_is_the_jackknife_s_pooled_over_cells(tmp_path, images, design):
+  explainer = explainer_of(design)
+  index = ExplanationIndex.build(tmp_path / "all", explainer, images, spread=64)
+  few = ExplanationIndex.build(tmp_path / "few", explainer, images)
+  measured = explainer.effects(images["photo 0"])
+  left_out = np.asarray(
+    effects_lib.leave_one_out(measured.design, measured.key, measured.cells, measured.moments)
+  )
+  for name in ("photo 1", "photo 2"):
+    maps = left_out @ explainer.embed([images[name]])[0]  # [b c]
+    count = len(maps)
+    variance = (count - 1) / count * ((maps - maps.mean(axis=0)) ** 2).sum(axis=0)
+    (error,) = index.standard_errors("photo 0", [name])
+    assert error == pytest.approx(np.sqrt(variance.mean()), rel=2e-3)
+    assert few.standard_errors("photo 0", [name])[0] == pytest.approx(error, rel=0.2)
+
+
+def test_a_single_replicate_has_no_standard_error(tmp_path, images):
+  design = sane_jax.Hadamard(num_masks=32, grid=(4, 4))
+  explainer = sane_jax.Explainer(model(), design=design)
+  index = ExplanationIndex.build(tmp_path, explainer, images)
+  with pytest.raises(ValueError, match="without standard errors"):
+    index.standard_errors(0, [1])
+
+
+def test_eight_bits_are_as_far_off_as_they_say(tmp_path, images):
+  explainer = explainer_of()
+  exact = ExplanationIndex.build(tmp_path / "16", explainer, images)
+  small = ExplanationIndex.build(tmp_path / "8", explainer, images, dtype="int8")
+  names = list(images)
+  one, two = (i.maps(names[0], names[1:]).reshape(4, -1) for i in (exact, small))
+  scales = np.abs(exact.effect_matrix(names[0])).max(axis=1) / 127
+  vectors = explainer.embed([images[n] for n in names[1:]])
+  bound = 0.51 * np.abs(vectors).sum(axis=1)[:, None] * scales
+  error = np.abs(one - two)
+  assert (error <= bound + 1e-4 * np.abs(one).max()).all()
+  assert error.max() > 0
+
+
+def test_pages_without_the_encoder(folder):
+  explainer = explainer_of()
+  index = ExplanationIndex.build(folder / "index", explainer, paths(folder)[:5])
+  again = ExplanationIndex(folder / "index", explainer)
+  passes = explainer.encoder_passes
+  one, two = again.ids[:2]
+  e = again.explain(one, two)
+  direct = explainer_of().explain(one, two)
+  np.testing.assert_allclose(e.saliency_map, direct.saliency_map, atol=1e-3)
+  np.testing.assert_allclose(e.reference_saliency_map, direct.reference_saliency_map, atol=1e-3)
+  np.testing.assert_array_equal(e.query.pixels, direct.query.pixels)
+  assert e.encoder_passes == 0
+  assert explainer.encoder_passes == passes
+  page = e.to_html(folder / "page.html").read_text()
+  assert "00.png" in page
+  assert (
+    index.nearest(one, 3)
+    == sorted(again.ids[1:], key=lambda name: -float(index.scores(one, [name])[0]))[:3]
+  )
+  assert len(index.nearest(one, 99)) == 4
+
+
+def arrays(index):
+  return {name: a.read().result() for name, a in index._index.arrays.items()}
+
+
+def test_appended_and_interrupted_it_is_the_same(folder):
+  photos = paths(folder)
+  whole = ExplanationIndex.build(folder / "whole", explainer_of(), photos)
+
+  class Stop(Exception):
+    pass
+
+  def stop(done, total):
+    if done == 66:
+      raise Stop
+
+  explainer = explainer_of()
+  with pytest.raises(Stop):
+    ExplanationIndex.build(folder / "parts", explainer, photos[:67], on_progress=stop)
+  half = ExplanationIndex(folder / "parts")
+  half.maps(0, [1, 63])
+  with pytest.raises(KeyError, match=r"not measured yet.*goes on"):
+    half.maps(0, [64])
+  spent = explainer.encoder_passes
+  ExplanationIndex.build(folder / "parts", explainer, photos[:67])
+  assert explainer.encoder_passes - spent == 3 * 129 + 1  # the second shard, and the test picture
+  before = ExplanationIndex(folder / "parts").maps(0, range(1, 67))
+  parts = ExplanationIndex.build(folder / "parts", explainer, photos)
+  assert parts.ids == whole.ids
+  for name, array in arrays(whole).items():
+    np.testing.assert_array_equal(arrays(parts)[name], array, err_msg=name)
+  np.testing.assert_array_equal(parts.maps(0, range(1, 67)), before)
+  spent = explainer.encoder_passes
+  ExplanationIndex.build(folder / "parts", explainer, photos)
+  assert explainer.encoder_passes - spent == 1  # nothing left to do
+
+
+def test_images_that_can_t_be_read_cost_no_other(folder):
+  (folder / "03.png").write_bytes(b"no picture")
+  index = ExplanationIndex.build(folder / "index", explainer_of(), paths(folder)[:6])
+  assert list(index.left_out) == [str(folder / "03.png")]
+  assert np.isfinite(index.maps(0, [1, 2, 4, 5])).all()
+  with pytest.raises(KeyError, match=r"03.png.*was left out"):
+    index.maps(0, [3])
+  assert str(folder / "03.png") not in index.nearest(0, 9)
+  with pytest.raises(KeyError, match=r"no image 'nobody'.*it has 6"):
+    index.maps("nobody", [0])
+  with pytest.raises(KeyError, match="no image 6"):
+    index.maps(0, [6])
+  assert index.maps(0, []).shape == (0, 4, 4)
+
+
+@pytest.mark.parametrize(
+  ("make", "words"),
+  [
+    (lambda: explainer_of("rise"), "design is 'hadamard' there and 'rise' here"),
+    (lambda: explainer_of(key=1), "key is"),
+    (lambda: explainer_of(seed=1), r"other weights.*moved by"),
+  ],
+)
+def test_an_index_of_another_model_or_design_is_named(tmp_path, images, make, words):
+  ExplanationIndex.build(tmp_path, explainer_of(), images)
+  ExplanationIndex(tmp_path, explainer_of(mode="both"))  # the mode changes no effect
+  with pytest.raises(ValueError, match=words):
+    ExplanationIndex(tmp_path, make())
+  with pytest.raises(ValueError, match=words):
+    ExplanationIndex.build(tmp_path, make(), images)
+
+
+def test_what_does_not_fit_is_named(tmp_path, images, photos):
+  with pytest.raises(ValueError, match=r"no explanation index.*build_index"):
+    ExplanationIndex(tmp_path / "none")
+  with pytest.raises(ValueError, match="at least one image"):
+    ExplanationIndex.build(tmp_path / "none", explainer_of(), [])
+  with pytest.raises(ValueError, match="an image needs an id"):
+    ExplanationIndex.build(tmp_path / "none", explainer_of(), list(photos))
+  with pytest.raises(ValueError, match=r"'a.png' is there 2 times"):
+    ExplanationIndex.build(tmp_path / "none", explainer_of(), ["a.png", "b.png", "a.png"])
+  lime = sane_jax.Explainer(model(), design="lime")
+  with pytest.raises(ValueError, match="cells that all images share"):
+    ExplanationIndex.build(tmp_path / "none", lime, images)
+  with pytest.raises(ValueError, match="float16"):
+    ExplanationIndex.build(tmp_path / "none", explainer_of(), images, dtype="float64")
+  index = ExplanationIndex.build(tmp_path / "index", explainer_of(), images)
+  with pytest.raises(ValueError, match="dtype='float16', and dtype='int8'"):
+    ExplanationIndex.build(tmp_path / "index", explainer_of(), images, dtype="int8")
+  with pytest.raises(ValueError, match="given as an array"):
+    index.explain(0, 1)
+  (tmp_path / "index/index.json").write_text("{")
+  with pytest.raises(ValueError, match="is damaged"):
+    ExplanationIndex(tmp_path / "index")
+
+
+def test_half_a_shard_is_not_taken_for_a_whole_one(folder):
+  explainer = explainer_of()
+  index = ExplanationIndex.build(folder / "index", explainer, paths(folder))
+  maps = index.maps(0, [69])
+  index._index.finished["effects"][1].write(np.uint8(0)).result()  # killed before it was counted
+  with pytest.raises(KeyError, match="no effects"):
+    ExplanationIndex(folder / "index").maps(69, [0])
+  again = ExplanationIndex.build(folder / "index", explainer, paths(folder))
+  np.testing.assert_array_equal(again.maps(0, [69]), maps)
+  assert np.isfinite(again.maps(69, [0])).all()
+
+
+def test_a_full_disk_keeps_what_was_measured(folder):
+  photos = paths(folder)
+  explainer = explainer_of()
+  ExplanationIndex.build(folder / "index", explainer, photos[:64])
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
+    with pytest.raises(OSError, match=r"could not be written.*kept"):
+      ExplanationIndex.build(folder / "index", explainer, photos)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert np.isfinite(ExplanationIndex(folder / "index").maps(0, range(1, 64))).all()
+  assert np.isfinite(
+    ExplanationIndex.build(folder / "index", explainer, photos).maps(69, [0])
+  ).all()
+
+
+def test_the_url_of_a_key_value_store(folder):
+  url = f"file://{folder / 'remote'}/"
+  ExplanationIndex.build(url, explainer_of(), paths(folder)[:3])
+  index = ExplanationIndex(url, explainer_of())
+  assert len(index) == 3
+  assert index.maps(0, [1, 2]).shape == (2, 4, 4)
+
+
+def test_a_data_set_s_index_opens_by_ids(tmp_path, rng):
+  queries, types = np.array([1, 4]), np.array([0, 1, 1, 0, 1])
+  index = effect_index.open_index(
+    tmp_path, queries=queries, types=types, num_types=2, grid=(2, 2), embedding_size=8
+  )
+  values = {"embeddings": rng.normal(size=(5, 2, 8)), "effects": rng.normal(size=(2, 2, 4, 8))}
+  for part, array in values.items():
+    effect_index.write_shard(index, part, 0, array)
+  explanation_index.write_manifest(
+    tmp_path, index, ids=["a", "b", "c", "d", "e"], settings={"design": "hadamard"},
+    left_out={"c": "broken"},
+  )  # fmt: skip
+  opened = ExplanationIndex(tmp_path)
+  found = opened.maps("e", ["a", "b"]).reshape(2, 4)
+  expected = [
+    values["effects"][1, 0] @ values["embeddings"][0, 1],
+    values["effects"][1, 1] @ values["embeddings"][1, 1],
+  ]
+  np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2)
+  with pytest.raises(KeyError, match="no effects"):
+    opened.maps("a", ["e"])
+  with pytest.raises(KeyError, match="broken"):
+    opened.maps("e", ["c"])
+  with pytest.raises(ValueError, match="no paths"):
+    opened.explain("e", "b")
+  assert json.loads((tmp_path / "index.json").read_text())["types"] == types.tolist()
