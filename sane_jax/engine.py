@@ -5,6 +5,7 @@ The engine is where images enter the encoder, so it is also where passes are cou
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,10 +96,33 @@ def run(
   Returns:
     The total, and how many outputs had no direction (zero norm, taken as a cosine of 0).
 
+  A chunk that does not fit the device's memory is halved, said so, and the run begun again.
+
   Raises:
     ModelError: a NaN or an infinity in the outputs; a host model's output of a wrong shape.
+    JaxRuntimeError: not even one image at a time fits.
   """
-  state = effects.start_reduction(total)
+  return _halving(engine, lambda: _run(engine, render, update, args, total, count, first, score))
+
+
+def _halving(engine: Engine, work: Callable[[], Any]) -> Any:
+  """What `work` gives, tried again with half the chunk for as long as memory runs out."""
+  while True:
+    try:
+      return work()
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error) or engine.chunk == 1:
+        raise
+      engine.chunk //= 2
+      warnings.warn(
+        f"{2 * engine.chunk} images at a time do not fit the memory; going on with {engine.chunk}."
+        f" Give chunk_size={engine.chunk} to begin there",
+        stacklevel=2,
+      )
+
+
+def _run(engine, render, update, args, total, count, first, score) -> tuple[Any, int]:
+  state = effects.start_reduction(jax.tree.map(jnp.copy, total))  # it is given away to the device
   done = 0
   started = time.monotonic()
   batch = min(engine.chunk, count)
@@ -209,7 +233,13 @@ def embed_images(engine: Engine, images: np.ndarray) -> np.ndarray:
     if model.on_host:
       raw = model_lib.call_on_host(model, batch)
     else:
-      raw = np.asarray(_embed(model.embed, on_one_device(engine), batch), np.float32)
+      try:
+        raw = np.asarray(_embed(model.embed, on_one_device(engine), batch), np.float32)
+      except jax.errors.JaxRuntimeError:
+        if size == 1:
+          raise
+        singly = [_embed(model.embed, on_one_device(engine), one[None]) for one in batch]
+        raw = np.asarray(np.concatenate(singly), np.float32)
     engine.passes += size
     engine.embedding_size = raw.shape[-1]
     norms = np.linalg.norm(raw, axis=-1, keepdims=True)

@@ -103,6 +103,34 @@ def test_both_images_map_is_the_mean_of_explicit_runs(design, photos):
     assert np.abs(masks[start : start + count] - reference_masks).max() > 0.5
 
 
+def test_a_chunk_that_does_not_fit_is_halved(photos, monkeypatch):
+  """As if the device had room for 9 images."""
+  from sane_jax.ops import effects as effects_lib
+
+  design = sane_jax.Hadamard(num_masks=128, grid=(4, 4))
+  expected = sane_jax.Explainer(nonlinear_model(), design=design).explain(photos[0], photos[1])
+  stream, sizes = effects_lib.stream, []
+
+  def small(*args, chunk, **options):
+    sizes.append(chunk)
+    if chunk > 9:
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+    return stream(*args, chunk=chunk, **options)
+
+  monkeypatch.setattr(effects_lib, "stream", small)
+  explainer = sane_jax.Explainer(nonlinear_model(), design=design, chunk_size=64)
+  with pytest.warns(UserWarning, match=r"16 images at a time do not fit.*chunk_size=8"):
+    found = explainer.explain(photos[0], photos[1])
+  assert sizes[:4] == [64, 32, 16, 8]
+  np.testing.assert_allclose(found.saliency_map, expected.saliency_map, atol=1e-6)
+  assert found.encoder_passes == expected.encoder_passes
+  monkeypatch.setattr(
+    effects_lib, "stream", lambda *args, **kw: small(*args, **{**kw, "chunk": 99})
+  )
+  with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+    sane_jax.Explainer(nonlinear_model(), design=design, chunk_size=1).explain(*photos[:2])
+
+
 @by_name(SAMPLING)
 def test_chunk_size_and_repetition_do_not_matter(design, photos):
   maps = []
