@@ -1,9 +1,12 @@
-"""How fast masked images are scored, against the bare jitted encoder at the same batch size.
+"""What explanations cost: masked images a second against the bare encoder, and all that follows.
 
   python -m sane_jax.main --config=configs/benchmark.py
 
-Writes WORKDIR/benchmark/benchmark.jsonl and benchmark.md, and prints the table. Cases are timed in
-turn, round after round; ratios are taken within a round. About two minutes on two CPU cores.
+Writes WORKDIR/benchmark/benchmark.jsonl, benchmark.md and scaling.png, and prints the tables. Cases
+are timed in turn, round after round; ratios are taken within a round. About seven minutes on two
+CPU cores; one part alone with --config.parts='("kernel",)'.
+On a GPU: --config.chunk_sizes='(256,1024)' --config.images=4096 and
+--config.dtypes='("float32","bfloat16")'. Beside other libraries: benchmarks/peers/compare.py.
 Figures: docs/benchmarks.md.
 """
 
@@ -12,15 +15,19 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "benchmark"  # explain compare_generators benchmark
+  config.job = "benchmark"  # what is run
   config.workdir = "runs/benchmark"  # where results go
 
   config.model = "efficientnet_lite0"  # a name, or module:function
-  config.image_size = 112  # side in pixels
+  config.parts = ("kernel", "compiling", "pairs", "scaling", "index")  # what is timed
+  config.image_sizes = (112,)  # sides in pixels
+  config.dtypes = ("float32",)  # precisions of the model: float32 bfloat16
+  config.device_counts = ()  # how many devices share a chunk; all of them by default
   config.chunk_sizes = (16, 64)  # masked images at a time; on a GPU try (256, 1024)
   # What is timed against the bare encoder: names or name:field=value,...
   config.generators = ("hadamard:num_masks=512", "rise:num_masks=512", "lime:num_masks=512")
   config.images = 512  # images a turn for the bare encoder
   config.host = True  # the same model as a callable on the host, too
   config.repeats = 7  # rounds, after one that compiles
+  config.index_images = 10_000  # of the index that is queried
   return config

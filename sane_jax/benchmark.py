@@ -1,10 +1,12 @@
-"""Job: how fast masked images are scored, as a ratio to the bare encoder in the same run."""
+"""Job: what explanations cost: the kernel against the bare encoder, pairs, growth, the index."""
 
 import functools
+import itertools
 import json
 import pathlib
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 import tqdm
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sane_jax import checkpoint, files
+from sane_jax import checkpoint, effect_index, explanation_index, files
 from sane_jax import engine as engine_lib
 from sane_jax.compare_generators import parse_generator
 from sane_jax.datasets import photos as photos_lib
@@ -22,61 +24,97 @@ from sane_jax.models import model as model_lib
 
 
 def run(config: Any) -> None:
-  """Times every case once a round, round after round, and reports medians and their ratios.
+  """Times the parts that `config.parts` names; see PARTS.
 
-  Interleaving is what makes the ratios hold on a machine whose speed drifts.
+  Writes WORKDIR/benchmark: benchmark.jsonl (a line a case), benchmark.md, scaling.png. Every case
+  of a part is timed once a round, round after round, and medians and ratios within rounds are
+  given: that holds on a machine whose speed drifts.
+
+  Raises:
+    ValueError: no such part.
   """
+  unknown = [part for part in config.parts if part not in PARTS]
+  if unknown:
+    raise ValueError(f"no part {unknown[0]!r} of the benchmark; there is {', '.join(PARTS)}")
   folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "benchmark")
-  model = model_lib.load_model(config.model, image_size=config.image_size)
-  photo = photos_lib.sample_pairs()[1][1]
-  models = {"traced by JAX": model}
-  if config.host:
-    models["on the host"] = _on_host(model)
-  cases: list[tuple[dict[str, Any], Callable[[], int]]] = []
-  for kind, m in models.items():
-    for chunk in config.chunk_sizes:
-      base = {"model": kind, "chunk": chunk}
-      images = -(-config.images // chunk) * chunk
-      cases.append(({**base, "case": "bare encoder"}, _bare(m, chunk, images)))
-      for spec in config.generators:
-        name, options = parse_generator(spec)
-        explainer = Explainer(m, design=name, chunk_size=chunk, **options)
-        cases.append(
-          ({**base, "case": spec}, functools.partial(_masked, explainer, explainer.photo(photo)))
-        )
-  seconds: list[list[float]] = [[] for _ in cases]
-  counts = [0] * len(cases)
-  total = (config.repeats + 1) * len(cases)
-  with tqdm.tqdm(total=total, unit="case", desc="timing", disable=None) as bar:
-    for repeat in range(config.repeats + 1):  # the first round compiles
-      for index, (_, case) in enumerate(cases):
-        began = time.perf_counter()
-        counts[index] = case()
-        if repeat:
-          seconds[index].append(time.perf_counter() - began)
-        bar.update()
-  rows, bare = [], np.ones(config.repeats)
-  for (row, _), times, count in zip(cases, seconds, counts, strict=True):
-    rates = count / np.asarray(times)
-    rows.append({**row, "images": count, "images_per_second": float(np.median(rates))})
-    if row["case"] == "bare encoder":
-      bare = rates
-    # Ratio round by round, then the median: drift between rounds drops out.
-    rows[-1]["ratio_to_bare"] = float(np.median(rates / bare))
   device = jax.devices()[0]
   about = {
     "device": f"{jax.local_device_count()} x {device.device_kind or device.platform}",
     "jax": jax.__version__,
     "model": config.model,
-    "image_size": config.image_size,
-    "repeats": config.repeats,
     "date": time.strftime("%Y-%m-%d"),
   }
-  lines = [json.dumps({**about, **row, "model": f"{config.model}, {row['model']}"}) for row in rows]
-  files.write_bytes(folder / "benchmark.jsonl", ("\n".join(lines) + "\n").encode())
-  text = _table(about, rows)
-  files.write_bytes(folder / "benchmark.md", text.encode())
-  print(text)
+  lines, text = (
+    [],
+    [
+      f"{about['model']} on {about['device']}, jax {about['jax']}, {about['date']}; medians of"
+      f" {config.repeats} interleaved rounds."
+    ],
+  )
+  for part in config.parts:
+    rows = PARTS[part](config, folder)
+    lines += [json.dumps({"part": part, **about, **row}) for row in rows]
+    text.append(f"\n## {part}\n\n{_table(rows)}")
+    files.write_bytes(folder / "benchmark.jsonl", ("\n".join(lines) + "\n").encode())
+    files.write_bytes(folder / "benchmark.md", ("\n".join(text) + "\n").encode())
+  print("\n".join(text))
+
+
+Case = Callable[[], int]  # does its work once and says of how much
+
+
+def _timed(cases: Sequence[Case], repeats: int, what: str) -> tuple[np.ndarray, list[int]]:
+  """Seconds [cases repeats] of cases in turn, and what each said; a round more warms up."""
+  seconds, counts = np.zeros((len(cases), repeats)), [0] * len(cases)
+  with tqdm.tqdm(total=(repeats + 1) * len(cases), unit="case", desc=what, disable=None) as bar:
+    for repeat in range(repeats + 1):
+      for index, case in enumerate(cases):
+        began = time.perf_counter()
+        counts[index] = case()
+        if repeat:
+          seconds[index, repeat - 1] = time.perf_counter() - began
+        bar.update()
+  return seconds, counts
+
+
+# --- the kernel -----------------------------------------------------------------------------------
+
+
+def _kernel(config: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Masked scores a second against the bare encoder, over sizes, precisions, devices and chunks."""
+  photo = photos_lib.sample_pairs()[1][1]
+  rows: list[dict[str, Any]] = []
+  cases: list[Case] = []
+  for size, dtype, count in itertools.product(
+    config.image_sizes, config.dtypes, config.device_counts or (jax.local_device_count(),)
+  ):
+    traced = model_lib.load_model(config.model, image_size=size)
+    models = {"traced by JAX": model_lib.at_precision(traced, dtype)}
+    if config.host and dtype == "float32":
+      models["on the host"] = _on_host(traced)
+    devices = jax.local_devices()[:count]
+    for (kind, model), chunk in ((m, c) for m in models.items() for c in config.chunk_sizes):
+      base = {
+        "model": kind, "image_size": size, "dtype": dtype, "devices": count, "chunk": chunk,
+      }  # fmt: skip
+      images = -(-config.images // chunk) * chunk
+      rows.append({**base, "case": "bare encoder"})
+      cases.append(_bare(model, chunk, images, devices))
+      for spec in config.generators:
+        name, options = parse_generator(spec)
+        explainer = Explainer(model, design=name, chunk_size=chunk, devices=devices, **options)
+        rows.append({**base, "case": spec})
+        cases.append(functools.partial(_masked, explainer, explainer.photo(photo)))
+  seconds, counts = _timed(cases, config.repeats, "kernel")
+  bare = np.ones(config.repeats)
+  for row, times, count in zip(rows, seconds, counts, strict=True):
+    rates = count / times
+    bare = rates if row["case"] == "bare encoder" else bare
+    row["images"] = count
+    row["images_per_second"] = float(np.median(rates))
+    # Ratio round by round, then the median: drift between rounds drops out.
+    row["ratio_to_bare"] = float(np.median(rates / bare))
+  return rows
 
 
 def _on_host(model: model_lib.Model) -> model_lib.Model:
@@ -92,7 +130,9 @@ def _on_host(model: model_lib.Model) -> model_lib.Model:
   )
 
 
-def _bare(model: model_lib.Model, chunk: int, images: int) -> Callable[[], int]:
+def _bare(
+  model: model_lib.Model, chunk: int, images: int, devices: Sequence[Any]
+) -> Callable[[], int]:
   """The encoder alone, on batches of the same size that are there already."""
   batch = np.random.default_rng(0).uniform(size=(chunk, *model.image_size, 3)).astype(np.float32)
   if model.on_host:
@@ -103,7 +143,7 @@ def _bare(model: model_lib.Model, chunk: int, images: int) -> Callable[[], int]:
       return images
 
     return on_host
-  engine = engine_lib.make_engine(model, chunk=chunk)
+  engine = engine_lib.make_engine(model, chunk=chunk, devices=devices)
   params, device_batch = engine.params, jnp.asarray(batch)
   if engine.mesh is not None and chunk % engine.mesh.size == 0:
     sharding = NamedSharding(engine.mesh, PartitionSpec(engine.mesh.axis_names[0]))
@@ -129,16 +169,208 @@ def _masked(explainer: Explainer, photo: Any) -> int:
   return explainer.encoder_passes - before
 
 
-def _table(about: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+# --- compiling ------------------------------------------------------------------------------------
+
+
+def _compiling(config: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Seconds from nothing to the first explanation, and of the next: traced, compiled, run."""
+  rows, photo = [], photos_lib.sample_pairs()[1][1]
+  for size in config.image_sizes:
+    model = model_lib.load_model(config.model, image_size=size)
+    chunk = engine_lib.make_engine(model).chunk
+    images = jax.ShapeDtypeStruct((chunk, size, size, 3), np.float32)
+    kept = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+      began = time.perf_counter()
+      lowered = jax.jit(model.embed).lower(model.params, images)  # pyright: ignore[reportArgumentType]
+      traced = time.perf_counter()
+      lowered.compile()
+      compiled = time.perf_counter()
+    finally:
+      jax.config.update("jax_enable_compilation_cache", kept)
+    row = {"image_size": size, "chunk": chunk}
+    row |= {"encoder_trace": traced - began, "encoder_compile": compiled - traced}
+    explainer = Explainer(model, design="hadamard", num_masks=128)
+    for name in ("first", "warm"):
+      began = time.perf_counter()
+      _ = explainer.explain(photo, photo[:, ::-1]).saliency_map
+      row[f"{name}_explanation"] = time.perf_counter() - began
+    rows.append(row)
+  return rows
+
+
+# --- explained pairs ------------------------------------------------------------------------------
+
+
+def _pairs(config: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Passes and seconds of a query against one reference and against twenty, both modes."""
+  photo = photos_lib.sample_pairs()[1][1]
+  references = [np.roll(photo, 10 * shift, axis=1) for shift in range(20)]
+  rows, cases = [], []
+  for size, spec, mode, count in itertools.product(
+    config.image_sizes, config.generators, ("fixed", "both"), (1, 20)
+  ):
+    if mode == "both" and count > 1:
+      continue
+    name, options = parse_generator(spec)
+    model = model_lib.load_model(config.model, image_size=size)
+    explainer = Explainer(model, design=name, mode=mode, **options)
+    rows.append({
+      "image_size": size, "design": spec, "perturbed": {"fixed": "query"}.get(mode, mode),
+      "references": count,
+    })  # fmt: skip
+    cases.append(functools.partial(_explained, explainer, photo, references[:count]))
+  seconds, passes = _timed(cases, min(config.repeats, 3), "pairs")
+  for row, times, count in zip(rows, seconds, passes, strict=True):
+    row["passes"] = count
+    row["seconds"] = float(np.median(times))
+    row["milliseconds_a_pair"] = 1000 * row["seconds"] / row["references"]
+  return rows
+
+
+def _explained(explainer: Explainer, query: Any, references: Sequence[Any]) -> int:
+  """Encoder passes of explaining a query against references."""
+  before = explainer.encoder_passes
+  for e in explainer.explain_many(query, references):
+    _ = e.saliency_map
+  return explainer.encoder_passes - before
+
+
+# --- what grows with what -------------------------------------------------------------------------
+
+SCALING = {
+  "masks": (128, 256, 512, 1024),
+  "images": (1, 2, 4, 8),
+  "references": (1, 10, 100, 1000),
+}
+
+
+def _scaling(config: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Seconds over masks, images and references; drawn in scaling.png."""
+  size = config.image_sizes[0]
+  model = model_lib.load_model(config.model, image_size=size)
+  photo = photos_lib.sample_pairs()[1][1]
+  explainers = {
+    n: Explainer(model, design="hadamard", num_masks=n) for n in (*SCALING["masks"], 128)
+  }
+  small = explainers[128]
+  measured = small.effects(photo)
+  others = small.embed([np.roll(photo, s, axis=0) for s in range(50)])
+  directions = np.concatenate([others] * 20)
+  matrix = np.asarray(measured.matrix)
+
+  def masks(n: int) -> int:
+    return _masked(explainers[n], small.photo(photo))
+
+  def images(n: int) -> int:
+    return sum(_masked(small, small.photo(np.roll(photo, i, axis=1))) for i in range(n))
+
+  def references(n: int) -> int:
+    """All that further references cost once their embeddings are known."""
+    _masked(small, small.photo(photo))
+    return (directions[:n] @ matrix.T).shape[0]
+
+  rows, cases = [], []
+  for name, function in (("masks", masks), ("images", images), ("references", references)):
+    for n in SCALING[name]:
+      rows.append({"over": name, "count": n})
+      cases.append(functools.partial(function, n))
+  seconds, _ = _timed(cases, min(config.repeats, 5), "scaling")
+  for row, times in zip(rows, seconds, strict=True):
+    row["seconds"] = float(np.median(times))
+  _draw_scaling(rows, folder / "scaling.png")
+  return rows
+
+
+def _draw_scaling(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+  """Seconds over each count, with the line through the first point that linear growth would be."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(9, 3), layout="constrained")
+  for axes, name in zip(figure.subplots(1, 3), SCALING, strict=True):
+    x, y = np.array([(r["count"], r["seconds"]) for r in rows if r["over"] == name]).T
+    axes.plot(x, y, "o-", color="#2e7d6b", label="measured")
+    if name != "references":
+      axes.plot(x, y[-1] * x / x[-1], "--", color="#999999", label="in proportion")
+    axes.set(xscale="log", yscale="log", xlabel=name, title=f"over {name}")
+    axes.set_xticks(x, [f"{int(n):,}" for n in x])
+    axes.minorticks_off()
+    if name == "references":
+      axes.set_ylim(y.min() / 4, y.max() * 4)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+  figure.axes[0].set_ylabel("seconds")
+  figure.savefig(path, dpi=130)
+
+
+# --- the index ------------------------------------------------------------------------------------
+
+
+def _index(config: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Maps a second from an index at the paper's size (64 cells, 64 axes), and its bytes an image.
+
+  What is in it is random: reading and multiplying does not mind. A call explains one query against
+  its 1,000 references; queries are drawn from the whole index.
+  """
+  rows = []
+  for dtype in ("float16", "int8"):
+    with tempfile.TemporaryDirectory() as name:
+      place = pathlib.Path(name)
+      count = config.index_images
+      index = effect_index.open_index(
+        place, queries=np.arange(count), types=np.zeros(count, int), num_types=1, grid=(8, 8),
+        embedding_size=64, dtype=dtype,
+      )  # fmt: skip
+      rng = np.random.default_rng(0)
+      for part, shape in (("embeddings", (1, 64)), ("effects", (1, 64, 64))):
+        for shard in effect_index.missing_shards(index, part):
+          where = effect_index.shard_slice(shard, count)
+          values = rng.normal(size=(where.stop - where.start, *shape)).astype(np.float32)
+          effect_index.write_shard(index, part, shard, values)
+      explanation_index.write_manifest(
+        place, index, ids=[str(i) for i in range(count)], settings={}, left_out={}, dtype=dtype
+      )
+      size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
+      opened = explanation_index.ExplanationIndex(place)
+      queries = rng.integers(count, size=min(200, count)).tolist()
+      references = rng.integers(count, size=1000).tolist()
+
+      def explain(opened=opened, queries=queries, references=references) -> int:
+        return sum(len(opened.maps(query, references)) for query in queries)
+
+      seconds, maps = _timed([explain], config.repeats, f"index, {dtype}")
+    rows.append({
+      "dtype": dtype, "images": count, "kilobytes_an_image": size / count / 1000,
+      "references_a_call": len(references),
+      "milliseconds_a_call": 1000 * float(np.median(seconds)) / len(queries),
+      "maps_per_second": maps[0] / float(np.median(seconds)),
+    })  # fmt: skip
+  return rows
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+  """Markdown of rows that have the same columns."""
+
+  def cell(value: Any) -> str:
+    if isinstance(value, float):
+      return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+  columns = list(rows[0])
+  numeric = [isinstance(rows[0][c], int | float) for c in columns]
   lines = [
-    f"{about['model']} at {about['image_size']} pixels on {about['device']}, jax {about['jax']},"
-    f" {about['date']}; medians of {about['repeats']} interleaved rounds.\n",
-    "| model | chunk | case | images/s | to bare |",
-    "| --- | ---: | --- | ---: | ---: |",
+    f"| {' | '.join(c.replace('_', ' ') for c in columns)} |",
+    f"| {' | '.join('---:' if n else '---' for n in numeric)} |",
   ]
-  for row in rows:
-    lines.append(
-      f"| {row['model']} | {row['chunk']} | {row['case']} | {row['images_per_second']:,.0f}"
-      f" | {row['ratio_to_bare']:.2f} |"
-    )
-  return "\n".join(lines) + "\n"
+  lines += [f"| {' | '.join(cell(row[c]) for c in columns)} |" for row in rows]
+  return "\n".join(lines)
+
+
+PARTS = {
+  "kernel": _kernel,
+  "compiling": _compiling,
+  "pairs": _pairs,
+  "scaling": _scaling,
+  "index": _index,
+}

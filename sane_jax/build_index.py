@@ -228,7 +228,7 @@ def _effects(
   """Effect matrices [t c d] of an image in t spaces, from N masked passes."""
   cells = designs.design_cells(design, pixels)
   masking = effects.Masking(
-    key, cells, jnp.asarray(pixels), jnp.asarray(fills.fill_image(fill, pixels)),
+    key, cells, jnp.asarray(pixels), jnp.asarray(fills.fill_images(fill, pixels)),
     jnp.asarray(whole.ravel()),
   )  # fmt: skip
   moments, _ = engine_lib.run(

@@ -122,7 +122,9 @@ def _halving(engine: Engine, work: Callable[[], Any]) -> Any:
 
 
 def _run(engine, render, update, args, total, count, first, score) -> tuple[Any, int]:
-  state = effects.start_reduction(jax.tree.map(jnp.copy, total))  # it is given away to the device
+  state = effects.start_reduction(jax.tree.map(jnp.copy, total))  # the copy is given away
+  if engine.mesh is not None:  # sums that are gone on with come from one device
+    state = jax.device_put(state, NamedSharding(engine.mesh, PartitionSpec()))
   done = 0
   started = time.monotonic()
   batch = min(engine.chunk, count)

@@ -24,6 +24,9 @@ from sane_jax.ops import effects as effects_lib
 DESIGNS = {**designs.DESIGNS, "learned_mask": learned_mask.LearnedMask}
 MODES = ("fixed", "both")
 
+# With a tolerance, at most this many times the design's own number of masks.
+MOST = 8
+
 # Scores that differ by less than float32's rounding do not differ.
 FLAT = 1e-6
 
@@ -57,6 +60,33 @@ def _name_of(design: Any) -> str:
   return next(name for name, cls in DESIGNS.items() if cls is type(design))
 
 
+def _stoppable(design: Any, tolerance: float, num_masks: int | None) -> Any:
+  """A design that may stop after any of its replicates.
+
+  Raises:
+    ValueError: a tolerance out of range, or a design that has no replicates.
+  """
+  if not tolerance > 0:
+    raise ValueError(
+      f"tolerance is a share of the map's largest value, such as 0.1; given {tolerance}"
+    )
+  if not hasattr(design, "replicate_size") or design.num_fixed == design.num_masks:
+    raise ValueError(
+      f"{_name_of(design)} draws no masks, so it has no standard error to stop by; leave tolerance"
+      " out, or take design='hadamard' or 'rise'"
+    )
+  if num_masks is None:
+    design = dataclasses.replace(
+      design, num_masks=design.num_fixed + MOST * (design.num_masks - design.num_fixed)
+    )
+  if design.num_masks < design.num_fixed + 2 * design.replicate_size:
+    raise ValueError(
+      f"tolerance needs two replicates or more, of {design.replicate_size} masks each; given"
+      f" num_masks={design.num_masks}"
+    )
+  return design
+
+
 class Explainer:
   """Explains why a similarity model gives two images their score.
 
@@ -66,13 +96,19 @@ class Explainer:
       `learned_mask`, `random`) or a design object such as `Hadamard(num_masks=256)`.
     num_masks: masked images an image; the design's own number by default.
     fill: what is shown where a mask hides: 'mean', 'black', 'grey', 'white', 'blur', a colour in
-      [0, 1], or an image; the design's own by default.
+      [0, 1], or an image; the design's own by default. Names joined by +, as in 'mean+blur', take
+      turns from one pair of masks to the next: the map is then no single fill's.
     key: seed or typed JAX key. All masks are a function of it: the same key, the same answer.
     mode: 'fixed' perturbs the query alone, 'both' the reference as well.
     chunk_size: at most this many masked images exist at once.
     devices: JAX devices that share each chunk; all local ones by default.
     on_progress: called with (images done, images in all) while a long pass runs.
     attributes: ranks attributes for each explanation, see `load_attributes`.
+    tolerance: stops as soon as the map's standard error, median over cells, is at most this share
+      of its largest value; looked at after each replicate of the design, from the second on.
+      `num_masks` is then the most that is spent, by default 8 times the design's own number;
+      `Explanation.settings` says how many it took, and that many give the same map again.
+    dtype: precision of the model, such as 'bfloat16' on an accelerator; sums and maps stay float32.
     **options: further fields of the design, such as `grid=(7, 7)`.
 
   Attributes:
@@ -92,6 +128,8 @@ class Explainer:
     devices: Sequence[Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     attributes: ranker_lib.Ranker | None = None,
+    tolerance: float | None = None,
+    dtype: str | None = None,
     **options: Any,
   ):
     if not isinstance(model, Model):
@@ -101,8 +139,15 @@ class Explainer:
       )
     if mode not in MODES:
       raise ValueError(f"the mode is 'fixed' or 'both'; given {mode!r}")
-    self.model = model
+    self.model = model = model if dtype is None else model_lib.at_precision(model, dtype)
     self.design = make_design(design, num_masks, **options)
+    self.tolerance = tolerance
+    if tolerance is not None:
+      if model.embed is None:
+        raise ValueError(
+          f"tolerance needs a model that gives embeddings; {model.name} gives nothing but scores"
+        )
+      self.design = _stoppable(self.design, tolerance, num_masks)
     self.fill = self.design.default_fill if fill is None else fill
     self.mode = mode
     self.ranker = attributes
@@ -117,7 +162,7 @@ class Explainer:
         " design='rise' or 'hadamard', or bring the model in with sane_jax.from_jax"
       )
     if self.fill != "median" or not self._learned:
-      fills.fill_image(self.fill, np.zeros((*model.image_size, 3), np.float32))  # raises early
+      fills.fill_images(self.fill, np.zeros((*model.image_size, 3), np.float32))  # raises early
 
   @property
   def _learned(self) -> bool:
@@ -186,9 +231,12 @@ class Explainer:
     return engine_lib.embed_images(self.engine, np.stack([self.photo(i).pixels for i in images]))
 
   def _fill(self, photo: Photo) -> np.ndarray:
+    """What hides the image [f h w 3]; a learned mask has one fill [h w 3]."""
     if self._learned and self.fill == "median":
       return fills.median_blur(photo.pixels, self.design.blur)
-    return fills.fill_image(self.fill, photo.pixels)
+    if self._learned:
+      return fills.fill_image(self.fill, photo.pixels)
+    return fills.fill_images(self.fill, photo.pixels)
 
   def _needs_embeddings(self, what: str) -> None:
     if self._scores_only:
@@ -216,9 +264,17 @@ class Explainer:
     Raises:
       ModelError: NaN or zero-norm embeddings.
     """
+    return self._effects(image, None)
+
+  def _effects(self, image: Any, directions: Sequence[np.ndarray] | None) -> Effects:
+    """The same; with a tolerance, until the maps against `directions` [k d] are precise enough.
+
+    Without directions, until the effects on every axis are, taken together.
+    """
     if isinstance(image, Effects):
+      anyway = {"mode"} if self.tolerance is None else {"mode", "num_masks"}
       for name, value in self.settings.items():
-        if name != "mode" and image.settings[name] != value:
+        if name not in anyway and image.settings[name] != value:
           raise ValueError(
             f"these effects were measured with {name}={image.settings[name]!r}, and this explainer"
             f" has {name}={value!r}: measure them anew from the image"
@@ -231,17 +287,65 @@ class Explainer:
     before = self.encoder_passes
     whole = self.embed([photo])[0]
     masking = self._masking(photo, whole)
-    moments, lost = self._moments(masking, whole.shape[0])
-    notes = []
+    notes, design, settings = [], self.design, self.settings
+    if self.tolerance is None:
+      moments, lost = self._moments(masking, whole.shape[0])
+    else:
+      moments, lost, design, reached = self._moments_until(masking, whole, directions)
+      settings["num_masks"] = design.num_masks
+      if reached > self.tolerance:
+        notes.append(
+          f"the standard error is {reached:.2g} of the map's largest value after {design.num_masks}"
+          f" masks, above the tolerance of {self.tolerance:g}; raise num_masks"
+        )
     if lost:
       notes.append(
-        f"{lost} of {self.design.num_masks} masked images have an embedding of zero norm; their"
+        f"{lost} of {design.num_masks} masked images have an embedding of zero norm; their"
         " score was taken as 0"
       )
     return Effects(
-      photo, self.design, self.key, self.settings, masking.cells, moments, whole,
+      photo, design, self.key, settings, masking.cells, moments, whole,
       self.encoder_passes - before, tuple(notes),
     )  # fmt: skip
+
+  def _moments_until(
+    self, masking: effects_lib.Masking, whole: np.ndarray, directions: Sequence[np.ndarray] | None
+  ) -> tuple[effects_lib.Moments, int, designs.Design, float]:
+    """Moments of as many replicates as the tolerance takes, and what relative error was reached."""
+    design = self.design
+    towards = jnp.eye(len(whole))
+    if directions is not None:
+      towards = jnp.asarray(np.stack([d.mean(axis=0) for d in directions], axis=1))
+    moments = effects_lib.zero_moments(design, masking.cells, len(whole))
+    render, update = effects_lib.RenderMasked(design), effects_lib.AddToMoments(design)
+    fixed, size = design.num_fixed, design.replicate_size
+    done, lost, reached = 0, 0, np.inf
+    while done < design.num_masks and not reached <= (self.tolerance or 0):
+      count = min(size if done else fixed + 2 * size, design.num_masks - done)
+      moments, more = engine_lib.run(
+        self.engine, render, update, masking, moments, count, first=done
+      )
+      done, lost = done + count, lost + more
+      blocks = min(-(-(done - fixed) // size), effects_lib.num_blocks(design) - (fixed > 0))
+      reached = self._relative_error(masking.cells, moments, towards, blocks, directions is None)
+    kept = (fixed > 0) + -(-(done - fixed) // size)
+    moments = effects_lib.Moments(moments.gram[:kept], moments.response[:kept])
+    return moments, lost, dataclasses.replace(design, num_masks=done), reached
+
+  def _relative_error(self, cells, moments, towards, blocks: int, together: bool) -> float:
+    """The largest, over maps, of the median standard error by the largest value."""
+    key = jax.random.fold_in(self.key, 2**31)
+    moments = moments._replace(response=jnp.matmul(moments.response, towards, precision="highest"))
+    values = np.asarray(effects_lib.effect_matrix(self.design, key, cells, moments))
+    left_out = effects_lib.leave_one_out(self.design, key, cells, moments)[:blocks]
+    valid = np.asarray(cells.valid)
+    errors = effects_lib.standard_error(left_out, valid)[valid]
+    values = values[valid]
+    if together:  # length over all axes
+      errors, values = (np.linalg.norm(x, axis=1, keepdims=True) for x in (errors, values))
+    largest = np.abs(values).max(axis=0)
+    relative = np.median(errors, axis=0) / np.maximum(largest, FLAT)
+    return float(np.where(largest < FLAT, 0, relative).max())
 
   def _moments(self, masking, k, score=None):
     design = self.design
@@ -286,7 +390,7 @@ class Explainer:
     """Maps of an image against each direction [k d], averaged over its k rows."""
     mean = jnp.asarray(np.stack([d.mean(axis=0) for d in directions], axis=1))  # [d r]
     moments = e.moments._replace(response=jnp.matmul(e.moments.response, mean, precision="highest"))
-    out = self._maps(e.cells, moments)
+    out = self._maps(e.cells, moments, e.design)
     for index, rows in enumerate(directions):
       if len(rows) > 3 and not isinstance(self.design, designs.SlidingWindow):
         # The K masked references were drawn too: their spread joins that of the query's masks. It
@@ -298,15 +402,18 @@ class Explainer:
         out[index] = self._saliency_map(e.cells, out[index].cells, values)
     return out
 
-  def _maps(self, cells: designs.Cells, moments: effects_lib.Moments) -> list[SaliencyMap]:
-    """One map for each column of the moments' response."""
+  def _maps(
+    self, cells: designs.Cells, moments: effects_lib.Moments, design: Any = None
+  ) -> list[SaliencyMap]:
+    """One map for each column of the moments' response, by a design that may have stopped early."""
+    design = design or self.design
     key = jax.random.fold_in(self.key, 2**31)
-    values = np.asarray(effects_lib.effect_matrix(self.design, key, cells, moments))
-    exact = self.design.num_fixed == self.design.num_masks > 0
+    values = np.asarray(effects_lib.effect_matrix(design, key, cells, moments))
+    exact = design.num_fixed == design.num_masks > 0
     if exact:
       errors = np.zeros_like(values)  # every mask was shown: nothing was sampled
     else:
-      left_out = effects_lib.leave_one_out(self.design, key, cells, moments)
+      left_out = effects_lib.leave_one_out(design, key, cells, moments)
       errors = effects_lib.standard_error(left_out, np.asarray(cells.valid))
     return [self._saliency_map(cells, *pair) for pair in zip(values.T, errors.T, strict=True)]
 
@@ -352,8 +459,8 @@ class Explainer:
       return self.explain_pairs([(query, reference) for reference in references])
     if self._scores_only:
       return self._explain_scores(query, references)
-    measured = self.effects(query)
     sides = [self._side(reference) for reference in references]
+    measured = self._effects(query, [side.directions for side in sides])
     maps = self._read(measured, [side.directions for side in sides])
     return [
       self._explanation(measured, side, saliency)
@@ -375,8 +482,8 @@ class Explainer:
       raise ValueError("contrast needs a design of masks, not learned_mask; use design='hadamard'")
     if self._scores_only:
       return self._explain_scores(query, [a, b], contrast=True)[0]
-    measured = self.effects(query)
     one, other = self._side(a), self._side(b)
+    measured = self._effects(query, [one.directions - other.directions])
     side = dataclasses.replace(
       one,
       directions=one.directions - other.directions,
@@ -422,7 +529,7 @@ class Explainer:
       saliency=saliency,
       grid=self.design.grid,
       query_cells=np.asarray(measured.cells.labels),
-      settings=self.settings,
+      settings=measured.settings | {"mode": self.mode},
       warnings=_warn([*measured.notes, *saliency.notes]),
       passes=measured.passes + side.passes,
       make_reference_side=reference_side,

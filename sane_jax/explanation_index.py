@@ -454,13 +454,13 @@ def _open(location: Any, manifest: dict[str, Any], cache_bytes: int) -> effect_i
 
 def write_manifest(
   folder: pathlib.Path, index: effect_index.EffectIndex, *, ids: Sequence[str],
-  settings: Mapping[str, Any], left_out: Mapping[str, str],
+  settings: Mapping[str, Any], left_out: Mapping[str, str], dtype: str = "float16",
 ) -> None:  # fmt: skip
   """Makes a data set's effect index one that `ExplanationIndex` opens by its images' ids."""
   _, num_types, size = index.embeddings.shape
   manifest = {
     "settings": dict(settings), "probe": [], "embedding_size": size, "grid": list(index.grid),
-    "dtype": "float16", "spread": 0, "masked": False, "num_types": num_types, "ids": list(ids),
+    "dtype": dtype, "spread": 0, "masked": False, "num_types": num_types, "ids": list(ids),
     "sources": None, "left_out": dict(left_out), "types": index.types.tolist(),
     "query_rows": index.queries.tolist(),
   }  # fmt: skip

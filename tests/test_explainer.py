@@ -1,5 +1,6 @@
 """The explainer against brute force in float64, closed forms, planted evidence, and counters."""
 
+import dataclasses
 import functools
 
 import jax
@@ -144,6 +145,108 @@ def test_chunk_size_and_repetition_do_not_matter(design, photos):
   different = sane_jax.Explainer(nonlinear_model(), design=design, key=1)
   if not isinstance(design, sane_jax.SlidingWindow):
     assert np.abs(different.explain(*photos[:2]).saliency_map - maps[0]).max() > 1e-5
+
+
+@by_name([d for d in SAMPLING if not isinstance(d, sane_jax.SlidingWindow)])
+def test_with_a_tolerance_it_stops_when_the_error_is_reached(design, photos):
+  query, reference = photos[:2]
+
+  def relative(e):
+    return np.median(e.saliency.cell_errors) / np.abs(e.saliency.cells).max()
+
+  spent = []
+  for tolerance in (0.5, 0.003):
+    explainer = sane_jax.Explainer(
+      nonlinear_model(), design=design, tolerance=tolerance, num_masks=8 * design.num_masks - 7 * (
+        design.num_fixed)
+    )  # fmt: skip
+    e = explainer.explain(query, reference)
+    count = e.settings["num_masks"]
+    spent.append(count)
+    assert e.encoder_passes == count + 2
+    assert relative(e) <= tolerance or e.warnings
+    fixed = dataclasses.replace(design, num_masks=count)
+    again = sane_jax.Explainer(nonlinear_model(), design=fixed).explain(query, reference)
+    np.testing.assert_allclose(e.saliency_map, again.saliency_map, atol=1e-6)
+  assert spent[0] <= spent[1]
+  assert spent[0] < spent[1] or not isinstance(design, sane_jax.Hadamard)
+  # One replicate less would not have done.
+  loose = sane_jax.Explainer(nonlinear_model(), design=design, tolerance=1e-9)
+  with pytest.warns(UserWarning, match=r"above the tolerance of 1e-09; raise num_masks"):
+    e = loose.explain(query, reference)
+  assert e.settings["num_masks"] == 8 * (design.num_masks - design.num_fixed) + design.num_fixed
+
+
+def test_a_tolerance_serves_many_references_and_effects(photos):
+  design = sane_jax.Hadamard(num_masks=2048, grid=(4, 4))
+  explainer = sane_jax.Explainer(nonlinear_model(), design=design, tolerance=0.2, num_masks=2048)
+  found = explainer.explain_many(photos[0], list(photos[1:]))
+  counts = {e.settings["num_masks"] for e in found}
+  assert len(counts) == 1
+  for e in found:
+    assert np.median(e.saliency.cell_errors) <= 0.2 * np.abs(e.saliency.cells).max()
+  measured = explainer.effects(photos[0])
+  e = explainer.explain(measured, photos[1])
+  assert e.settings["num_masks"] == measured.settings["num_masks"] < 2048
+
+
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
+    ({"tolerance": 0.0}, "such as 0.1; given 0"),
+    ({"tolerance": float("nan")}, "given nan"),
+    ({"tolerance": 0.1, "design": "sliding_window"}, "has no standard error to stop by"),
+    ({"tolerance": 0.1, "design": "learned_mask"}, "has no standard error to stop by"),
+    ({"tolerance": 0.1, "design": "hadamard", "num_masks": 128}, "two replicates or more, of 128"),
+  ],
+)
+def test_a_tolerance_that_can_t_be_is_named(options, words):
+  with pytest.raises(ValueError, match=words):
+    sane_jax.Explainer(nonlinear_model(), **options)
+  with pytest.raises(ValueError, match="nothing but scores"):
+    sane_jax.Explainer(score_model(), tolerance=0.1)
+
+
+def test_half_precision_is_close_and_says_so(photos):
+  design = sane_jax.Hadamard(num_masks=128, grid=(4, 4))
+  whole, half = (
+    sane_jax.Explainer(nonlinear_model(), design=design, dtype=dtype).explain(*photos[:2])
+    for dtype in ("float32", "bfloat16")
+  )
+  assert "bfloat16" in half.settings["model"]
+  assert half.saliency.cells.dtype == np.float32
+  assert 1e-7 < relative(half.saliency.cells, whole.saliency.cells) < 0.1
+  host = sane_jax.from_numpy(lambda x: x.mean((1, 2)), image_size=SIZE)
+  with pytest.raises(sane_jax.ModelError, match="at a precision of its own"):
+    sane_jax.Explainer(host, dtype="bfloat16")
+  for dtype in ("int8", "float12"):
+    with pytest.raises(sane_jax.ModelError, match=f"given '{dtype}'"):
+      sane_jax.Explainer(nonlinear_model(), dtype=dtype)
+
+
+@by_name([SAMPLING[0], SAMPLING[4]])
+def test_fills_take_turns_a_pair_at_a_time(design, photos):
+  query, reference = photos[:2].astype(np.float64)
+  explainer = sane_jax.Explainer(nonlinear_model(), design=design, fill="mean+white+black")
+  e = explainer.explain(*photos[:2])
+  masks = masks_of(design, explainer.key, 0, design.num_masks)
+  behind = [query.mean((0, 1)), np.ones(3), np.zeros(3)]
+  images = [
+    m[..., None] * query + (1 - m[..., None]) * behind[i // 2 % 3] for i, m in enumerate(masks)
+  ]
+  params = encoders.nonlinear_params()
+  unit = encoders.nonlinear_unit_float64(params, [*images, query])
+  scores = unit @ encoders.nonlinear_unit_float64(params, [reference])[0]
+  by_hand = map_by_hand(design, masks, scores)
+  if isinstance(design, sane_jax.Rise):
+    rows = designs.averaging(SIZE, design.grid[0])
+    by_hand = (rows @ by_hand.reshape(SIZE, SIZE) @ rows.T).ravel()
+    assert relative(e.saliency.cells, by_hand) < 1e-2  # cells' means of ratios, and their ratio
+  else:
+    assert relative(e.saliency.cells, by_hand) < 1e-5
+  assert e.settings["fill"] == "mean+white+black"
+  with pytest.raises(ValueError, match="no fill 'green'"):
+    sane_jax.Explainer(nonlinear_model(), fill="mean+green")
 
 
 def test_keys_of_either_kind(photos):

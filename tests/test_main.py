@@ -354,13 +354,32 @@ def test_evaluation_tabulates_and_resumes(folder):
 def test_benchmark_reports_ratios(folder, capsys):
   from sane_jax import benchmark
 
-  benchmark.run(config("benchmark", generators=("hadamard:num_masks=128",), images=64, repeats=2))
-  rows = [
-    json.loads(line)
-    for line in (folder / "runs/benchmark/benchmark/benchmark.jsonl").read_text().splitlines()
-  ]
-  assert len(rows) == 8  # two kinds of model, two chunks, bare and masked
+  tiny = config("benchmark")
+  del tiny["image_size"]
+  tiny.update(
+    generators=("hadamard:num_masks=128",), images=64, repeats=2, image_sizes=(32,),
+    dtypes=("float32", "bfloat16"), device_counts=(1, 2), chunk_sizes=(16,), index_images=70,
+  )  # fmt: skip
+  benchmark.run(tiny)
+  out = folder / "runs/benchmark/benchmark"
+  lines = [json.loads(line) for line in (out / "benchmark.jsonl").read_text().splitlines()]
+  rows = [line for line in lines if line["part"] == "kernel"]
+  # Bare and masked, on one device and two, at two precisions; the host's at its own precision.
+  assert len(rows) == 2 * 2 * 2 + 2 * 2
   assert all(r["ratio_to_bare"] == 1 for r in rows if r["case"] == "bare encoder")
   assert all(r["images"] >= 64 and r["images_per_second"] > 0 for r in rows)
   assert all(r["images"] == 129 for r in rows if r["case"] != "bare encoder")
-  assert "to bare" in capsys.readouterr().out
+  passes = {(r["perturbed"], r["references"]): r["passes"] for r in lines if r["part"] == "pairs"}
+  assert passes == {("query", 1): 130, ("query", 20): 149, ("both", 1): 160}
+  assert [r["count"] for r in lines if r["part"] == "scaling" and r["over"] == "images"] == [
+    1, 2, 4, 8,
+  ]  # fmt: skip
+  assert {r["dtype"]: r["images"] for r in lines if r["part"] == "index"} == {
+    "float16": 70, "int8": 70,
+  }  # fmt: skip
+  assert (out / "scaling.png").stat().st_size > 1000
+  printed = capsys.readouterr().out
+  assert all(f"## {part}" in printed for part in benchmark.PARTS)
+  tiny.parts = ("speed",)
+  with pytest.raises(ValueError, match="no part 'speed'"):
+    benchmark.run(tiny)

@@ -102,6 +102,47 @@ def from_jax(
   return model
 
 
+@dataclasses.dataclass(frozen=True)
+class _Cast:
+  """`embed` at another precision. Equal to its like, so that one compilation serves all."""
+
+  embed: Callable[..., Any]
+  dtype: str
+
+  def __call__(self, params: Any, images: Any) -> Any:
+    return self.embed(params, images.astype(self.dtype)).astype(np.float32)
+
+
+def at_precision(model: Model, dtype: str) -> Model:
+  """The model with parameters and images in `dtype`, such as 'bfloat16'; embeddings are float32.
+
+  Raises:
+    ModelError: a model on the host, whose numbers are its own; a type that is not floating-point.
+  """
+  if model.on_host or model.embed is None:
+    raise ModelError(
+      f"dtype={dtype!r} is for models that JAX traces; {model.name} runs on the host at a precision"
+      " of its own"
+    )
+  try:
+    known = jax.numpy.issubdtype(jax.numpy.dtype(dtype), jax.numpy.floating)
+  except TypeError:
+    known = False
+  if not known:
+    raise ModelError(f"dtype is 'float32', 'bfloat16' or 'float16'; given {dtype!r}")
+  if dtype == "float32":
+    return model
+
+  def cast(leaf: Any) -> Any:
+    floating = jax.numpy.issubdtype(jax.numpy.result_type(leaf), jax.numpy.floating)
+    return jax.numpy.asarray(leaf, dtype) if floating else leaf
+
+  return dataclasses.replace(
+    model, name=f"{model.name}, {dtype}", embed=_Cast(model.embed, dtype),
+    params=jax.tree.map(cast, model.params),
+  )  # fmt: skip
+
+
 def from_numpy(
   fn: Callable[[np.ndarray], Any], *, image_size: Any, name: str = "", **fitting: Any
 ) -> Model:

@@ -34,7 +34,7 @@ class Masking(NamedTuple):
   key: PRNGKeyArray
   cells: designs.Cells
   image: Float[Array, "h w 3"]
-  fill: Float[Array, "h w 3"]
+  fill: Float[Array, "f h w 3"]  # masks 2i and 2i + 1 have fill i mod f
   whole: Float[Array, " k"]  # what the model gives for the whole image, the zero of y
 
 
@@ -61,7 +61,9 @@ class RenderMasked(NamedTuple):
   ) -> tuple[Float[Array, "n h w 3"], tuple[Float[Array, "n p"], Float[Array, "n q"]]]:
     def one(index):
       mask, x, t = self.design.mask(masking.key, masking.cells, index)
-      return blend(mask, masking.image, masking.fill), (x, t)
+      # A mask and its complement share a fill: what the fill itself does to the score cancels.
+      fill = masking.fill[(index // 2) % masking.fill.shape[0]]
+      return blend(mask, masking.image, fill), (x, t)
 
     return jax.vmap(one)(indices)
 

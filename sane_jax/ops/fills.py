@@ -53,6 +53,16 @@ def fill_image(fill: Any, image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray
   return np.broadcast_to(array, image.shape)
 
 
+def fill_images(fill: Any, image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "f h w 3"]:
+  """One or several such images: names joined by +, as in 'mean+blur', take turns.
+
+  Raises:
+    ValueError: as `fill_image`.
+  """
+  names = fill.split("+") if isinstance(fill, str) else [fill]
+  return np.stack([fill_image(name.strip() if len(names) > 1 else name, image) for name in names])
+
+
 def median_blur(image: Float[np.ndarray, "h w 3"], pixels: int) -> Float[np.ndarray, "h w 3"]:
   """Each channel's median over squares of `pixels` a side."""
   return ndimage.median_filter(image, (pixels, pixels, 1), mode="nearest").astype(np.float32)

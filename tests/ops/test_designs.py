@@ -224,7 +224,7 @@ def test_chunks_and_blocks_add_up(rng):
     _, x, t = jax.vmap(lambda i, d=design, c=cells: d.mask(KEY, c, i))(indices)
     y = jnp.asarray(rng.normal(size=(n, 2)), jnp.float32)
     nothing = jnp.zeros((1, 1, 3))
-    masking = effects.Masking(KEY, cells, nothing, nothing, jnp.zeros(2))
+    masking = effects.Masking(KEY, cells, nothing, nothing[None], jnp.zeros(2))
     block = [
       0
       if i < design.num_fixed
