@@ -65,7 +65,7 @@ def run(config: Any) -> None:
 
 
 def parse_generator(spec: str) -> tuple[str, dict[str, Any]]:
-  """'hadamard:num_masks=128,smooth=True' as a name and fields."""
+  """'hadamard:num_masks=128,smoothing=0.0' as a name and fields."""
   name, _, fields = spec.partition(":")
   options: dict[str, Any] = {}
   for field in filter(None, re.split(r",(?=\w+=)", fields)):  # commas within [4,4] stay

@@ -119,7 +119,7 @@ class Explainer:
     self,
     model: Model,
     *,
-    design: Any = "rise",
+    design: Any = "hadamard",
     num_masks: int | None = None,
     fill: Any = None,
     key: Any = 0,

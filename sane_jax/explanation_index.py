@@ -119,7 +119,7 @@ class ExplanationIndex:
       raise KeyError(f"{self.ids[row]!r} has an embedding in this index and no effects")
     return position
 
-  def _embeddings(self, part: str = "embeddings") -> np.ndarray:
+  def _array(self, part: str = "embeddings") -> np.ndarray:
     """[n t d], read once."""
     if part not in self._index.arrays:
       raise ValueError(
@@ -134,19 +134,23 @@ class ExplanationIndex:
     """Embeddings [r d] of references in the space they share with the query."""
     rows = np.array([self._row(name) for name in references], int)
     slot = self._index.types[self._row(query)]
-    return rows, self._embeddings(part)[rows, slot]
+    return rows, self._array(part)[rows, slot]
 
   # --- what is asked ------------------------------------------------------------------------------
+
+  def embeddings(self, names: Sequence[Any], space: int = 0) -> np.ndarray:
+    """Unit embeddings [n d] float32, for the index that searches; in one of the model's spaces."""
+    return self._array("embeddings")[[self._row(name) for name in names], space]
 
   def scores(self, query: Any, references: Sequence[Any]) -> np.ndarray:
     """Cosine similarity of the query with each reference [r]."""
     rows, vectors = self._vectors(query, references)
-    return (self._embeddings()[self._row(query), self._index.types[rows]] * vectors).sum(axis=1)
+    return (self._array()[self._row(query), self._index.types[rows]] * vectors).sum(axis=1)
 
   def nearest(self, query: Any, count: int) -> list[str]:
     """Ids of the `count` images most like the query, without itself. Compares with all of them."""
     row = self._row(query)
-    every = self._embeddings()
+    every = self._array()
     scores = (every[row, self._index.types] * every[:, self._index.types[row]]).sum(axis=1)
     known = np.array([np.linalg.norm(every[:, 0], axis=1) > 0]).ravel()
     scores = np.where(known & (np.arange(len(scores)) != row), scores, -np.inf)
@@ -171,7 +175,7 @@ class ExplanationIndex:
       raise ValueError(f"the mode is 'fixed' or 'both'; given {mode!r}")
     rows, _ = self._vectors(query, references)
     part = "embeddings" if mode == "fixed" else "masked"
-    return effect_index.read_maps(self._index, self._position(query), rows, self._embeddings(part))
+    return effect_index.read_maps(self._index, self._position(query), rows, self._array(part))
 
   def contrast(self, query: Any, a: Any, b: Any) -> np.ndarray:
     """Why the query matches `a` rather than `b`: the map of s(query, a) − s(query, b)."""

@@ -1,7 +1,9 @@
 """The index gives what the explainer gives, without its encoder, and says what it can't give."""
 
 import json
+import pathlib
 import resource
+import runpy
 
 import encoders
 import numpy as np
@@ -13,6 +15,7 @@ from sane_jax import effect_index, explanation_index
 from sane_jax.explanation_index import ExplanationIndex
 from sane_jax.ops import effects as effects_lib
 
+ROOT = pathlib.Path(__file__).parents[1]
 DESIGNS = {
   "hadamard": sane_jax.Hadamard(num_masks=128, grid=(4, 4)),
   "rise": sane_jax.Rise(num_masks=60, grid=(7, 7)),
@@ -308,3 +311,17 @@ def test_a_data_set_s_index_opens_by_ids(tmp_path, rng):
   with pytest.raises(ValueError, match="no paths"):
     opened.explain("e", "b")
   assert json.loads((tmp_path / "index.json").read_text())["types"] == types.tolist()
+
+
+def test_beside_a_vector_index(folder, monkeypatch, capsys):
+  """The example: FAISS finds, the index explains."""
+  pytest.importorskip("faiss")
+  monkeypatch.chdir(folder)
+  monkeypatch.setattr(sane_jax, "load_model", lambda *_, **__: model())
+  example = runpy.run_path(str(ROOT / "docs/examples/search_and_explain.py"))
+  page = example["main"](str(folder), matches=3).read_text()
+  printed = capsys.readouterr().out
+  index = ExplanationIndex("runs/search/index")
+  for name in index.nearest(index.ids[0], 3):
+    assert f"{name}: most of it lies in" in printed
+    assert pathlib.Path(name).name in page

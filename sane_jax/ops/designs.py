@@ -139,6 +139,16 @@ def averaging(size: int, cells: int) -> np.ndarray:
   return (member / member.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def _neighbor_weights(cells: int, sigma: float) -> np.ndarray:
+  """Matrix [cells cells] of a Gaussian of `sigma` cells; beyond the ends the last cell goes on."""
+  reach = np.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
+  weights = np.exp(-((reach / sigma) ** 2) / 2)
+  matrix = np.zeros((cells, cells), np.float32)
+  for cell in range(cells):
+    np.add.at(matrix[cell], np.clip(cell + reach, 0, cells - 1), weights / weights.sum())
+  return matrix
+
+
 def _smooth_upsample(values: Float[Array, " c"], grid: tuple[int, int], cells: Cells):
   """Bilinear interpolation of the grid's values to the pixels."""
   h, w = cells.labels.shape
@@ -400,14 +410,15 @@ class Hadamard:
       map_c = mean of s with cell c shown − mean of s with cell c hidden
 
   are free of one another and, thanks to the complements, of every interaction of two cells. Cells
-  are hard-edged; the map is constant over a cell unless `smooth`.
+  are hard-edged, and the map is constant over a cell. Effects are averaged over neighbours by a
+  Gaussian of `smoothing` cells: a cell's own estimate is noisy, and its neighbours know of it.
   """
 
-  num_masks: int = 512
+  num_masks: int = 256
   grid: tuple[int, int] = (8, 8)
-  smooth: bool = False
+  smoothing: float = 0.5
   num_reference_masks: int = 30
-  default_fill: ClassVar[str] = "mean"
+  default_fill: ClassVar[str] = "mean+blur"
 
   def __post_init__(self):
     if self.num_masks < 1 or self.num_masks % self.replicate_size:
@@ -416,6 +427,8 @@ class Hadamard:
         f"hadamard on {self.grid[0]} x {self.grid[1]} cells takes a multiple of"
         f" {self.replicate_size} masks; given {self.num_masks}: use {more}"
       )
+    if not self.smoothing >= 0:
+      raise ValueError(f"smoothing is a number of cells, 0 for none; given {self.smoothing}")
 
   num_fixed = property(lambda self: 0)
 
@@ -439,14 +452,20 @@ class Hadamard:
     flips = jax.random.bernoulli(sign_key, 0.5, cells.valid.shape)
     # Entry (row, column) of the Sylvester matrix is (-1)^popcount(row & column).
     z = ((jax.lax.population_count(row & columns) + flips + index) % 2).astype(jnp.float32)
-    mask = _smooth_upsample(z, self.grid, cells) if self.smooth else z[cells.labels]
-    return mask, jnp.concatenate([jnp.ones(1), 2 * z - 1]), jnp.ones(1)
+    return z[cells.labels], jnp.concatenate([jnp.ones(1), 2 * z - 1]), jnp.ones(1)
 
   def readout(self, key, cells, gram, response):
-    return 2 * response[1:] / gram[:1]
+    effects = 2 * response[1:] / gram[:1]
+    if not self.smoothing:
+      return effects
+    rows, columns = (jnp.asarray(_neighbor_weights(n, self.smoothing)) for n in self.grid)
+    table = effects.reshape(*self.grid, -1)
+    return jnp.einsum("ri,cj,ijk->rck", rows, columns, table, precision="highest").reshape(
+      effects.shape
+    )
 
   def upsample(self, values, cells):
-    return _smooth_upsample(values, self.grid, cells) if self.smooth else values[cells.labels]
+    return values[cells.labels]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 from sklearn.linear_model import Ridge
 
 from sane_jax.ops import designs, effects
@@ -162,7 +163,7 @@ def test_hadamard_is_balanced_and_orthogonal_in_every_replicate(grid):
 
 
 def test_hadamard_effect_is_shown_minus_hidden_and_free_of_pairs(rng):
-  design = designs.Hadamard(num_masks=64, grid=(4, 4))
+  design = designs.Hadamard(num_masks=64, grid=(4, 4), smoothing=0.0)
   masks, x, t = all_masks(design)
   z = masks[:, ::7, ::7].reshape(64, 16)
   scores = rng.normal(size=(64, 1))
@@ -173,6 +174,19 @@ def test_hadamard_effect_is_shown_minus_hidden_and_free_of_pairs(rng):
   s = 2 * z - 1
   scores = z @ beta + np.einsum("nc,cd,nd->n", s, pairs - np.diag(np.diag(pairs)), s)
   np.testing.assert_allclose(read(design, x, t, scores[:, None])[:, 0], beta, atol=1e-4)
+
+
+def test_hadamard_smooths_over_neighbours_as_scipy_does(rng):
+  plain, smooth = (
+    designs.Hadamard(num_masks=64, grid=(3, 5), smoothing=sigma) for sigma in (0.0, 0.7)
+  )
+  _, x, t = all_masks(plain)
+  scores = rng.normal(size=(64, 2))
+  effects = read(plain, x, t, scores).reshape(3, 5, 2)
+  want = ndimage.gaussian_filter(np.asarray(effects), (0.7, 0.7, 0), mode="nearest")
+  np.testing.assert_allclose(read(smooth, x, t, scores).reshape(3, 5, 2), want, atol=1e-5)
+  with pytest.raises(ValueError, match="a number of cells"):
+    designs.Hadamard(smoothing=-1.0)
 
 
 def test_random_ignores_the_scores():
