@@ -1,9 +1,13 @@
 """The index gives what the explainer gives, without its encoder, and says what it can't give."""
 
 import json
+import os
 import pathlib
 import resource
 import runpy
+import socket
+import subprocess
+import sys
 
 import encoders
 import numpy as np
@@ -311,6 +315,51 @@ def test_a_data_set_s_index_opens_by_ids(tmp_path, rng):
   with pytest.raises(ValueError, match="no paths"):
     opened.explain("e", "b")
   assert json.loads((tmp_path / "index.json").read_text())["types"] == types.tolist()
+
+
+MODULE = """
+import sys
+sys.path.insert(0, {tests!r})
+import encoders, sane_jax
+
+def make(image_size):
+  return sane_jax.from_jax(
+    encoders.nonlinear, encoders.nonlinear_params(), image_size=image_size, name="small"
+  )
+"""
+
+
+def test_two_processes_build_the_index_of_one(folder):
+  """Each writes shards of its own."""
+  (folder / "small_model.py").write_text(MODULE.format(tests=str(ROOT / "tests")))
+  photos = folder / "photos"
+  photos.mkdir()
+  for path in paths(folder):
+    path.rename(photos / path.name)
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  command = [
+    sys.executable, "-m", "sane_jax.main", f"--config={ROOT / 'configs/photos.py'}",
+    "--config.photos=photos", "--config.job=build_index", "--config.model=small_model:make",
+    "--config.image_size=28", "--config.num_masks=32", "--config.grid=(4,4)",
+  ]  # fmt: skip
+  path = f"{ROOT}{os.pathsep}{folder}"
+  environment = {**os.environ, "PYTHONPATH": path, "JAX_NUM_CPU_DEVICES": "1"}
+  together = [
+    *command, "--config.workdir=two", f"--coordinator={address}", "--num_processes=2",
+  ]  # fmt: skip
+  running = [
+    subprocess.Popen([*together, f"--process_id={i}"], cwd=folder, env=environment) for i in (0, 1)
+  ]
+  assert [child.wait(timeout=120) for child in running] == [0, 0]
+  done = subprocess.run([*command, "--config.workdir=one"], cwd=folder, env=environment, check=True)
+  assert done.returncode == 0
+  one, two = (ExplanationIndex(folder / name / "index") for name in ("one", "two"))
+  assert len(one) == 70
+  assert one.ids == two.ids
+  for name, array in arrays(one).items():
+    np.testing.assert_allclose(arrays(two)[name], array, atol=1e-5, err_msg=name)
 
 
 def test_beside_a_vector_index(folder, monkeypatch, capsys):

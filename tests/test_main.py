@@ -82,7 +82,7 @@ def test_two_photos(folder, capsys):
   out = results(folder)
   (one,) = out["explanations"]
   assert (one["query"], one["reference"]) == ("photo 0.png", "photo 1.png")
-  assert one["encoder_passes"] == 2 * 513
+  assert one["encoder_passes"] == 2 * 257
   assert 0 <= one["deletion_auc"] <= 100
   assert out["settings"]["design"] == "hadamard"
   png = Image.open(folder / "runs/photos/explain" / one["files"]["figure"])

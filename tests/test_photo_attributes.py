@@ -132,7 +132,9 @@ def test_no_attribute_can_be_learned(photos, tmp_path):
     tmp_path / "t.csv", ("file", "one"), [(row[0], int(n == 0)) for n, row in enumerate(rows)]
   )
   table = photo_attributes.read_table(path, folder)
-  explainer = sane_jax.Explainer(sane_jax.from_jax(patch_means, None, image_size=64), num_masks=10)
+  explainer = sane_jax.Explainer(
+    sane_jax.from_jax(patch_means, None, image_size=64), design="rise", num_masks=10
+  )
   with pytest.raises(ValueError, match="no attribute can be learned from 24 photos: one: 1 photos"):
     photo_attributes.learn(table, explainer)
   with pytest.raises(ValueError, match="phi has 4 weights"):

@@ -131,7 +131,7 @@ def test_killed_three_times_it_ends_the_same(whole, tmp_path):
     assert_close(*(json.loads((folder / path).read_text()) for folder in (one, two)), path)
 
 
-TAKEN = ("seconds", "images_per_second")  # what a run took, not what it found
+TAKEN = ("seconds", "images_per_second", "passes_of_this_run")  # what a run took, not what it found
 
 
 def assert_close(one, two, where):
