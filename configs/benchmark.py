@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.workdir = "runs/benchmark"  # where results go
 
   config.model = "efficientnet_lite0"  # a name, or module:function
-  config.parts = ("kernel", "compiling", "pairs", "scaling", "index")  # what is timed
+  config.parts = ("kernel", "metrics", "compiling", "pairs", "scaling", "index")  # what is timed
   config.image_sizes = (112,)  # sides in pixels
   config.dtypes = ("float32",)  # precisions of the model: float32 bfloat16
   config.device_counts = ()  # how many devices share a chunk; all of them by default

@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     "kernel_shap",
     "learned_mask",
   )
+  config.baseline = ""  # the one of them that all are compared with; the first by default
   config.modes = ("fixed", "both")  # what is perturbed: the query, or both images
   # The first is the masks' own, but for LIME (black) and the learned mask (median blur).
   config.backgrounds = ("mean", "blur")

@@ -1,9 +1,11 @@
 """Job: what explanations cost: the kernel against the bare encoder, pairs, growth, the index."""
 
+import contextlib
 import functools
 import itertools
 import json
 import pathlib
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from sane_jax import engine as engine_lib
 from sane_jax.compare_generators import parse_generator
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.explainer import Explainer
+from sane_jax.metrics import insertion_deletion
 from sane_jax.models import model as model_lib
 
 
@@ -52,9 +55,12 @@ def run(config: Any) -> None:
     ],
   )
   for part in config.parts:
+    _forget_peak()
     rows = PARTS[part](config, folder)
-    lines += [json.dumps({"part": part, **about, **row}) for row in rows]
-    text.append(f"\n## {part}\n\n{_table(rows)}")
+    peak = _peak_megabytes()
+    lines += [json.dumps({"part": part, **about, **row, **peak}) for row in rows]
+    memory = ", ".join(f"{name.replace('_', ' ')} {value:,.0f}" for name, value in peak.items())
+    text.append(f"\n## {part}\n\n{_table(rows)}\n\nOf this part: {memory}.")
     files.write_bytes(folder / "benchmark.jsonl", ("\n".join(lines) + "\n").encode())
     files.write_bytes(folder / "benchmark.md", ("\n".join(text) + "\n").encode())
   print("\n".join(text))
@@ -75,6 +81,25 @@ def _timed(cases: Sequence[Case], repeats: int, what: str) -> tuple[np.ndarray, 
           seconds[index, repeat - 1] = time.perf_counter() - began
         bar.update()
   return seconds, counts
+
+
+def _forget_peak() -> None:
+  """Begins to look for the peak of this process's memory anew, where the system can."""
+  with contextlib.suppress(OSError):  # Linux
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_megabytes() -> dict[str, float]:
+  """Most memory that was in use: by the process, since `_forget_peak`, and of each device, ever."""
+  try:
+    status = pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    out = {"peak_megabytes": int(status.split()[0]) / 1024}
+  except (OSError, IndexError, ValueError):
+    out = {"peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  if peaks := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
+    out["device_peak_megabytes"] = max(peaks) / 2**20
+  return out
 
 
 # --- the kernel -----------------------------------------------------------------------------------
@@ -167,6 +192,76 @@ def _masked(explainer: Explainer, photo: Any) -> int:
   before = explainer.encoder_passes
   jax.block_until_ready(explainer.effects(photo).moments)
   return explainer.encoder_passes - before
+
+
+# --- insertion and deletion, learned masks --------------------------------------------------------
+
+
+def _metrics(config: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Images a second of the metric, and of learned masks' steps, against the bare encoder.
+
+  Learned masks are compared with the gradient of the bare encoder by its images.
+  """
+  size, photo = config.image_sizes[0], photos_lib.sample_pairs()[1][1]
+  model = model_lib.load_model(config.model, image_size=size)
+  explainer = Explainer(model, num_masks=128)
+  chunk, devices = explainer.engine.chunk, jax.local_devices()
+  pairs = [(np.roll(photo, 10 * i, axis=0), photo) for i in range(16)]
+  explained = explainer.explain_pairs(pairs)
+  for e in explained:
+    _ = e.saliency_map
+  rows = [{"case": "bare encoder", "pairs": 0}]
+  cases: list[Case] = [_bare(model, chunk, 64 * chunk, devices)]
+  for count in (1, 16):
+    rows.append({"case": "insertion and deletion", "pairs": count})
+    cases.append(functools.partial(_inserted, explainer, explained[:count]))
+  learner = Explainer(model, design="learned_mask", num_steps=30)
+  rows.append({"case": "bare gradient", "pairs": 0})
+  cases.append(_bare_gradient(model, chunk, 30))
+  for count in (1, chunk):
+    rows.append({"case": "learned masks", "pairs": count})
+    some = (pairs * chunk)[:count]
+    cases.append(functools.partial(_passes_of, learner, learner.explain_pairs, some))
+  seconds, counts = _timed(cases, min(config.repeats, 5), "metrics")
+  bare = np.ones(seconds.shape[1])
+  for row, times, count in zip(rows, seconds, counts, strict=True):
+    rates = count / times
+    bare = rates if row["case"].startswith("bare") else bare
+    row["images"] = count
+    row["images_per_second"] = float(np.median(rates))
+    row["ratio_to_bare"] = float(np.median(rates / bare))
+  return rows
+
+
+def _passes_of(explainer: Explainer, function: Callable[..., Any], *args: Any) -> int:
+  before = explainer.encoder_passes
+  function(*args)
+  return explainer.encoder_passes - before
+
+
+def _inserted(explainer: Explainer, explained: Sequence[Any]) -> int:
+  return _passes_of(explainer, insertion_deletion, explainer, explained)
+
+
+def _bare_gradient(model: model_lib.Model, chunk: int, steps: int) -> Callable[[], int]:
+  """The gradient of the encoder by a batch that is there already, in a jitted loop of steps."""
+  engine = engine_lib.make_engine(model, chunk=chunk)
+  batch = np.random.default_rng(0).uniform(size=(chunk, *model.image_size, 3)).astype(np.float32)
+  params, images = engine_lib.split(engine, jnp.asarray(batch), chunk)
+
+  @jax.jit
+  def descend(params, images):
+    def step(_, images):
+      embed = model.embed
+      return images - 1e-6 * jax.grad(lambda x: embed(params, x).sum())(images)  # pyright: ignore[reportOptionalCall]
+
+    return jax.lax.fori_loop(0, steps, step, images)
+
+  def run() -> int:
+    jax.block_until_ready(descend(params, images))
+    return chunk * steps
+
+  return run
 
 
 # --- compiling ------------------------------------------------------------------------------------
@@ -369,6 +464,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 PARTS = {
   "kernel": _kernel,
+  "metrics": _metrics,
   "compiling": _compiling,
   "pairs": _pairs,
   "scaling": _scaling,

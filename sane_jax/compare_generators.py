@@ -54,13 +54,23 @@ def run(config: Any) -> None:
   if not explainers:
     raise ValueError("give at least one generator and one mode")
   pairs, problems = _pairs(config, next(iter(explainers.values())))
+  known: dict[bytes, int] = {}
+  queries = np.array([known.setdefault(query.pixels.tobytes(), len(known)) for query, _ in pairs])
+  if len(known) < 2:
+    raise ValueError(f"{config.pairs} gave one readable query; intervals need 2 or more")
+  baseline = config.baseline or config.generators[0]
+  if baseline not in config.generators:
+    raise ValueError(
+      f"--config.baseline is one of --config.generators; given {config.baseline!r}, there is"
+      f" {', '.join(config.generators)}"
+    )
   rows: list[Row] = []
   total = len(pairs) * len(explainers)
   with tqdm.tqdm(total=total, unit="pair", desc="evaluating", disable=None) as bar:
     for (spec, mode), explainer in explainers.items():
       bar.set_postfix_str(f"{spec}, {mode}")
       rows += _measure(config, explainer, spec, mode, pairs, folder, bar)
-      _write(config, folder, rows, len(pairs), problems)
+      _write(config, folder, rows, queries, baseline, problems)
   print(f"{len(pairs)} pairs, {len(problems)} left out. Open {folder / 'table.md'}")
 
 
@@ -73,6 +83,9 @@ def parse_generator(spec: str) -> tuple[str, dict[str, Any]]:
     try:
       options[key] = json.loads(value.replace("True", "true").replace("False", "false"))
     except json.JSONDecodeError:
+      if re.fullmatch(r"[a-z_]+(\+[a-z_]+)*", value):  # a name, as in fill=mean+blur
+        options[key] = value
+        continue
       raise ValueError(
         f"{field!r} in {spec!r} is no field=value; as in rise:num_masks=500"
       ) from None
@@ -152,41 +165,49 @@ def _explain(explainer: Explainer, group, effects):
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _cell(values: np.ndarray) -> str:
-  low, high = bootstrap_interval(values)
-  return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
+def table(rows: list[Row], background: str, baseline: str, queries: np.ndarray) -> str:
+  """Markdown table of the rows seen against one background.
 
+  Intervals are of 95 %, over queries with all their pairs. The last three columns are paired
+  differences to the generator `baseline` in its first mode.
+  """
 
-def table(rows: list[Row], background: str) -> str:
-  """Markdown table of the rows seen against one background, with 95 % intervals over pairs."""
+  def cell(values: np.ndarray) -> str:
+    low, high = bootstrap_interval(values, clusters=queries)
+    return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
+
   rows = [row for row in rows if row.background == background]
-  floor = next((row for row in rows if row.generator == "random"), None)
+  floor = next((row for row in rows if row.generator == baseline), None)
   lines = [
     "| generator | perturbed | passes | insertion ↑ | deletion ↓ | insertion − deletion"
-    " | more than random |",
-    "| --- | --- | ---: | --- | --- | --- | --- |",
+    f" | to {baseline}: insertion | deletion | insertion − deletion |",
+    "| --- | --- | ---: | --- | --- | --- | --- | --- | --- |",
   ]
   for row in rows:
-    difference = row.insertion - row.deletion
-    above = "–"
+    cells = [row.insertion, row.deletion, row.insertion - row.deletion]
+    above = ["–"] * 3
     if floor is not None and row is not floor:
-      above = _cell(difference - (floor.insertion - floor.deletion))
+      base = [floor.insertion, floor.deletion, floor.insertion - floor.deletion]
+      above = [cell(a - b) for a, b in zip(cells, base, strict=True)]
     where = {"fixed": "query", "both": "both"}[row.mode]
-    lines.append(
-      f"| {row.generator} | {where} | {row.passes:,.0f} | {_cell(row.insertion)}"
-      f" | {_cell(row.deletion)} | {_cell(difference)} | {above} |"
-    )
+    shown = " | ".join([*map(cell, cells), *above])
+    lines.append(f"| {row.generator} | {where} | {row.passes:,.0f} | {shown} |")
   return "\n".join(lines)
 
 
-def _write(config: Any, folder: pathlib.Path, rows: list[Row], pairs: int, problems) -> None:
+def _write(
+  config: Any, folder: pathlib.Path, rows: list[Row], queries, baseline: str, problems
+) -> None:
   settings = {k: config[k] for k in ("model", "image_size", "key", "max_pairs")}
   parts = [
-    f"{pairs} pairs, {config.model} at {config.image_size} pixels. AUC × 100, mean over pairs with"
-    " its 95 % bootstrap interval; the last column is paired. Passes: for one pair alone.\n"
+    f"{len(queries)} pairs of {len(np.unique(queries))} queries, {config.model} at"
+    f" {config.image_size} pixels. AUC × 100, mean over pairs with its 95 % bootstrap interval over"
+    " queries; the last columns are paired. Passes: for one pair alone.\n"
   ]
   for background in config.backgrounds:
-    parts.append(f"\nDeleted pixels become: {background}\n\n{table(rows, background)}\n")
+    parts.append(
+      f"\nDeleted pixels become: {background}\n\n{table(rows, background, baseline, queries)}\n"
+    )
   files.write_bytes(folder / "table.md", "".join(parts).encode())
   out = io.StringIO()
   writer = csv.writer(out)
@@ -196,9 +217,10 @@ def _write(config: Any, folder: pathlib.Path, rows: list[Row], pairs: int, probl
   for row in rows:
     for kind in ("insertion", "deletion"):
       values = getattr(row, kind)
+      figures = values.mean(), *bootstrap_interval(values, clusters=queries)
       writer.writerow(
         [row.generator, row.mode, row.background, f"{row.passes:.0f}", kind,
-         f"{values.mean():.4f}", *(f"{v:.4f}" for v in bootstrap_interval(values)), len(values)]
+         *(f"{v:.4f}" for v in figures), len(values)]
       )  # fmt: skip
   files.write_bytes(folder / "table.csv", out.getvalue().encode())
   document = {

@@ -100,7 +100,7 @@ class Explainer:
       turns from one pair of masks to the next: the map is then no single fill's.
     key: seed or typed JAX key. All masks are a function of it: the same key, the same answer.
     mode: 'fixed' perturbs the query alone, 'both' the reference as well.
-    chunk_size: at most this many masked images exist at once.
+    chunk_size: at most this many masked images exist at once; 'fastest' finds it by trying.
     devices: JAX devices that share each chunk; all local ones by default.
     on_progress: called with (images done, images in all) while a long pass runs.
     attributes: ranks attributes for each explanation, see `load_attributes`.
@@ -124,7 +124,7 @@ class Explainer:
     fill: Any = None,
     key: Any = 0,
     mode: str = "fixed",
-    chunk_size: int | None = None,
+    chunk_size: int | str | None = None,
     devices: Sequence[Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     attributes: ranker_lib.Ranker | None = None,

@@ -10,6 +10,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 import sane_jax
+from sane_jax import engine as engine_lib
 from sane_jax.ops import designs, fills
 from tests import encoders
 
@@ -130,6 +131,36 @@ def test_a_chunk_that_does_not_fit_is_halved(photos, monkeypatch):
   )
   with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
     sane_jax.Explainer(nonlinear_model(), design=design, chunk_size=1).explain(*photos[:2])
+
+
+@pytest.mark.parametrize(("fits", "fastest"), [(1000, 32), (16, 16), (6, 6)])
+def test_the_fastest_chunk_is_found_by_trying(fits, fastest, monkeypatch):
+  """On a clock of our own: 8 images a second, more with larger chunks until 32, then fewer."""
+  clock = [0.0]
+  rates = {6: 7, 8: 8, 16: 10, 32: 12, 64: 5, 128: 1000}
+
+  def run(engine, render, update, args, total, count):
+    if engine.chunk > fits:
+      engine.chunk = fits
+    clock[0] += count / rates[engine.chunk]
+
+  monkeypatch.setattr(engine_lib, "run", run)
+  monkeypatch.setattr(engine_lib.time, "monotonic", lambda: clock[0])
+  assert engine_lib.fastest_chunk(nonlinear_model(), jax.local_devices()) == fastest
+
+
+def test_the_fastest_chunk_gives_the_same_map(photos):
+  quick = sane_jax.Explainer(nonlinear_model(), num_masks=128, chunk_size="fastest")
+  plain = sane_jax.Explainer(nonlinear_model(), num_masks=128)
+  found = [e.explain(*photos[:2]).saliency_map for e in (quick, plain)]
+  np.testing.assert_allclose(*found, atol=1e-6)
+  assert quick.encoder_passes == plain.encoder_passes  # trying is not explaining
+  with pytest.raises(ValueError, match="'fastest'; given 'quick'"):
+    sane_jax.Explainer(nonlinear_model(), chunk_size="quick")
+  with pytest.raises(ValueError, match="scores alone"):
+    sane_jax.Explainer(
+      sane_jax.from_score(lambda q, r: np.zeros(len(q)), image_size=8), chunk_size="fastest"
+    )
 
 
 @by_name(SAMPLING)

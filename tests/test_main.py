@@ -345,6 +345,10 @@ def test_evaluation_tabulates_and_resumes(folder):
   compare_generators.run(settings)
   assert {p: p.stat().st_mtime_ns for p in (out / "curves").iterdir()} == stamps
   assert (out / "table.md").read_text() == table
+  assert "to random: insertion" in table
+  settings.baseline = "nothing"
+  with pytest.raises(ValueError, match=r"baseline is one of.*given 'nothing'"):
+    compare_generators.run(settings)
   with pytest.raises(ValueError, match=r"--config\.pairs=FILE"):
     compare_generators.run(config("generators"))
   with pytest.raises(ValueError, match="field=value"):
@@ -369,6 +373,13 @@ def test_benchmark_reports_ratios(folder, capsys):
   assert all(r["ratio_to_bare"] == 1 for r in rows if r["case"] == "bare encoder")
   assert all(r["images"] >= 64 and r["images_per_second"] > 0 for r in rows)
   assert all(r["images"] == 129 for r in rows if r["case"] != "bare encoder")
+  # 202 images a pair and the reference; 30 steps a pair and both images whole.
+  metrics = {(r["case"], r["pairs"]): r["images"] for r in lines if r["part"] == "metrics"}
+  assert metrics["insertion and deletion", 1] == 203
+  assert metrics["insertion and deletion", 16] == 16 * 203
+  assert metrics["learned masks", 1] == 32
+  assert metrics["learned masks", 16] == 16 * 32
+  assert all(r["peak_megabytes"] > 100 for r in lines)
   passes = {(r["perturbed"], r["references"]): r["passes"] for r in lines if r["part"] == "pairs"}
   assert passes == {("query", 1): 130, ("query", 20): 149, ("both", 1): 160}
   assert [r["count"] for r in lines if r["part"] == "scaling" and r["over"] == "images"] == [
