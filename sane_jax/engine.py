@@ -142,10 +142,10 @@ def run(
     ModelError: a NaN or an infinity in the outputs; a host model's output of a wrong shape.
     JaxRuntimeError: not even one image at a time fits.
   """
-  return _halving(engine, lambda: _run(engine, render, update, args, total, count, first, score))
+  return halving(engine, lambda: _run(engine, render, update, args, total, count, first, score))
 
 
-def _halving(engine: Engine, work: Callable[[], Any]) -> Any:
+def halving(engine: Engine, work: Callable[[], Any]) -> Any:
   """What `work` gives, tried again with half the chunk for as long as memory runs out."""
   while True:
     try:

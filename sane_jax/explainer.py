@@ -619,12 +619,16 @@ class Explainer:
   def _explain_learned(self, pairs: Sequence[tuple[Any, Any]]) -> list[Explanation]:
     """All pairs' masks in one loop; a pair's result does not depend on its company."""
     photos = [(self.photo(query), self.photo(reference)) for query, reference in pairs]
-    out: list[Explanation] = []
-    # What is alive at a time is one image a side and a pair, forward and backward.
-    size = max(1, self.engine.chunk // 2)
-    for begin in range(0, len(photos), size):
-      out += self._learn(photos[begin : begin + size])
-    return out
+    sides = 2 if self.mode == "both" else 1
+
+    def learn() -> list[Explanation]:
+      out: list[Explanation] = []
+      size = max(1, self.engine.chunk // sides)  # images alive at a time: one a side and a pair
+      for begin in range(0, len(photos), size):
+        out += self._learn(photos[begin : begin + size])
+      return out
+
+    return engine_lib.halving(self.engine, learn)
 
   def _learn(self, photos: list[tuple[Photo, Photo]]) -> list[Explanation]:
     settings, both, model = self.design, self.mode == "both", self.model
