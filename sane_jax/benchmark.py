@@ -380,6 +380,7 @@ def _scaling(config: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
 
 def _draw_scaling(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
   """Seconds over each count, with the line through the first point that linear growth would be."""
+  from matplotlib import ticker
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(9, 3), layout="constrained")
@@ -390,6 +391,8 @@ def _draw_scaling(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
       axes.plot(x, y[-1] * x / x[-1], "--", color="#999999", label="in proportion")
     axes.set(xscale="log", yscale="log", xlabel=name, title=f"over {name}")
     axes.set_xticks(x, [f"{int(n):,}" for n in x])
+    axes.yaxis.set_major_locator(ticker.LogLocator(base=2))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     if name == "references":
       axes.set_ylim(y.min() / 4, y.max() * 4)

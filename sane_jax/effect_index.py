@@ -277,10 +277,13 @@ def read_maps(
   if not len(rows):
     return np.zeros((0, *index.grid), np.float32)
   slots = index.types[rows]
-  wanted, which = np.unique(slots, return_inverse=True)
+  if (slots == slots[0]).all():
+    wanted, which = slots[:1], None
+  else:
+    wanted, which = np.unique(slots, return_inverse=True)
   effects = read_effects(index, position, wanted)
   directions = embeddings[rows, index.types[index.queries[position]]]
-  if len(wanted) == 1:  # one product of matrices
+  if which is None:  # one product of matrices
     maps = directions @ effects[0].T
   else:
     maps = np.einsum("rcd,rd->rc", effects[which], directions)

@@ -8,6 +8,7 @@ are on disk: no encoder runs. It stands beside whatever finds the matches: ids i
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -111,6 +112,30 @@ class ExplanationIndex:
       )
     return row
 
+  def _all_rows(self, names: Sequence[Any]) -> np.ndarray:
+    """Rows [n] of many ids or positions; raises as `_row` does."""
+    if isinstance(names, np.ndarray) and names.dtype.kind in "iu":
+      rows = names.astype(int)
+    else:
+      find = self._rows
+      integers = int, np.integer
+      rows = np.fromiter(
+        (n if isinstance(n, integers) else find.get(n, -1) for n in names), int, len(names)
+      )
+    usable = (rows >= 0) & (rows < len(self.ids))
+    usable[usable] = self._usable[rows[usable]]
+    for wrong in np.flatnonzero(~usable):
+      rows[wrong] = self._row(names[wrong])  # says what is wrong; or it was a path
+    return rows
+
+  @functools.cached_property
+  def _usable(self) -> np.ndarray:
+    """Which rows [n] are measured and were readable."""
+    shards, places = np.divmod(np.arange(len(self.ids)), SHARD)
+    usable = places < self._counts["embeddings"][shards]
+    usable[[self._rows[name] for name in self.left_out if name in self._rows]] = False
+    return usable
+
   def _position(self, name: Any) -> int:
     """Where the effects of an image are."""
     row = self._row(name)
@@ -132,7 +157,7 @@ class ExplanationIndex:
 
   def _vectors(self, query: Any, references: Sequence[Any], part: str = "embeddings"):
     """Embeddings [r d] of references in the space they share with the query."""
-    rows = np.array([self._row(name) for name in references], int)
+    rows = self._all_rows(references)
     slot = self._index.types[self._row(query)]
     return rows, self._array(part)[rows, slot]
 
@@ -140,7 +165,7 @@ class ExplanationIndex:
 
   def embeddings(self, names: Sequence[Any], space: int = 0) -> np.ndarray:
     """Unit embeddings [n d] float32, for the index that searches; in one of the model's spaces."""
-    return self._array("embeddings")[[self._row(name) for name in names], space]
+    return self._array("embeddings")[self._all_rows(names), space]
 
   def scores(self, query: Any, references: Sequence[Any]) -> np.ndarray:
     """Cosine similarity of the query with each reference [r]."""
@@ -173,7 +198,7 @@ class ExplanationIndex:
     """
     if mode not in explainer_lib.MODES:
       raise ValueError(f"the mode is 'fixed' or 'both'; given {mode!r}")
-    rows, _ = self._vectors(query, references)
+    rows = self._all_rows(references)
     part = "embeddings" if mode == "fixed" else "masked"
     return effect_index.read_maps(self._index, self._position(query), rows, self._array(part))
 
