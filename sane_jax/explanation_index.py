@@ -124,7 +124,7 @@ class ExplanationIndex:
       )
     usable = (rows >= 0) & (rows < len(self.ids))
     usable[usable] = self._usable[rows[usable]]
-    for wrong in np.flatnonzero(~usable):
+    for wrong in np.flatnonzero(~usable).tolist():
       rows[wrong] = self._row(names[wrong])  # says what is wrong; or it was a path
     return rows
 

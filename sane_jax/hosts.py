@@ -1,8 +1,15 @@
 """Sets JAX up on this host, before its back end starts."""
 
+import functools
+import glob
+import importlib.util
 import os
+from collections.abc import Mapping
 
 import jax
+
+# A process that was not heard of for so long is given up, and with it the job.
+HEARTBEAT_SECONDS = 40
 
 
 def use_all_cores() -> None:
@@ -38,8 +45,11 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> None:
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def join_processes(coordinator: str, num_processes: int, process_id: int) -> None:
+def join_processes(coordinator: str = "", num_processes: int = 1, process_id: int = 0) -> None:
   """Makes this process one of several that run the same job; nothing for a single one.
+
+  Without arguments they find one another on a TPU slice, under Slurm's srun, and under Open MPI.
+  A process that vanishes ends the others after HEARTBEAT_SECONDS.
 
   Args:
     coordinator: 'host:port' of the first process.
@@ -49,11 +59,41 @@ def join_processes(coordinator: str, num_processes: int, process_id: int) -> Non
   Raises:
     ValueError: one of the three is missing or out of range.
   """
+  join = functools.partial(
+    jax.distributed.initialize,
+    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+  )
   if num_processes == 1 and not coordinator:
-    return
-  if not coordinator or num_processes < 2 or not 0 <= process_id < num_processes:
+    if on_cluster(os.environ):
+      join()
+  elif not coordinator or num_processes < 2 or not 0 <= process_id < num_processes:
     raise ValueError(
       "several processes are started with --coordinator=HOST:PORT --num_processes=N"
       f" --process_id=0..N-1, N at least 2; given {coordinator!r}, {num_processes}, {process_id}"
     )
-  jax.distributed.initialize(coordinator, num_processes, process_id)
+  else:
+    join(coordinator, num_processes, process_id)
+
+
+def on_cluster(environment: Mapping[str, str]) -> bool:
+  """Whether this is one of several processes that JAX can find by itself.
+
+  Slurm: within a step of several tasks (a batch script's own shell, or an interactive one, is a
+  step of one task, whatever the job has). Open MPI: started by mpirun with several. TPU: wherever
+  libtpu is installed and chips are there; a single host then is a slice of one process.
+  """
+  slurm = "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+  mpi = int(environment.get("OMPI_COMM_WORLD_SIZE") or 1) > 1
+  return slurm or mpi or _has_tpu()
+
+
+def _has_tpu() -> bool:
+  chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+  return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def speaker() -> str:
+  """'[2 of 4] ' on one of several processes, nothing on a single one: who says what follows."""
+  count = jax.process_count()
+  return f"[{jax.process_index() + 1} of {count}] " if count > 1 else ""

@@ -1,6 +1,7 @@
 """Runs one job from a config file: `python -m sane_jax.main --config=configs/photos.py`."""
 
 import importlib
+import logging as python_logging
 import sys
 from collections.abc import Sequence
 
@@ -55,14 +56,17 @@ def main(argv: Sequence[str]) -> None:
   try:
     hosts.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     hosts.cache_compilations()
+    if who := hosts.speaker():
+      form = python_logging.Formatter(f"{who}%(levelname)s %(name)s: %(message)s")
+      logging.get_absl_handler().setFormatter(form)
     for job in jobs:
       importlib.import_module(f"sane_jax.{job}").run(config)
   except (ValueError, TypeError, OSError) as error:
     if flags.FLAGS.verbosity > 0:
       raise  # --verbosity=1 shows where
-    sys.exit(f"{job}: {error}")
+    sys.exit(f"{hosts.speaker()}{job}: {error}")
   except KeyboardInterrupt:
-    sys.exit(f"{job}: interrupted; the same command goes on from here")
+    sys.exit(f"{hosts.speaker()}{job}: interrupted; the same command goes on from here")
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
