@@ -3,8 +3,10 @@
 import io
 import json
 import pathlib
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +48,8 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray] | None:
   try:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+  except (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError,
+          struct.error, zipfile.BadZipFile, zlib.error):  # fmt: skip
     return None
 
 
@@ -71,14 +74,16 @@ def save_view(path: pathlib.Path, view: PairView) -> None:
 
 
 def load_view(path: pathlib.Path) -> PairView | None:
-  """A pair that was explained before, or None."""
+  """A pair that was explained before; None where there is none, or not all of one."""
   arrays = read_arrays(path)
   if arrays is None or "_text" not in arrays:
     return None
-  fields: dict[str, Any] = json.loads(arrays.pop("_text").tobytes())
-  fields["attributes"] = [
-    AttributeView(**{**values, "activation_map": arrays.pop(f"{_ACTIVATION_MAP}{number}")})
-    for number, values in enumerate(fields.get("attributes", ()))
-  ]
-  fields.update(arrays)
-  return PairView(**fields)
+  try:
+    fields: dict[str, Any] = json.loads(arrays.pop("_text").tobytes())
+    fields["attributes"] = [
+      AttributeView(**{**values, "activation_map": arrays.pop(f"{_ACTIVATION_MAP}{number}")})
+      for number, values in enumerate(fields.get("attributes", ()))
+    ]
+    return PairView(**fields, **arrays)
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # of another version
+    return None

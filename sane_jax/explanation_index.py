@@ -33,6 +33,10 @@ PROBE = 1e-3  # an embedding that moved by more is another model's
 READ_AHEAD = 16  # images decoded before they are needed
 MANIFEST = "index.json"
 LEFT_OUT = "left_out/"
+_FIELDS = {  # of the manifest that are always there
+  "settings": dict, "probe": list, "grid": list, "dtype": str, "spread": int, "masked": bool,
+  "num_types": int, "ids": list, "sources": list | None, "left_out": dict,
+}  # fmt: skip
 # What the effects rest on; `mode` and the version of JAX do not change them.
 _OF_NO_ACCOUNT = ("mode", "jax")
 
@@ -454,9 +458,31 @@ def _read_manifest(location: Any) -> dict[str, Any] | None:
   if data.state != "value":
     return None
   try:
-    return json.loads(data.value)
-  except ValueError as error:
+    manifest = json.loads(data.value)
+    _check_manifest(manifest)
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{location}/{MANIFEST} is damaged ({error}); build the index anew") from error
+  return manifest
+
+
+def _check_manifest(manifest: Any) -> None:
+  """Raises ValueError, naming the field, unless all is there and of its kind."""
+  if not isinstance(manifest, dict):
+    raise ValueError("it is no JSON object")
+  for name, kinds in _FIELDS.items():
+    value = manifest.get(name)
+    if name not in manifest or not isinstance(value, kinds) or (value is True and kinds is int):
+      raise ValueError(f"its {name} is {str(value)[:40] if name in manifest else 'missing'}")
+  ids, sources, grid = (manifest[name] for name in ("ids", "sources", "grid"))
+  if not all(isinstance(name, str) for name in ids) or len({*ids}) != len(ids):
+    raise ValueError("its ids are not texts that differ")
+  if sources is not None and (
+    len(sources) != len(ids) or not all(isinstance(s, str | None) for s in sources)
+  ):
+    raise ValueError(f"it has {len(ids)} ids and {len(sources)} sources that are texts or nothing")
+  sizes = [*grid, manifest["num_types"], manifest.get("embedding_size", 1)]
+  if len(grid) != 2 or not all(type(n) is int and 0 < n < 1 << 20 for n in sizes):
+    raise ValueError(f"its sizes are {str(sizes)[:80]}")
 
 
 def _write_manifest(location: Any, manifest: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def members(path: Path) -> Iterator[Member]:
   try:
     for name, size, problem in entries(path):
       pure = PurePosixPath(name)
-      if not problem and (pure.is_absolute() or ".." in pure.parts or "\\" in name):
+      if not problem and (not name or pure.is_absolute() or ".." in pure.parts or "\\" in name):
         problem = "leads out of the archive"
       yield Member(name, size, problem)
   except DAMAGE as error:
@@ -42,7 +42,7 @@ def members(path: Path) -> Iterator[Member]:
 def _zip_members(path: Path) -> Iterator[tuple[str, int, str]]:
   with zipfile.ZipFile(path) as archive:
     for info in archive.infolist():
-      if info.is_dir():
+      if info.filename.endswith("/"):  # is_dir() fails on an empty name
         continue
       problem = ""
       if stat.S_ISLNK(info.external_attr >> 16):

@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import pathlib
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -118,6 +122,26 @@ def test_processes_and_interruption_change_no_byte(drawn, tmp_path):
   assert not outfits_drawn.draw_outfits(tmp_path, num_outfits=COUNTS, seed=3)
   with pytest.raises(ValueError, match="seed 3 there, 4 here"):
     outfits_drawn.draw_outfits(tmp_path, num_outfits=COUNTS, seed=4)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+  """Whoever reads the output of the job sees its end: nothing of it is left."""
+  script = (
+    "from sane_jax.datasets import outfits_drawn\n"
+    "if __name__ == '__main__':\n"
+    "  show = lambda done, total: print('drawn', flush=True)\n"
+    f"  outfits_drawn.draw_outfits({str(tmp_path / 'set')!r}, num_outfits=(600, 4, 4), seed=3,"
+    " processes=2, on_progress=show)\n"
+  )
+  (tmp_path / "draw.py").write_text(script)
+  root = pathlib.Path(__file__).parents[2]
+  child = subprocess.Popen(
+    [sys.executable, str(tmp_path / "draw.py")], stdout=subprocess.PIPE, text=True,
+    env={**os.environ, "PYTHONPATH": str(root)},
+  )  # fmt: skip
+  assert child.stdout.readline() == "drawn\n"
+  child.kill()
+  child.communicate(timeout=30)  # as long as a worker lives its output is open
 
 
 def test_other_seeds_draw_other_outfits(drawn):

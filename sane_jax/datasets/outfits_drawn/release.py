@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pathlib
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -141,7 +142,9 @@ def _draw_all(root, truth, items, processes, on_progress) -> None:
   if workers == 1:
     results = map(_draw_some, tasks)
   else:
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    pool = concurrent.futures.ProcessPoolExecutor(
+      workers, mp_context=context, initializer=_end_with_parent
+    )
     results = pool.map(_draw_some, tasks)
   try:
     for count in results:
@@ -151,6 +154,19 @@ def _draw_all(root, truth, items, processes, on_progress) -> None:
   finally:
     if workers > 1:
       pool.shutdown(cancel_futures=True)  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def _end_with_parent() -> None:
+  """Workers of a process that was killed would wait for their next task for ever."""
+  parent = multiprocessing.parent_process()
+  if parent is None:
+    return
+
+  def watch() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _cores() -> int:
