@@ -84,6 +84,7 @@ def load_view(path: pathlib.Path) -> PairView | None:
       AttributeView(**{**values, "activation_map": arrays.pop(f"{_ACTIVATION_MAP}{number}")})
       for number, values in enumerate(fields.get("attributes", ()))
     ]
-    return PairView(**fields, **arrays)
+    fields.update(arrays)
+    return PairView(**fields)
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # of another version
     return None

@@ -4,7 +4,10 @@ import functools
 import glob
 import importlib.util
 import os
+import re
+import sys
 from collections.abc import Mapping
+from typing import NoReturn
 
 import jax
 
@@ -97,3 +100,31 @@ def speaker() -> str:
   """'[2 of 4] ' on one of several processes, nothing on a single one: who says what follows."""
   count = jax.process_count()
   return f"[{jax.process_index() + 1} of {count}] " if count > 1 else ""
+
+
+# How errors begin that come from JAX's runtime, whatever Python type they are raised as.
+_RUNTIME = re.compile(
+  r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_\w+): "
+)
+
+
+def describe(error: Exception) -> str:
+  """What an error says; of one that several processes met in what they do together, what to do."""
+  text = str(error).strip()
+  if jax.process_count() == 1 or not (
+    isinstance(error, jax.errors.JaxRuntimeError) or _RUNTIME.match(text)
+  ):
+    return text
+  return (
+    f"the {jax.process_count()} processes lost one another, as when one of them is killed or its"
+    f" machine goes ({text.splitlines()[0][:200]}). Start them again, as many as there are: the job"
+    " goes on from its last checkpoint"
+  )
+
+
+def leave(last_words: str) -> NoReturn:
+  """Ends this process with 1. One of several does not wait for the others, which may be gone."""
+  if jax.process_count() == 1:
+    sys.exit(last_words)
+  print(f"{speaker()}{last_words}", file=sys.stderr, flush=True)
+  os._exit(1)

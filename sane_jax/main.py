@@ -5,6 +5,7 @@ import logging as python_logging
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -61,10 +62,11 @@ def main(argv: Sequence[str]) -> None:
       logging.get_absl_handler().setFormatter(form)
     for job in jobs:
       importlib.import_module(f"sane_jax.{job}").run(config)
-  except (ValueError, TypeError, OSError) as error:
-    if flags.FLAGS.verbosity > 0:
+  except (ValueError, TypeError, OSError, jax.errors.JaxRuntimeError) as error:
+    ours = not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() > 1
+    if flags.FLAGS.verbosity > 0 or not ours:
       raise  # --verbosity=1 shows where
-    sys.exit(f"{hosts.speaker()}{job}: {error}")
+    hosts.leave(f"{job}: {hosts.describe(error)}")
   except KeyboardInterrupt:
     sys.exit(f"{hosts.speaker()}{job}: interrupted; the same command goes on from here")
 

@@ -338,3 +338,33 @@ def test_a_run_moves_between_devices(tmp_path):
   still, moved = (logged(tmp_path / name, "similarity") for name in ("still", "moved"))
   for a, b in zip(still, moved, strict=True):
     assert b.get("train/loss") == pytest.approx(a.get("train/loss"), abs=1e-4)
+
+
+def test_a_killed_process_ends_the_other_and_one_goes_on(tmp_path):
+  """The survivor says so and leaves at once; a single process comes to the same losses."""
+  fields = ["similarity.num_steps=60", "similarity.save_every_steps=5"]
+  fields += ['similarity.negatives="random"', "similarity.eval_every_steps=60"]
+  finish(start(tmp_path / "still", "train_similarity", *fields, devices=1))
+  address = f"127.0.0.1:{free_port()}"
+  first, second = (
+    start(tmp_path / "lost", "train_similarity", *fields, f"coordinator={address}", "processes=2",
+          f"process={process}", devices=1)
+    for process in (0, 1)
+  )  # fmt: skip
+  log = tmp_path / "lost/similarity/metrics.jsonl"
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and not (log.exists() and log.stat().st_size > 100):
+    time.sleep(0.02)
+  second.kill()
+  out, _ = first.communicate(timeout=60)
+  second.communicate()
+  assert first.returncode == 1, out
+  assert "[1 of 2] train_similarity: the 2 processes lost one another" in out
+  assert "Traceback" not in out
+  finish(start(tmp_path / "lost", "train_similarity", *fields, devices=1))
+  one, two = (logged(tmp_path / name, "similarity") for name in ("still", "lost"))
+  assert [r["step"] for r in one] == [r["step"] for r in two]
+  for a, b in zip(one, two, strict=True):
+    for name in a:
+      if name.startswith("train/"):
+        assert b[name] == pytest.approx(a[name], abs=1e-4), (a["step"], name)

@@ -53,6 +53,8 @@ def run_jobs(config, *jobs):
 if __name__ == "__main__":
   sys.path.insert(0, str(ROOT))
   sys.path.insert(0, str(ROOT / "tests"))
+  import jax
+
   from sane_jax import hosts
 
   workdir, jobs, *rest = sys.argv[1:]
@@ -63,4 +65,9 @@ if __name__ == "__main__":
     )
   hosts.cache_compilations()
   values = {name: ast.literal_eval(value) for name, value in settings.items()}
-  run_jobs(tiny_config(workdir, **values), *jobs.split(","))
+  try:
+    run_jobs(tiny_config(workdir, **values), *jobs.split(","))
+  except (ValueError, jax.errors.JaxRuntimeError) as error:  # as main does
+    if jax.process_count() == 1:
+      raise
+    hosts.leave(f"{jobs}: {hosts.describe(error)}")

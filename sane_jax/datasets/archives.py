@@ -13,7 +13,8 @@ SUFFIXES = (_ZIP, ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 _MAX_RATIO, _SMALL = 100, 1 << 24  # of size to compressed size, for what is larger than _SMALL
 # What a damaged archive, or a file that can't be read, raises.
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, NotImplementedError)
+# RuntimeError: encrypted, though its table of contents says otherwise; packed in an unknown way.
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError)
 
 
 class Member(NamedTuple):
