@@ -368,3 +368,24 @@ def test_a_killed_process_ends_the_other_and_one_goes_on(tmp_path):
     for name in a:
       if name.startswith("train/"):
         assert b[name] == pytest.approx(a[name], abs=1e-4), (a["step"], name)
+
+
+def test_sigterm_on_one_of_two_stops_both_at_one_step(tmp_path):
+  fields = ["similarity.num_steps=2000", "similarity.save_every_steps=0"]
+  fields += ["similarity.eval_every_steps=2000"]
+  address = f"127.0.0.1:{free_port()}"
+  both = [
+    start(tmp_path, "train_similarity", *fields, f"coordinator={address}", "processes=2",
+          f"process={process}", devices=1)
+    for process in (0, 1)
+  ]  # fmt: skip
+  log = tmp_path / "similarity/metrics.jsonl"
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
+    time.sleep(0.02)
+  both[1].send_signal(signal.SIGTERM)
+  said = [child.communicate(timeout=90)[0] for child in both]
+  (saved,) = [p.name for p in (tmp_path / "similarity/checkpoints").iterdir()]
+  for child, out in zip(both, said, strict=True):
+    assert child.returncode == 1
+    assert f"stopped after step {saved}; the same command goes on from there" in out
