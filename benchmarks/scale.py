@@ -61,9 +61,9 @@ def flops(encoder):
 
 def scaled(value):
   """Three digits and a unit: k M G T P E Z."""
-  for unit, size in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-    if value >= size:
-      return f"{value / size:.3g} {unit}"
+  for power, unit in zip((21, 18, 15, 12, 9, 6, 3), "ZEPTGMk", strict=True):
+    if value >= 10**power:
+      return f"{value / 10**power:.3g} {unit}"
   return f"{value:.3g} "
 
 
