@@ -1,7 +1,9 @@
 """Job: explains pairs of photos and writes the report."""
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -16,7 +18,7 @@ import jax
 import numpy as np
 import tqdm
 
-from sane_jax import checkpoint, files, photo_attributes, report
+from sane_jax import checkpoint, files, photo_attributes, processes, report
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.explainer import Explainer
 from sane_jax.explanation import Effects, Explanation, Photo
@@ -52,7 +54,8 @@ def run(config: Any) -> None:
   """Explains what the config names, one pair after the other; the page is written at the end.
 
   A pair that can't be explained is listed, and the others are explained. A finished pair is on
-  disk; the same command after an interruption takes it from there.
+  disk; the same command after an interruption takes it from there. Several processes share the
+  queries; the first then writes the page of what all of them left on disk.
   """
   started = time.monotonic()
   folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "explain")
@@ -61,6 +64,12 @@ def run(config: Any) -> None:
   _learn_attributes(config, explainer, failures)
   tasks = _tasks(config, explainer, failures)
   effects = _EffectsCache(explainer)
+  if jax.process_count() > 1:
+    _explain_share(config, explainer, effects, tasks, folder)
+    passes = sum(processes.gather(explainer.encoder_passes, "encoder passes"))
+    if not processes.is_first():
+      return
+    explainer.engine.passes = passes
   views: list[tuple[str, report.PairView]] = []
   bar = tqdm.tqdm(total=len(tasks), unit="pair", desc="explaining", disable=None)
   stages = _Stages(bar, explainer)
@@ -91,6 +100,22 @@ def run(config: Any) -> None:
     print(f"  not explained: {name}: {why}", file=sys.stderr)
 
 
+def _explain_share(config, explainer, effects, tasks: list[Task], folder: pathlib.Path) -> None:
+  """Leaves this process's part of the pairs on disk; a query's pairs stay together."""
+  queries = [list(some) for _, some in itertools.groupby(tasks, key=lambda task: task.names[0])]
+  mine = queries[jax.process_index() :: jax.process_count()]
+  with tqdm.tqdm(
+    total=sum(map(len, mine)), unit="pair", desc="explaining",
+    disable=None if processes.is_first() else True,
+  ) as bar:  # fmt: skip
+    stages = _Stages(bar, explainer)
+    for some in processes.share(queries, "explain"):
+      for task in some:
+        with contextlib.suppress(Exception):  # the first process meets it again, and lists it
+          _explained(config, explainer, effects, task, folder, stages)
+        bar.update()
+
+
 def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> None:
   """Gives the explainer the attributes of a table, if the config names one."""
   if not config.attributes:
@@ -103,6 +128,8 @@ def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> 
     )
   explainer.ranker = learned.ranker
   failures += [(config.attributes, problem) for problem in learned.left_out]
+  if not processes.is_first():
+    return
   print(
     f"{len(learned.names)} attributes learned from {len(table.paths)} photos; balanced accuracy"
   )

@@ -4,6 +4,10 @@ import os
 
 import jax
 
+# A process that sends no sign of life for so many seconds is taken for dead, and the job ends.
+# Threads of JAX's own send them: a process that computes or waits for a disk is alive.
+HEARTBEAT = 30
+
 
 def use_all_cores() -> None:
   """Gives the CPU back end one device a core, so that a batch split over them uses every core.
@@ -56,4 +60,6 @@ def join_processes(coordinator: str, num_processes: int, process_id: int) -> Non
       "several processes are started with --coordinator=HOST:PORT --num_processes=N"
       f" --process_id=0..N-1, N at least 2; given {coordinator!r}, {num_processes}, {process_id}"
     )
-  jax.distributed.initialize(coordinator, num_processes, process_id)
+  jax.distributed.initialize(
+    coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT
+  )

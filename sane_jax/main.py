@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sane_jax import hosts
+from sane_jax import hosts, processes
 
 # Each is a module with run(config), imported when it is asked for: one job does not wait for the
 # libraries of another.
@@ -52,11 +52,13 @@ def main(argv: Sequence[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   job = "main"
+  processes.hear_sigterm()
   try:
     hosts.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     hosts.cache_compilations()
     for job in jobs:
-      importlib.import_module(f"sane_jax.{job}").run(config)
+      with processes.job(job):
+        importlib.import_module(f"sane_jax.{job}").run(config)
   except (ValueError, TypeError, OSError) as error:
     if flags.FLAGS.verbosity > 0:
       raise  # --verbosity=1 shows where

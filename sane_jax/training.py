@@ -17,7 +17,7 @@ import optax
 import orbax.checkpoint as ocp
 import tqdm
 
-from sane_jax import checkpoint, files
+from sane_jax import checkpoint, files, processes
 from sane_jax.datasets.collection import Collection
 
 _ITEMS = ("state", "meta")
@@ -108,6 +108,20 @@ def read_json(path: pathlib.Path) -> Any:
 def is_finished(folder: pathlib.Path) -> bool:
   """Whether the job that owns this folder ran to its end."""
   return (folder / "finished.json").exists()
+
+
+def up_to_date(folder: pathlib.Path, job: str) -> bool:
+  """Whether the job that owns this folder ran to its end, and says so; alike on all processes."""
+  done = processes.agree(is_finished(folder), f"{job}: begin")
+  if done:
+    tell(f"{job}: up to date in {folder}")
+  return done
+
+
+def tell(text: str) -> None:
+  """Prints a line of a job's result, on the first process alone."""
+  if jax.process_index() == 0:
+    print(text)
 
 
 def finish(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
@@ -248,10 +262,6 @@ class Checkpoints:
       ),
     )
 
-  def must_stop(self, step: int) -> bool:
-    """Whether this machine, or another of the run, is about to be taken away."""
-    return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
   def close(self) -> None:
     self._manager.close()
 
@@ -332,7 +342,7 @@ def fit(
     for step in range(first + 1, last + 1):
       state = update(state, next(batches), np.int32(step))
       bar.update()
-      stopping = stop.is_set() or checkpoints.must_stop(step)
+      stopping = stop.is_set() or processes.must_stop()
       logs, evaluates, saves = (due(step, every, last) for every in cadence[1:])
       if stopping or logs or evaluates or saves:
         check_finite(state["first_bad_step"], name)

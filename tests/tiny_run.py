@@ -43,18 +43,21 @@ def run_jobs(config, *jobs):
   """Runs jobs on tiny data."""
   import importlib
 
+  from sane_jax import processes
   from sane_jax.datasets import load
 
   with mock.patch.object(load, "load_split", tiny_split):
     for job in jobs:
-      importlib.import_module(f"sane_jax.{job}").run(config)
+      with processes.job(job):
+        importlib.import_module(f"sane_jax.{job}").run(config)
 
 
 if __name__ == "__main__":
   sys.path.insert(0, str(ROOT))
   sys.path.insert(0, str(ROOT / "tests"))
-  from sane_jax import hosts
+  from sane_jax import hosts, processes
 
+  processes.hear_sigterm()
   workdir, jobs, *rest = sys.argv[1:]
   settings = dict(item.split("=", 1) for item in rest)
   if "coordinator" in settings:
