@@ -25,7 +25,7 @@ from sane_jax import (
 from sane_jax import engine as engine_lib
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import images as images_lib
-from sane_jax.datasets import load
+from sane_jax.datasets import load, pipeline
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.datasets.collection import Collection
 from sane_jax.explain import make_explainer
@@ -160,12 +160,20 @@ def _build(
     for part, shard in processes.share(missing, f"index {split}", polls=effect_index.SHARD):
       (rows, function), where = parts[part], effect_index.missing_rows(index, part, shard)
       values = np.zeros((_length(where), *index.arrays[part].shape[1:]), np.float32)
-      whole = 0
+      whole, failed = 0, []
       try:
         for place, row in enumerate(rows[where]):
           try:
-            values[place] = function(int(row))
+            values[place], failed = function(int(row)), []
           except images_lib.ImageError as error:  # it stays zero, which is no map
+            failed.append(collection.ids[row])
+            if len(failed) == pipeline.GONE:
+              whole -= len(failed) - 1  # those are measured when it is there again
+              raise OSError(
+                f"{len(failed)} images one after the other can't be read, {failed[0]} and the"
+                f" following ({error}): is the folder of the data still there? What was measured"
+                " before is kept; the same command goes on from there"
+              ) from error
             broken[collection.ids[row]] = str(error)
           whole = place + 1
           bar.update()

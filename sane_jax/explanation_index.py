@@ -274,7 +274,8 @@ class ExplanationIndex:
 
     What is there already stays: images with new ids are appended. A build that was killed goes on
     after its last whole shard of 64, one that Ctrl-C or SIGTERM ended after its last image. All
-    devices share an image's masks; processes share the shards. An image that can't be read is left out, by name, and costs no other.
+    devices share an image's masks; processes share the shards. An image that can't be read is left
+    out, by name, and costs no other.
 
     Args:
       folder: a path, or a URL; see `ExplanationIndex`.
@@ -485,6 +486,8 @@ def _measure_missing(
   work = {shard: effect_index.missing_rows(index, "effects", shard) for shard in missing}
   mine = missing[jax.process_index() :: jax.process_count()]
   ids = manifest["ids"]
+  folders = {os.path.dirname(path) for path in map(_path, sources.values()) if path is not None}
+  folders = {folder for folder in folders if not _is_gone(folder)}
   rows = [row for shard in mine for row in range(work[shard].start, work[shard].stop)]
   photos = _read_ahead(explainer, [(ids[row], sources[ids[row]]) for row in rows])
   done = 0
@@ -504,6 +507,7 @@ def _measure_missing(
           for name, values in _measure(explainer, photo, manifest).items():
             parts[name][place, 0] = values
         except (images_lib.ImageError, ModelError) as error:  # it stays zero
+          _check_folder(sources[ids[row]], folders)
           left_out[ids[row]] = str(error)
         whole, done = place + 1, done + 1
         if on_progress is not None:
@@ -515,6 +519,25 @@ def _measure_missing(
       # Effects last: then all is there.
       for name in sorted(parts, key=lambda part: part == "effects") if whole else ():
         effect_index.write_shard(index, name, shard, parts[name][:whole], begin=where.start)
+
+
+def _check_folder(source: Any, folders: set[str]) -> None:
+  """Raises OSError where the folder of an image that can't be read was there, and is not now."""
+  path = _path(source)
+  if path is not None and os.path.dirname(path) in folders and _is_gone(os.path.dirname(path)):
+    raise OSError(
+      f"{os.path.dirname(path) or '.'}, the folder of the photos, is gone. What was measured before"
+      " is kept; bring it back and run the same again"
+    )
+
+
+def _is_gone(folder: str) -> bool:
+  """Whether there is no such folder, or nothing in it: where a disk was mounted."""
+  try:
+    with os.scandir(folder or ".") as entries:
+      return next(entries, None) is None
+  except OSError:
+    return True
 
 
 def _leave_out(location: Any, shard: int, left_out: dict[str, str]) -> None:

@@ -167,15 +167,15 @@ def _watch() -> None:
   def wait() -> None:
     why, at, since = "", 0, time.monotonic()
     while not why and not _over.is_set():
-      if at != _polled + _met:
-        at, since = _polled + _met, time.monotonic()
-        client.key_value_set(f"{_AT}/{jax.process_index()}", str(at), allow_overwrite=True)
-      elif time.monotonic() - since > PATIENCE:
-        since = math.inf  # said once
-        _say_who_is_awaited(client, at)
       # A meeting to which nobody else comes fails at once where a process is gone, and says which.
       # JAX aborts the process a few milliseconds later: this is said first, and at once.
       try:
+        if at != _polled + _met:
+          at, since = _polled + _met, time.monotonic()
+          client.key_value_set(f"{_AT}/{jax.process_index()}", str(at), allow_overwrite=True)
+        elif time.monotonic() - since > PATIENCE:
+          since = math.inf  # said once
+          _say_who_is_awaited(client, at)
         client.wait_at_barrier(own, 1000)
       except Exception as error:
         if "DEADLINE_EXCEEDED" not in str(error):

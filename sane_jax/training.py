@@ -17,7 +17,7 @@ import optax
 import orbax.checkpoint as ocp
 import tqdm
 
-from sane_jax import checkpoint, files, processes
+from sane_jax import checkpoint, effect_index, files, processes
 from sane_jax.datasets.collection import Collection
 
 _ITEMS = ("state", "meta")
@@ -252,18 +252,36 @@ class Checkpoints:
     return step, out["state"], out["meta"]
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-    """Saves in the background; JSON values in `meta`. A step that is there already is kept."""
+    """Saves in the background; JSON values in `meta`. A step that is there already is kept.
+
+    Raises:
+      OSError: this or the last one could not be written; the one before is there.
+    """
     if step == self._manager.latest_step():
       return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
-      ),
-    )
+    with _naming_failures(self.folder):
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+        ),
+      )
 
   def close(self) -> None:
-    self._manager.close()
+    """Returns when all is saved.
+
+    Raises:
+      OSError: the last one could not be written; the one before is there.
+    """
+    with _naming_failures(self.folder):
+      self._manager.close()
+
+
+@contextlib.contextmanager
+def _naming_failures(folder: pathlib.Path) -> Iterator[None]:
+  """Turns what orbax says of a full disk or a folder it may not write into an OSError of ours."""
+  with effect_index.naming_failures(f"a checkpoint in {folder}"), files.naming_failures(folder):
+    yield
 
 
 def write_model(path: pathlib.Path, data: bytes) -> None:
@@ -406,7 +424,7 @@ class MetricWriter:
     if self._path is None:
       return
     row = {"step": step, **{name: float(value) for name, value in scalars.items()}}
-    with self._path.open("a") as file:
+    with files.naming_failures(self._path), self._path.open("a") as file:
       file.write(json.dumps(row) + "\n")
     if self._events is not None:
       for name, value in scalars.items():
