@@ -49,10 +49,14 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path, rng, sma
   checkpoints.save(1, states[0], {})
   checkpoints.close()
   checkpoints = training.Checkpoints(tmp_path)
-  small_disk.fill()
-  with pytest.raises(OSError, match=r"could not be written.*kept"):
+
+  def save():
     checkpoints.save(2, states[1], {})
     checkpoints.close()
+
+  small_disk.fill()
+  with pytest.raises(OSError, match=r"could not be written.*kept"):
+    save()
   small_disk.make_room()
   again = training.Checkpoints(tmp_path)
   step, state, _ = again.restore(states[1])
