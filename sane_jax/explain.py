@@ -64,8 +64,9 @@ def run(config: Any) -> None:
   _learn_attributes(config, explainer, failures)
   tasks = _tasks(config, explainer, failures)
   effects = _EffectsCache(explainer)
+  drawn: set[int] = set()  # numbers of the pairs whose figures are there
   if jax.process_count() > 1:
-    _explain_share(config, explainer, effects, tasks, folder)
+    drawn = _explain_share(config, explainer, effects, tasks, folder)
     passes = sum(processes.gather(explainer.encoder_passes, "encoder passes"))
     if not processes.is_first():
       return
@@ -77,9 +78,9 @@ def run(config: Any) -> None:
     for number, task in enumerate(tasks, 1):
       try:
         view = _explained(config, explainer, effects, task, folder, stages)
-        stem = f"{number:04d}_{_slug(task.names[0])}_{_slug(task.names[1])}"
-        files.write_bytes(folder / f"{stem}.png", report.figure_png(view))
-        views.append((stem, view))
+        if number not in drawn:
+          files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
+        views.append((_stem(number, task), view))
       except Exception as error:  # whatever it is, it costs this pair alone
         known = isinstance(error, ValueError | OSError)
         why = str(error) if known else f"{type(error).__name__}: {error}"
@@ -100,9 +101,14 @@ def run(config: Any) -> None:
     print(f"  not explained: {name}: {why}", file=sys.stderr)
 
 
-def _explain_share(config, explainer, effects, tasks: list[Task], folder: pathlib.Path) -> None:
-  """Leaves this process's part of the pairs on disk; a query's pairs stay together."""
-  queries = [list(some) for _, some in itertools.groupby(tasks, key=lambda task: task.names[0])]
+def _explain_share(config, explainer, effects, tasks: list[Task], folder: pathlib.Path) -> set[int]:
+  """Leaves this process's part of the pairs on disk, with figures; a query's pairs stay together.
+
+  Returns:
+    The numbers of the pairs that any process left.
+  """
+  numbered = itertools.groupby(enumerate(tasks, 1), key=lambda item: item[1].names[0])
+  queries, drawn = [list(some) for _, some in numbered], []
   mine = queries[jax.process_index() :: jax.process_count()]
   with tqdm.tqdm(
     total=sum(map(len, mine)), unit="pair", desc="explaining",
@@ -110,10 +116,13 @@ def _explain_share(config, explainer, effects, tasks: list[Task], folder: pathli
   ) as bar:  # fmt: skip
     stages = _Stages(bar, explainer)
     for some in processes.share(queries, "explain"):
-      for task in some:
+      for number, task in some:
         with contextlib.suppress(Exception):  # the first process meets it again, and lists it
-          _explained(config, explainer, effects, task, folder, stages)
+          view = _explained(config, explainer, effects, task, folder, stages)
+          files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
+          drawn.append(number)
         bar.update()
+  return {number for part in processes.gather(drawn, "explained") for number in part}
 
 
 def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> None:
@@ -316,6 +325,10 @@ def _quoted(value: Any) -> str:
   return shlex.quote(
     str(tuple(value)).replace(" ", "") if isinstance(value, list | tuple) else str(value)
   )
+
+
+def _stem(number: int, task: Task) -> str:
+  return f"{number:04d}_{_slug(task.names[0])}_{_slug(task.names[1])}"
 
 
 def _slug(name: str) -> str:

@@ -1,6 +1,7 @@
 """Kills the small pipeline at random moments, starts it again, and compares what came out.
 
   python tests/kills.py FOLDER --kills=100 --signal=KILL --seconds=480
+  python tests/kills.py OTHER_FOLDER --lost=4 --left=2
 
 FOLDER/summary_KILL.json counts; the same command goes on with the count where its time was up. One
 run after the other is begun in a folder of its own, killed until it ends, and compared with one
@@ -171,6 +172,58 @@ def disturb(
     (folder / f"summary_{sign.name}.json").write_text(json.dumps(summary, indent=1))
 
 
+def lose_one(folder: pathlib.Path, count: int, left: int) -> dict:
+  """Kills one of `count` processes in training; goes on with `left`; times, and how far apart."""
+  fields = (*many.SMALL, f"data.folder={folder / 'drawn'}", f"data.prepared={folder / 'prepared'}",
+            "similarity.num_steps=300", "similarity.eval_every_steps=0",
+            "similarity.save_every_steps=20", "job=all")  # fmt: skip
+  jobs = ("jobs=('draw_outfits','train_similarity')",)
+  many.run(folder, (*fields, *jobs, "workdir=still"))
+  jobs = ("jobs=('train_similarity',)", "workdir=lost")
+  children = many.start(folder, (*fields, *jobs), processes=count)
+  while not (folder / "lost/similarity/checkpoints/40").exists():
+    time.sleep(0.05)
+    assert all(child.poll() is None for child in children)
+  children[-1].kill()
+  killed = time.monotonic()
+  named = ends = 0.0
+  for child in children[:-1]:
+    for line in child.stdout:
+      if f"process {count - 1} vanished" in line:
+        named = max(named, time.monotonic() - killed)
+        print(line, end="")
+    child.wait()
+    ends = max(ends, time.monotonic() - killed)
+  codes = [child.wait() for child in children]
+  began = time.monotonic()
+  again = many.start(folder, (*fields, *jobs), processes=left)
+  rows, first = folder / "lost/similarity/metrics.jsonl", 0.0
+  length = rows.stat().st_size
+  while not first and all(child.poll() is None for child in again):
+    time.sleep(0.05)
+    with rows.open() as file:
+      text = file.read()
+    if len(text) > length:
+      first = time.monotonic() - began
+    length = min(length, len(text))
+  many.finish(again)
+  still, lost = (
+    [
+      json.loads(line)
+      for line in (folder / f / "similarity/metrics.jsonl").read_text().splitlines()
+    ]
+    for f in ("still", "lost")
+  )
+  same = [abs(a["train/loss"] - b["train/loss"]) for a, b in zip(still, lost, strict=True)]
+  return {
+    "processes": count, "exit codes": codes, "named after s": round(named, 1),
+    "all ended after s": round(ends, 1), "went on with": left,
+    "first new line of the log after s": round(first, 1), "steps": len(same),
+    "largest difference of losses, first 60 steps": max(same[:30]),
+    "largest difference of losses": max(same),
+  }  # fmt: skip
+
+
 def begin() -> dict:
   return {
     "signals": 0, "runs": 0, "tidy": 0, "did not leave": 0, "longest leave": 0.0, "at": {},
@@ -184,7 +237,13 @@ def main() -> None:
   parser.add_argument("--kills", type=int, default=100)
   parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM"])
   parser.add_argument("--seconds", type=float, default=480)
+  parser.add_argument("--lost", type=int, default=0, help="kill one of so many processes instead")
+  parser.add_argument("--left", type=int, default=2, help="and go on with so many")
   options = parser.parse_args()
+  options.folder.mkdir(parents=True, exist_ok=True)
+  if options.lost:
+    print(json.dumps(lose_one(options.folder.absolute(), options.lost, options.left), indent=1))
+    return
   folder, sign = options.folder.absolute(), signal.Signals[f"SIG{options.signal}"]
   whole = folder / "whole"
   if not (whole / "done").exists():

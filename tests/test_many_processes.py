@@ -82,11 +82,15 @@ def all_of(home, processes, devices):
 
 
 def arrays_of(folder):
-  """Every number of a folder of .npz files, by file and name."""
+  """Every number of a folder of .npz files, by the pair (or the file) and its name."""
   found = {}
   for path in sorted(folder.glob("*.npz")):
     with np.load(path) as file:
-      found |= {(path.name, n): file[n] for n in file.files if file[n].dtype.kind in "fiu"}
+      key = path.name
+      if "_text" in file.files:  # a view, whose file is named by all that it was made from
+        text = json.loads(file["_text"].tobytes())
+        key = (text["query_name"], text["reference_name"])
+      found |= {(key, n): file[n] for n in file.files if file[n].dtype.kind == "f"}
   return found
 
 
@@ -123,9 +127,7 @@ def test_the_answers_are_those_of_one_process_and_device(home, processes, device
     assert one.keys() == other.keys()
     assert one
     apart[what] = max(
-      np.nanmax(np.abs(one[k].astype(np.float64) - other[k]), initial=0.0) / scale
-      for k in one
-      if one[k].dtype.kind == "f"
+      np.nanmax(np.abs(one[k].astype(np.float64) - other[k]), initial=0.0) / scale for k in one
     )
   one, other = (json.loads((home / f / "ranking/finished.json").read_text()) for f in ("1x1", name))
   for ablation in one["phi"]:

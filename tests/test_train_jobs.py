@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -321,6 +322,34 @@ def test_one_device_eight_and_two_processes_have_the_same_losses(tmp_path):
         for name in a:
           if name.startswith("train/"):
             assert b[name] == pytest.approx(a[name], abs=1e-5), (job, other, a["step"], name)
+
+
+def test_sigterm_on_one_of_two_processes_saves_on_both_and_goes_on_with_one(tmp_path):
+  fields = ["similarity.num_steps=600", "similarity.save_every_steps=0"]
+  fields += ["similarity.eval_every_steps=0"]
+  address = f"127.0.0.1:{free_port()}"
+  children = [
+    start(tmp_path / "moved", "train_similarity", *fields, f"coordinator={address}", "processes=2",
+          f"process={process}", devices=1)
+    for process in (0, 1)
+  ]  # fmt: skip
+  deadline = time.monotonic() + 120
+  log = tmp_path / "moved/similarity/metrics.jsonl"
+  while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
+    time.sleep(0.02)
+  children[1].send_signal(signal.SIGTERM)
+  out = [child.communicate(timeout=120)[0] for child in children]
+  steps = [re.search(r"stopped after step (\d+); the same command goes on", text) for text in out]
+  assert all(steps), "\n".join(out)
+  assert steps[0][1] == steps[1][1]
+  saved = [path.name for path in (tmp_path / "moved/similarity/checkpoints").iterdir()]
+  assert saved == [steps[0][1]]
+  finish(start(tmp_path / "moved", "train_similarity", *fields, devices=2))
+  finish(start(tmp_path / "still", "train_similarity", *fields, devices=2))
+  still, moved = (logged(tmp_path / name, "similarity") for name in ("still", "moved"))
+  assert [r["step"] for r in still] == [r["step"] for r in moved]
+  for a, b in zip(still[:20], moved, strict=False):  # later ones drift apart by rounding
+    assert b["train/loss"] == pytest.approx(a["train/loss"], abs=1e-4)
 
 
 def test_a_run_moves_between_devices(tmp_path):
