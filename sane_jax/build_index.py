@@ -18,14 +18,14 @@ from sane_jax import (
   explainer,
   explanation_index,
   pair_terms,
-  sharding,
+  processes,
   spaces,
   training,
 )
 from sane_jax import engine as engine_lib
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import images as images_lib
-from sane_jax.datasets import load
+from sane_jax.datasets import load, pipeline
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.datasets.collection import Collection
 from sane_jax.explain import make_explainer
@@ -63,9 +63,12 @@ def _build_photos(config: Any) -> None:
     )
   seconds = time.monotonic() - started
   size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+  passes = sum(processes.gather(made.encoder_passes, "encoder passes"))
+  if not processes.is_first():
+    return
   print(
     f"build_index: {len(index)} photos in {folder}, {size / len(index) / 1000:.1f} kB each;"
-    f" {made.encoder_passes:,} encoder passes in {seconds:.1f} s; {len(index.left_out)} left out"
+    f" {passes:,} encoder passes in {seconds:.1f} s; {len(index.left_out)} left out"
   )
   for name, why in list(index.left_out.items())[:10]:
     print(f"  left out: {name}: {why}", file=sys.stderr)
@@ -122,8 +125,7 @@ def _build(
   identity = training.identity(collection, index=settings, key=config.key)
   identity |= {"index.model": model.name, "queries": hashlib.sha256(queries.tobytes()).hexdigest()}
   folder = training.claim_folder(pair_terms.index_folder(config.workdir, split), identity)
-  if training.is_finished(folder):
-    print(f"build_index: up to date in {folder}")
+  if training.up_to_date(folder, "build_index"):
     return
 
   types = collection.types if len(params) > 1 else np.zeros_like(collection.types)
@@ -148,34 +150,46 @@ def _build(
     folder, queries=queries, types=types, num_types=len(params), grid=design.grid,
     embedding_size=_embedding_size(engines[0], len(params)),
   )  # fmt: skip
-  work = [
-    (part, shard, rows[effect_index.shard_slice(shard, len(rows))], function)
-    for part, rows, function in (
-      ("embeddings", np.arange(len(collection.ids)), embed),
-      ("effects", queries, measure),
-    )
-    for shard in effect_index.missing_shards(index, part)
-    if shard % jax.process_count() == jax.process_index()  # each process writes shards of its own
-  ]
+  parts = {"embeddings": (np.arange(len(collection.ids)), embed), "effects": (queries, measure)}
+  missing = [(part, shard) for part in parts for shard in effect_index.missing_shards(index, part)]
+  missing = [(part, shard) for part, shard in processes.agree(missing, "missing shards")]
+  mine = missing[jax.process_index() :: jax.process_count()]
+  total = sum(_length(effect_index.missing_rows(index, *each)) for each in mine)
   broken: dict[str, str] = {}
-  with training.progress(f"index {split}", 0, sum(len(rows) for _, _, rows, _ in work)) as bar:
-    for part, shard, rows, function in work:
-      where = effect_index.shard_slice(shard, index.arrays[part].shape[0])
-      values = np.zeros(index.arrays[part][where].shape, np.float32)
-      for position, row in enumerate(rows):
-        try:
-          values[position] = function(int(row))
-        except images_lib.ImageError as error:  # it stays zero, which is no map
-          broken[collection.ids[row]] = str(error)
-        bar.update()
-      effect_index.write_shard(index, part, shard, values)
-  sharding.wait_for_all(f"index {split}")
-  if jax.process_index() == 0:
-    effect_index.describe(folder, index)
-    explanation_index.write_manifest(
-      folder, index, ids=collection.ids, settings={**settings, "model": model.name},
-      left_out=broken,
-    )  # fmt: skip
+  with training.progress(f"index {split}", 0, total) as bar:
+    for part, shard in processes.share(missing, f"index {split}", polls=effect_index.SHARD):
+      (rows, function), where = parts[part], effect_index.missing_rows(index, part, shard)
+      values = np.zeros((_length(where), *index.arrays[part].shape[1:]), np.float32)
+      whole, failed = 0, []
+      try:
+        for place, row in enumerate(rows[where]):
+          try:
+            values[place], failed = function(int(row)), []
+          except images_lib.ImageError as error:  # it stays zero, which is no map
+            failed.append(collection.ids[row])
+            if len(failed) == pipeline.GONE:
+              whole -= len(failed) - 1  # those are measured when it is there again
+              raise OSError(
+                f"{len(failed)} images one after the other can't be read, {failed[0]} and the"
+                f" following ({error}): is the folder of the data still there? What was measured"
+                " before is kept; the same command goes on from there"
+              ) from error
+            broken[collection.ids[row]] = str(error)
+          whole = place + 1
+          bar.update()
+          processes.stop_if_asked(f"index {split}")
+      finally:  # interrupted, what was measured is kept
+        if whole:
+          effect_index.write_shard(index, part, shard, values[:whole], begin=where.start)
+  broken = processes.merge(broken, "images that could not be read")
+  passes = sum(processes.gather(sum(engine.passes for engine in engines), "encoder passes"))
+  if not processes.is_first():
+    return
+  effect_index.describe(folder, index)
+  explanation_index.write_manifest(
+    folder, index, ids=collection.ids, settings={**settings, "model": model.name},
+    left_out=broken,
+  )  # fmt: skip
   results = {
     "fingerprint": training.hash_file(folder / "settings.json"),
     "content": training.hash_images(collection),
@@ -185,13 +199,17 @@ def _build(
     "queries": len(queries),
     "images": len(collection.ids),
     "masked_passes_a_query": design.num_masks,
-    "passes_of_this_run": sum(engine.passes for engine in engines),
+    "passes_of_this_run": passes,
     "images_that_could_not_be_read": broken,
   }
   training.finish(folder, results)
   print(
     f"build_index: {len(queries)} queries with {design.num_masks} masked passes each in {folder}"
   )
+
+
+def _length(rows: slice) -> int:
+  return rows.stop - rows.start
 
 
 def choose_queries(

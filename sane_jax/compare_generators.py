@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
-from sane_jax import checkpoint, files
+from sane_jax import checkpoint, files, processes
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.explainer import Explainer
 from sane_jax.explanation import Photo
@@ -38,8 +38,11 @@ def run(config: Any) -> None:
   """Explains the pairs with every generator and tabulates insertion and deletion AUC.
 
   What is finished is on disk, in files named by all that determines their content; a second run
-  with the same settings, or more generators, measures only what is not there.
+  with the same settings, or more generators, measures only what is not there. By the first process
+  alone.
   """
+  if not processes.is_first():
+    return
   folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "generators")
   if not config.pairs:
     raise ValueError("give the pairs: --config.pairs=FILE, a pair a line: query reference [label]")

@@ -18,6 +18,7 @@ from sane_jax import (
   effect_index,
   files,
   pair_terms,
+  processes,
   recognition,
   sharding,
   spaces,
@@ -69,8 +70,7 @@ def run(config: Any) -> None:
   explained = _explained(config, workdir, train)
   variables, features, size = _trunk(config, workdir)
   folder = training.claim_folder(workdir / settings.folder, identity)
-  if training.is_finished(folder):
-    print(f"discover_attributes: up to date in {folder}")
+  if training.up_to_date(folder, "discover_attributes"):
     return
 
   mesh = sharding.batch_mesh()
@@ -123,6 +123,8 @@ def run(config: Any) -> None:
   if known.any():
     agreement = clustering.agreement(members[known], cosines[known].argmax(axis=1), labels[known])
   names = [f"discovered {c + 1:02d}" for c in range(len(clusters.centers))]
+  if not processes.is_first():
+    return
   checkpoint.write_arrays(folder / "labels.npz", {**arrays, "names": np.array(names)})
   regions = [
     [(int(i), region(maps[i], explained.crop_fraction)) for i in order[c] if members[i, c]][:SHOWN]

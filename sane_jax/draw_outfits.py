@@ -4,12 +4,18 @@ from typing import Any
 
 import tqdm
 
+from sane_jax import processes
 from sane_jax.datasets import outfits_drawn
 
 
 def run(config: Any) -> None:
-  """Writes a data set in Polyvore Outfits' format, and the truth beside it; see the config."""
+  """Writes a data set in Polyvore Outfits' format, and the truth beside it; see the config.
+
+  The first process alone does.
+  """
   settings = config.outfits
+  if not processes.is_first():
+    return
   with tqdm.tqdm(desc="drawing", unit="item", disable=None) as bar:
 
     def show(done: int, total: int) -> None:

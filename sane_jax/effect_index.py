@@ -201,8 +201,12 @@ def missing_rows(index: EffectIndex, part: str, shard: int) -> slice:
   return slice(where.start + int(index.finished[part][shard].read().result()), where.stop)
 
 
-def write_shard(index: EffectIndex, part: str, shard: int, values: np.ndarray) -> None:
+def write_shard(
+  index: EffectIndex, part: str, shard: int, values: np.ndarray, *, begin: int | None = None
+) -> None:
   """Writes the missing rows of a shard, or all of it, and then counts them.
+
+  With `begin`, the first row that is missing, `values` may be fewer than all that are.
 
   Effects of an index of int8 are rounded here: to scale · integer, the scale of a cell being its
   largest effect / 127.
@@ -213,7 +217,9 @@ def write_shard(index: EffectIndex, part: str, shard: int, values: np.ndarray) -
   """
   array = index.arrays[part]
   where = shard_slice(shard, array.shape[0])
-  where = slice(where.stop - len(values), where.stop)
+  if begin is None:
+    begin = where.stop - len(values)
+  where = slice(begin, begin + len(values))
   with naming_failures(f"shard {shard} of {part}"):
     if part == "effects" and "scales" in index.arrays:
       values, scales = quantize(values)

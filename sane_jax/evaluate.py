@@ -1,11 +1,13 @@
 """Job: the tables that say how good explanations are."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import tqdm
 
@@ -16,6 +18,7 @@ from sane_jax import (
   effect_index,
   files,
   pair_terms,
+  processes,
   ranker,
   recognition,
   sanity_checks,
@@ -70,7 +73,8 @@ def run(config: Any) -> None:
   Attribute insertion and deletion for every way to rank, agreement with the truth where it is
   known, recognition with and without supervision by maps, insertion and deletion of pixels for
   every generator, and sanity checks. Writes WORKDIR/evaluation: tables, tables.json, and
-  material.npz for simulate_study. What costs passes is kept as soon as it is done.
+  material.npz for simulate_study. What costs passes is kept as soon as it is done, and shared by
+  the processes.
   """
   settings, workdir = config.evaluation, pathlib.Path(config.workdir)
   test, pairs = pair_terms.load_pairs(
@@ -84,8 +88,7 @@ def run(config: Any) -> None:
     training.read_finished(folder, job)
     identity[name] = training.hash_file(folder / "finished.json")
   folder = training.claim_folder(workdir / settings.folder, identity)
-  if training.is_finished(folder):
-    print(f"evaluate: up to date in {folder}")
+  if training.up_to_date(folder, "evaluate"):
     return
 
   terms = pair_terms.read_terms(
@@ -97,6 +100,9 @@ def run(config: Any) -> None:
   present = attribute_effects.presence(labels, terms.row_confidence, tuned.thresholds)
   named = _named(terms, tuned, config.key)
   all_of = Evaluation(config, folder, test, terms, tuned, present, named)
+  _measure(all_of)
+  if not processes.is_first():
+    return
   made = [_attribute_table(all_of), *_truth_tables(all_of), _recognition_table(all_of)]
   made += [_saliency_table(all_of), *_sanity_tables(all_of)]
   made = [table for table in made if table is not None]
@@ -303,6 +309,33 @@ def _recognition_table(e: Evaluation) -> Table | None:
   )
 
 
+# --- what costs passes ----------------------------------------------------------------------------
+
+
+def _measure(e: Evaluation) -> None:
+  """Leaves on disk what needs passes of a model, a file each: generators, layers destroyed."""
+  model_of, pairs, sane = _models(e), _some(e, e.config.evaluation.saliency_pairs), _sane_pairs(e)
+  work: list[tuple[pathlib.Path, Callable[[], dict[str, np.ndarray]]]] = [
+    (_case_path(e, *case), functools.partial(_generator, e, model_of, pairs, *case))
+    for case in _cases(e)
+  ]
+  work += [(_layer_path(e, layer), functools.partial(_destroyed, e, sane, layer))
+           for layer in _layers(e)]  # fmt: skip
+  for path, function in tqdm.tqdm(
+    processes.share(work, "evaluate"), total=-(-len(work) // jax.process_count()),
+    desc="evaluating", unit="part", disable=None if processes.is_first() else True,
+  ):  # fmt: skip
+    if checkpoint.read_arrays(path) is None:
+      checkpoint.write_arrays(path, function())
+
+
+def _read_part(path: pathlib.Path) -> dict[str, np.ndarray]:
+  found = checkpoint.read_arrays(path)
+  if found is None:
+    raise OSError(f"{path} is gone; run the same again")
+  return found
+
+
 # --- saliency maps --------------------------------------------------------------------------------
 
 
@@ -321,29 +354,30 @@ def _some(e: Evaluation, count: int) -> np.ndarray:
   return np.sort(np.concatenate(half))
 
 
-def _saliency_table(e: Evaluation) -> Table | None:
-  """Insertion and deletion of pixels, for every generator and both modes."""
+def _cases(e: Evaluation) -> list[tuple[str, str]]:
+  """Generators of saliency maps and what they perturb."""
   settings = e.config.evaluation
-  if not settings.generators or settings.saliency_pairs < 2:
-    return None
-  model_of, pairs, rows = _models(e), _some(e, settings.saliency_pairs), []
-  cases = [
+  if settings.saliency_pairs < 2:
+    return []
+  return [
     (spec, mode)
     for spec in settings.generators
     for mode in settings.modes
     if mode == "fixed" or not spec.startswith("random")
   ]
-  results = {}
-  with tqdm.tqdm(total=len(cases), desc="saliency maps", unit="generator", disable=None) as bar:
-    for spec, mode in cases:
-      bar.set_postfix_str(f"{spec}, {mode}")
-      path = e.folder / "parts" / f"{spec}_{mode}.npz".replace(":", "_").replace("=", "_")
-      found = checkpoint.read_arrays(path)
-      if found is None:
-        found = _generator(e, model_of, pairs, spec, mode)
-        checkpoint.write_arrays(path, found)
-      results[spec, mode] = found
-      bar.update()
+
+
+def _case_path(e: Evaluation, spec: str, mode: str) -> pathlib.Path:
+  return e.folder / "parts" / f"{spec}_{mode}.npz".replace(":", "_").replace("=", "_")
+
+
+def _saliency_table(e: Evaluation) -> Table | None:
+  """Insertion and deletion of pixels, for every generator and both modes."""
+  settings = e.config.evaluation
+  if not settings.generators or settings.saliency_pairs < 2:
+    return None
+  pairs, rows = _some(e, settings.saliency_pairs), []
+  results = {case: _read_part(_case_path(e, *case)) for case in _cases(e)}
   floor = next((found for (spec, _), found in results.items() if spec.startswith("random")), None)
   for (spec, mode), found in results.items():
     difference = found["insertion"] - found["deletion"]
@@ -403,11 +437,24 @@ def _photos(e: Evaluation, explainer: Explainer, pair: int) -> tuple[Photo, Phot
 # --- sanity ---------------------------------------------------------------------------------------
 
 
+def _sane_pairs(e: Evaluation) -> np.ndarray:
+  """Pairs that match, evenly from all."""
+  count = e.config.evaluation.sanity_pairs
+  return e.matching[:: max(1, len(e.matching) // max(1, count))][:count]
+
+
+def _layers(e: Evaluation) -> list[str]:
+  """How far the model is destroyed; first not at all, ''."""
+  return ["", *e.config.evaluation.layers] if len(_sane_pairs(e)) else []
+
+
+def _layer_path(e: Evaluation, layer: str) -> pathlib.Path:
+  return e.folder / "parts" / f"sanity_{_layers(e).index(layer):02d}.npz"
+
+
 def _sanity_tables(e: Evaluation) -> list[Table]:
   """What becomes of maps and attributes when model, reference or labels are replaced."""
-  settings = e.config.evaluation
-  pairs = e.matching[:: max(1, len(e.matching) // max(1, settings.sanity_pairs))]
-  pairs = pairs[: settings.sanity_pairs]
+  pairs = _sane_pairs(e)
   if not len(pairs):
     return []
   phi = e.tuned.phi[ranker.WHOLE]
@@ -422,19 +469,10 @@ def _sanity_tables(e: Evaluation) -> list[Table]:
     rows.append((what, e.interval(pairs, correlation, 2), e.interval(pairs, changed, 0)))
 
   rows_of = np.searchsorted(e.terms.query_rows, e.terms.queries[pairs])
-  path = e.folder / "parts" / "sanity.npz"
-  found = checkpoint.read_arrays(path) or {}
-  if not found:
-    for i, (layer, *arrays) in enumerate(_destroyed(e, pairs)):
-      names = (f"{i:02d} {part} {layer}" for part in ("maps", "queries", "references"))
-      found |= dict(zip(names, arrays, strict=True))
-    checkpoint.write_arrays(path, found)
-  for name in found:
-    number, part, layer = name.split(" ", 2)
-    if part == "maps":
-      seen = [found[f"{number} {part} {layer}"] for part in ("queries", "references")]
-      what = f"model destroyed from the output to {layer}" if layer else "nothing, measured again"
-      compare(what, found[name], seen)
+  for layer in _layers(e):
+    found = _read_part(_layer_path(e, layer))
+    what = f"model destroyed from the output to {layer}" if layer else "nothing, measured again"
+    compare(what, found["maps"], [found["queries"], found["references"]])
   # The same query against the reference of another pair, from the index.
   index = effect_index.read_index(pair_terms.index_folder(e.config.workdir, "test"))
   maps, others = e.terms.saliency[pairs].copy(), e.terms.references[pairs].copy()
@@ -484,15 +522,12 @@ def _rank(e: Evaluation, pairs: np.ndarray, phi, fit, queries, references) -> np
   return np.einsum("k,kpa->pa", phi, scores).argmax(axis=1)
 
 
-def _destroyed(e: Evaluation, pairs: np.ndarray):
-  """(layer, maps [p h w], embeddings [p d] of queries and references), more and more destroyed.
-
-  First as the model is, with an empty name.
-  """
+def _destroyed(e: Evaluation, pairs: np.ndarray, layer: str) -> dict[str, np.ndarray]:
+  """Maps [p h w], embeddings [p d] of queries and references; of a model destroyed to a layer."""
   settings, model_of = e.config.index, _models(e)
   kinds = e.test.types
 
-  def explained(change: Callable[[Any], Any]) -> tuple[np.ndarray, ...]:
+  def explained(change: Callable[[Any], Any]) -> dict[str, np.ndarray]:
     out = []
     for pair in pairs:
       query, reference = e.terms.queries[pair], e.terms.references[pair]
@@ -505,7 +540,8 @@ def _destroyed(e: Evaluation, pairs: np.ndarray):
       explanation = explainer.explain(*_photos(e, explainer, pair))
       cells = explanation.saliency.cells.reshape(e.terms.saliency.shape[1:])
       out.append((cells, *(explanation.embeddings or ())))
-    return tuple(np.stack(part) for part in zip(*out, strict=True))
+    parts = (np.stack(part) for part in zip(*out, strict=True))
+    return dict(zip(("maps", "queries", "references"), parts, strict=False))
 
   def variables_of(params: Any) -> Any:
     return params[0] if isinstance(params, tuple) else params
@@ -513,14 +549,12 @@ def _destroyed(e: Evaluation, pairs: np.ndarray):
   def put(params: Any, variables: Any) -> Any:
     return (variables, *params[1:]) if isinstance(params, tuple) else variables
 
-  yield "", *explained(lambda params: params)
+  if not layer:
+    return explained(lambda params: params)
   first = model_of(int(kinds[e.terms.queries[pairs[0]]]), int(kinds[e.terms.references[pairs[0]]]))
-  layers = e.config.evaluation.layers
-  changed = sanity_checks.randomized(variables_of(first.params), layers)
-  for layer, variables in tqdm.tqdm(
-    changed, total=len(layers), desc="sanity", unit="layer", disable=None
-  ):
-    yield layer, *explained(lambda params, variables=variables: put(params, variables))
+  destroyed = sanity_checks.randomized(variables_of(first.params), e.config.evaluation.layers)
+  variables = next(variables for name, variables in destroyed if name == layer)
+  return explained(lambda params: put(params, variables))
 
 
 # --- material for a study -------------------------------------------------------------------------

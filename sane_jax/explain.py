@@ -1,7 +1,9 @@
 """Job: explains pairs of photos and writes the report."""
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -16,7 +18,7 @@ import jax
 import numpy as np
 import tqdm
 
-from sane_jax import checkpoint, files, photo_attributes, report
+from sane_jax import checkpoint, files, photo_attributes, processes, report
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.explainer import Explainer
 from sane_jax.explanation import Effects, Explanation, Photo
@@ -52,7 +54,8 @@ def run(config: Any) -> None:
   """Explains what the config names, one pair after the other; the page is written at the end.
 
   A pair that can't be explained is listed, and the others are explained. A finished pair is on
-  disk; the same command after an interruption takes it from there.
+  disk; the same command after an interruption takes it from there. Several processes share the
+  queries; the first then writes the page of what all of them left on disk.
   """
   started = time.monotonic()
   folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "explain")
@@ -61,6 +64,13 @@ def run(config: Any) -> None:
   _learn_attributes(config, explainer, failures)
   tasks = _tasks(config, explainer, failures)
   effects = _EffectsCache(explainer)
+  drawn: set[int] = set()  # numbers of the pairs whose figures are there
+  if jax.process_count() > 1:
+    drawn = _explain_share(config, explainer, effects, tasks, folder)
+    passes = sum(processes.gather(explainer.encoder_passes, "encoder passes"))
+    if not processes.is_first():
+      return
+    explainer.engine.passes = passes
   views: list[tuple[str, report.PairView]] = []
   bar = tqdm.tqdm(total=len(tasks), unit="pair", desc="explaining", disable=None)
   stages = _Stages(bar, explainer)
@@ -68,9 +78,9 @@ def run(config: Any) -> None:
     for number, task in enumerate(tasks, 1):
       try:
         view = _explained(config, explainer, effects, task, folder, stages)
-        stem = f"{number:04d}_{_slug(task.names[0])}_{_slug(task.names[1])}"
-        files.write_bytes(folder / f"{stem}.png", report.figure_png(view))
-        views.append((stem, view))
+        if number not in drawn:
+          files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
+        views.append((_stem(number, task), view))
       except Exception as error:  # whatever it is, it costs this pair alone
         known = isinstance(error, ValueError | OSError)
         why = str(error) if known else f"{type(error).__name__}: {error}"
@@ -91,6 +101,30 @@ def run(config: Any) -> None:
     print(f"  not explained: {name}: {why}", file=sys.stderr)
 
 
+def _explain_share(config, explainer, effects, tasks: list[Task], folder: pathlib.Path) -> set[int]:
+  """Leaves this process's part of the pairs on disk, with figures; a query's pairs stay together.
+
+  Returns:
+    The numbers of the pairs that any process left.
+  """
+  numbered = itertools.groupby(enumerate(tasks, 1), key=lambda item: item[1].names[0])
+  queries, drawn = [list(some) for _, some in numbered], []
+  mine = queries[jax.process_index() :: jax.process_count()]
+  with tqdm.tqdm(
+    total=sum(map(len, mine)), unit="pair", desc="explaining",
+    disable=None if processes.is_first() else True,
+  ) as bar:  # fmt: skip
+    stages = _Stages(bar, explainer)
+    for some in processes.share(queries, "explain"):
+      for number, task in some:
+        with contextlib.suppress(Exception):  # the first process meets it again, and lists it
+          view = _explained(config, explainer, effects, task, folder, stages)
+          files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
+          drawn.append(number)
+        bar.update()
+  return {number for part in processes.gather(drawn, "explained") for number in part}
+
+
 def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> None:
   """Gives the explainer the attributes of a table, if the config names one."""
   if not config.attributes:
@@ -103,6 +137,8 @@ def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> 
     )
   explainer.ranker = learned.ranker
   failures += [(config.attributes, problem) for problem in learned.left_out]
+  if not processes.is_first():
+    return
   print(
     f"{len(learned.names)} attributes learned from {len(table.paths)} photos; balanced accuracy"
   )
@@ -289,6 +325,10 @@ def _quoted(value: Any) -> str:
   return shlex.quote(
     str(tuple(value)).replace(" ", "") if isinstance(value, list | tuple) else str(value)
   )
+
+
+def _stem(number: int, task: Task) -> str:
+  return f"{number:04d}_{_slug(task.names[0])}_{_slug(task.names[1])}"
 
 
 def _slug(name: str) -> str:

@@ -1,10 +1,12 @@
 """Job: explains pairs of a data set with the attribute that explains each best; one page of all."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -13,6 +15,7 @@ from sane_jax import (
   checkpoint,
   files,
   pair_terms,
+  processes,
   ranker,
   report,
   spaces,
@@ -29,7 +32,8 @@ def run(config: Any) -> None:
 
   Writes WORKDIR/explain: index.html (the explanations, then the tables of evaluate where they are
   there), a PNG a pair, explanations.json. A pair that can't be explained is listed and the others
-  are. Finished pairs are kept; the same command goes on from there.
+  are. Finished pairs are kept; the same command goes on from there. Several processes share the
+  pairs; the first then writes the page of what all of them left on disk.
   """
   settings, workdir = config.explain, pathlib.Path(config.workdir)
   test, pairs = pair_terms.load_pairs(
@@ -51,8 +55,8 @@ def run(config: Any) -> None:
     sources.update(training.hash_file(path).encode())
 
   explainers: dict[tuple[int, int], Explainer] = {}
-  views, records, failures = [], [], []
-  for number, pair in enumerate(tqdm.tqdm(chosen, desc="explaining", unit="pair", disable=None), 1):
+
+  def explained(pair: Pair) -> tuple[report.PairView, dict[str, Any]]:
     kinds = (int(test.types[pair.query]), int(test.types[pair.reference]))
     if kinds not in explainers:
       space = test.conditions[kinds] if len(concepts.prior) > 1 else 0
@@ -64,9 +68,19 @@ def run(config: Any) -> None:
           tuned.phi[ranker.WHOLE], tuned.calibration, tuned.thresholds,
         ),
       )  # fmt: skip
+    return _explained(test, pair, explainers[kinds], folder, sources.hexdigest())
+
+  if jax.process_count() > 1:
+    for pair in processes.share(chosen, "explain_matches"):
+      with contextlib.suppress(Exception):  # the first process meets it again, and lists it
+        explained(pair)
+    if not processes.is_first():
+      return
+  views, records, failures = [], [], []
+  for number, pair in enumerate(tqdm.tqdm(chosen, desc="explaining", unit="pair", disable=None), 1):
     names = (test.ids[pair.query], test.ids[pair.reference])
     try:
-      view, record = _explained(test, pair, explainers[kinds], folder, sources.hexdigest())
+      view, record = explained(pair)
     except Exception as error:  # whatever it is, it costs this pair alone
       known = isinstance(error, ValueError | OSError)
       why = str(error) if known else f"{type(error).__name__}: {error}"

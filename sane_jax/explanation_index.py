@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from sane_jax import effect_index, sharding
+from sane_jax import effect_index, processes
 from sane_jax import explainer as explainer_lib
 from sane_jax.datasets import images as images_lib
 from sane_jax.effect_index import SHARD
@@ -301,9 +301,10 @@ class ExplanationIndex:
   ) -> "ExplanationIndex":  # fmt: skip
     """Measures images: N masked passes each and a whole one; K more in mode 'both'.
 
-    What is there already stays: images with new ids are appended, and a build that was interrupted
-    goes on after its last whole shard of 64. All devices share an image's masks; processes share
-    the shards. An image that can't be read is left out, by name, and costs no other.
+    What is there already stays: images with new ids are appended. A build that was killed goes on
+    after its last whole shard of 64, one that Ctrl-C or SIGTERM ended after its last image. All
+    devices share an image's masks; processes share the shards. An image that can't be read is left
+    out, by name, and costs no other.
 
     Args:
       folder: a path, or a URL; see `ExplanationIndex`.
@@ -349,9 +350,10 @@ class ExplanationIndex:
     manifest["ids"] += fresh
     manifest["sources"] += [_path(source) for source in fresh.values()]
     manifest["queries"] = len(manifest["ids"])
-    if fresh and jax.process_index() == 0:
+    processes.wait_for_all("the index's manifest: read")
+    if fresh and processes.is_first():
       _write_manifest(location, manifest)
-    sharding.wait_for_all("manifest of the index")
+    processes.wait_for_all("the index's manifest: written")
     index = _open(location, manifest, 0)
     sources = dict(zip(manifest["ids"], manifest["sources"], strict=True)) | named
     _measure_missing(location, index, manifest, explainer, sources, on_progress)
@@ -531,41 +533,62 @@ def _measure_missing(
   on_progress: Callable[[int, int], None] | None,
 ) -> None:  # fmt: skip
   """Measures the rows that no shard has yet; each process those of shards of its own."""
-  work = [
-    (shard, effect_index.missing_rows(index, "effects", shard))
-    for shard in effect_index.missing_shards(index, "effects")
-    if shard % jax.process_count() == jax.process_index()
-  ]
+  missing = processes.agree(effect_index.missing_shards(index, "effects"), "missing shards")
+  work = {shard: effect_index.missing_rows(index, "effects", shard) for shard in missing}
+  mine = missing[jax.process_index() :: jax.process_count()]
   ids = manifest["ids"]
-  rows = [row for _, where in work for row in range(where.start, where.stop)]
+  folders = {os.path.dirname(path) for path in map(_path, sources.values()) if path is not None}
+  folders = {folder for folder in folders if not _is_gone(folder)}
+  rows = [row for shard in mine for row in range(work[shard].start, work[shard].stop)]
   photos = _read_ahead(explainer, [(ids[row], sources[ids[row]]) for row in rows])
   done = 0
-  for shard, where in work:
-    left_out = {}
+  for shard in processes.share(missing, "explanation index", polls=SHARD):
+    where, whole, left_out = work[shard], 0, {}
     parts = {
       name: np.zeros((where.stop - where.start, *array.shape[1:]), np.float32)
       for name, array in index.arrays.items()
       if name != "scales"
     }
-    for place, row in enumerate(range(where.start, where.stop)):
-      try:
-        photo = next(photos)
-        if isinstance(photo, Exception):
-          raise photo
-        for name, values in _measure(explainer, photo, manifest).items():
-          parts[name][place, 0] = values
-      except (images_lib.ImageError, ModelError) as error:  # it stays zero
-        left_out[ids[row]] = str(error)
-      done += 1
-      if on_progress is not None:
-        on_progress(done, len(rows))
-    if left_out:
-      _leave_out(location, shard, left_out)
-    for name in sorted(
-      parts, key=lambda part: part == "effects"
-    ):  # effects last: then all is there
-      effect_index.write_shard(index, name, shard, parts[name])
-  sharding.wait_for_all("explanation index")
+    try:
+      for place, row in enumerate(range(where.start, where.stop)):
+        try:
+          photo = next(photos)
+          if isinstance(photo, Exception):
+            raise photo
+          for name, values in _measure(explainer, photo, manifest).items():
+            parts[name][place, 0] = values
+        except (images_lib.ImageError, ModelError) as error:  # it stays zero
+          _check_folder(sources[ids[row]], folders)
+          left_out[ids[row]] = str(error)
+        whole, done = place + 1, done + 1
+        if on_progress is not None:
+          on_progress(done, len(rows))
+        processes.stop_if_asked("explanation index")
+    finally:  # interrupted, what was measured is kept
+      if left_out:
+        _leave_out(location, shard, left_out)
+      # Effects last: then all is there.
+      for name in sorted(parts, key=lambda part: part == "effects") if whole else ():
+        effect_index.write_shard(index, name, shard, parts[name][:whole], begin=where.start)
+
+
+def _check_folder(source: Any, folders: set[str]) -> None:
+  """Raises OSError where the folder of an image that can't be read was there, and is not now."""
+  path = _path(source)
+  if path is not None and os.path.dirname(path) in folders and _is_gone(os.path.dirname(path)):
+    raise OSError(
+      f"{os.path.dirname(path) or '.'}, the folder of the photos, is gone. What was measured before"
+      " is kept; bring it back and run the same again"
+    )
+
+
+def _is_gone(folder: str) -> bool:
+  """Whether there is no such folder, or nothing in it: where a disk was mounted."""
+  try:
+    with os.scandir(folder or ".") as entries:
+      return next(entries, None) is None
+  except OSError:
+    return True
 
 
 def _leave_out(location: Any, shard: int, left_out: dict[str, str]) -> None:

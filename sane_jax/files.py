@@ -1,8 +1,10 @@
 """Files that are whole or not there."""
 
+import contextlib
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 
 def write_bytes(path: pathlib.Path, data: bytes, *, flush: bool = True) -> None:
@@ -10,20 +12,37 @@ def write_bytes(path: pathlib.Path, data: bytes, *, flush: bool = True) -> None:
 
   Args:
     flush: waits until it is on the disk; without that a power cut may lose it, a kill does not.
+
+  Raises:
+    OSError: the disk is full, or the folder can't be written; says how to go on.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  with naming_failures(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+      with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        if flush:
+          file.flush()
+          os.fsync(file.fileno())
+      os.chmod(name, 0o666 & ~_umask())
+      os.replace(name, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.unlink(name)
+      raise
+
+
+@contextlib.contextmanager
+def naming_failures(path: pathlib.Path) -> Iterator[None]:
+  """Says of an OSError within what could not be written, and how to go on."""
   try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(data)
-      if flush:
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(name, 0o666 & ~_umask())
-    os.replace(name, path)
-  except BaseException:
-    os.unlink(name)
-    raise
+    yield
+  except OSError as error:
+    raise OSError(
+      f"{path} could not be written: {error.strerror or error}. What was written before is kept;"
+      " make room, or mend the folder, and run the same again"
+    ) from error
 
 
 def _umask() -> int:

@@ -5,7 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from sane_jax import checkpoint, concept_prior, effect_index, files, pair_terms, training
+from sane_jax import (
+  checkpoint,
+  concept_prior,
+  effect_index,
+  files,
+  pair_terms,
+  processes,
+  training,
+)
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
 from sane_jax.report.tables import Interval, Table, to_markdown
@@ -28,8 +36,7 @@ def run(config: Any) -> None:
   identity = training.identity(train, concepts=settings, key=config.key)
   identity["index"] = built["fingerprint"]
   folder = training.claim_folder(workdir / settings.folder, identity)
-  if training.is_finished(folder):
-    print(f"fit_concepts: up to date in {folder}")
+  if training.up_to_date(folder, "fit_concepts"):
     return
 
   index = effect_index.read_index(source)
@@ -44,6 +51,8 @@ def run(config: Any) -> None:
       settings=concept_prior.Settings(**options),
       on_progress=lambda done, _: _show(bar, done),
     )  # fmt: skip
+  if not processes.is_first():
+    return
   checkpoint.write_arrays(folder / "concepts.npz", found._asdict())
   files.write_bytes(folder / "concepts.md", to_markdown(_table(train, found)).encode())
   neutral = _neutral(train, found, settings)
@@ -68,6 +77,7 @@ def run(config: Any) -> None:
 
 def _show(bar: Any, done: int) -> None:
   bar.update(done - bar.n)
+  processes.stop_if_asked("fit_concepts")
 
 
 def matching_pairs(train: collection_lib.Collection, seed: int) -> np.ndarray:

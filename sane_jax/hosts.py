@@ -4,15 +4,13 @@ import functools
 import glob
 import importlib.util
 import os
-import re
-import sys
 from collections.abc import Mapping
-from typing import NoReturn
 
 import jax
 
-# A process that was not heard of for so long is given up, and with it the job.
-HEARTBEAT_SECONDS = 40
+# A process that sends no sign of life for so many seconds is taken for dead, and the job ends.
+# Threads of JAX's own send them: a process that computes or waits for a disk is alive.
+HEARTBEAT = 30
 
 
 def use_all_cores() -> None:
@@ -52,7 +50,7 @@ def join_processes(coordinator: str = "", num_processes: int = 1, process_id: in
   """Makes this process one of several that run the same job; nothing for a single one.
 
   Without arguments they find one another on a TPU slice, under Slurm's srun, and under Open MPI.
-  A process that vanishes ends the others after HEARTBEAT_SECONDS.
+  A process that vanishes ends the others after HEARTBEAT seconds.
 
   Args:
     coordinator: 'host:port' of the first process.
@@ -64,8 +62,7 @@ def join_processes(coordinator: str = "", num_processes: int = 1, process_id: in
   """
   join = functools.partial(
     jax.distributed.initialize,
-    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-    shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    heartbeat_timeout_seconds=HEARTBEAT,
   )
   if num_processes == 1 and not coordinator:
     if on_cluster(os.environ):
@@ -100,31 +97,3 @@ def speaker() -> str:
   """'[2 of 4] ' on one of several processes, nothing on a single one: who says what follows."""
   count = jax.process_count()
   return f"[{jax.process_index() + 1} of {count}] " if count > 1 else ""
-
-
-# How errors begin that come from JAX's runtime, whatever Python type they are raised as.
-_RUNTIME = re.compile(
-  r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_\w+): "
-)
-
-
-def describe(error: Exception) -> str:
-  """What an error says; of one that several processes met in what they do together, what to do."""
-  text = str(error).strip()
-  if jax.process_count() == 1 or not (
-    isinstance(error, jax.errors.JaxRuntimeError) or _RUNTIME.match(text)
-  ):
-    return text
-  return (
-    f"the {jax.process_count()} processes lost one another, as when one of them is killed or its"
-    f" machine goes ({text.splitlines()[0][:200]}). Start them again, as many as there are: the job"
-    " goes on from its last checkpoint"
-  )
-
-
-def leave(last_words: str) -> NoReturn:
-  """Ends this process with 1. One of several does not wait for the others, which may be gone."""
-  if jax.process_count() == 1:
-    sys.exit(last_words)
-  print(f"{speaker()}{last_words}", file=sys.stderr, flush=True)
-  os._exit(1)

@@ -5,11 +5,10 @@ import logging as python_logging
 import sys
 from collections.abc import Sequence
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sane_jax import hosts
+from sane_jax import hosts, processes
 
 # Each is a module with run(config), imported when it is asked for: one job does not wait for the
 # libraries of another.
@@ -54,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   job = "main"
+  processes.hear_sigterm()
   try:
     hosts.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     hosts.cache_compilations()
@@ -61,14 +61,14 @@ def main(argv: Sequence[str]) -> None:
       form = python_logging.Formatter(f"{who}%(levelname)s %(name)s: %(message)s")
       logging.get_absl_handler().setFormatter(form)
     for job in jobs:
-      importlib.import_module(f"sane_jax.{job}").run(config)
-  except (ValueError, TypeError, OSError, jax.errors.JaxRuntimeError) as error:
-    ours = not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() > 1
-    if flags.FLAGS.verbosity > 0 or not ours:
+      with processes.job(job):
+        importlib.import_module(f"sane_jax.{job}").run(config)
+  except (ValueError, TypeError, OSError) as error:
+    if flags.FLAGS.verbosity > 0:
       raise  # --verbosity=1 shows where
-    hosts.leave(f"{job}: {hosts.describe(error)}")
+    sys.exit(f"{job}: {error}")
   except KeyboardInterrupt:
-    sys.exit(f"{hosts.speaker()}{job}: interrupted; the same command goes on from here")
+    sys.exit(f"{job}: interrupted; the same command goes on from here")
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:

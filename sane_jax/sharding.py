@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sane_jax.datasets import pipeline
@@ -55,12 +54,6 @@ def check_batch(mesh: Mesh, size: int, field: str) -> None:
       f"--config.{field} makes batches of {size} images, which {mesh.size} devices can't share"
       f" evenly; {least} would do"
     )
-
-
-def wait_for_all(what: str) -> None:
-  """Returns when every process has come here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
 
 
 class DeviceBatches:

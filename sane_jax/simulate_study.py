@@ -12,7 +12,15 @@ import numpy as np
 import tqdm
 from PIL import Image, ImageDraw, ImageFont
 
-from sane_jax import checkpoint, files, forward_simulation, recognition, report, training
+from sane_jax import (
+  checkpoint,
+  files,
+  forward_simulation,
+  processes,
+  recognition,
+  report,
+  training,
+)
 from sane_jax.datasets import load
 from sane_jax.datasets.collection import Collection
 from sane_jax.datasets.pipeline import DecodedImages
@@ -51,8 +59,7 @@ def run(config: Any) -> None:
   # What can't be drawn is said before the folder is this run's.
   _draw(settings, arrays["query_rows"], arrays["reference_rows"], arrays["scores"])
   folder = training.claim_folder(workdir / settings.folder, identity)
-  if training.is_finished(folder):
-    print(f"simulate_study: up to date in {folder}")
+  if training.up_to_date(folder, "simulate_study") or not processes.is_first():
     return
 
   small, _, kept, broken = load_images(arrays, test, forward_simulation.PIXELS)

@@ -13,7 +13,15 @@ import tqdm
 from clu import metrics as clu_metrics
 from flax import struct
 
-from sane_jax import attribute_reader, effect_index, pair_terms, recognition, sharding, training
+from sane_jax import (
+  attribute_reader,
+  effect_index,
+  pair_terms,
+  processes,
+  recognition,
+  sharding,
+  training,
+)
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection
@@ -72,8 +80,7 @@ def run(config: Any) -> None:
   if settings.map_weight > 0:
     identity["index"] = training.read_finished(index, "build_index")["fingerprint"]
   folder = training.claim_folder(pathlib.Path(config.workdir) / settings.folder, identity)
-  if training.is_finished(folder):
-    print(f"train_attributes: up to date in {folder}")
+  if training.up_to_date(folder, "train_attributes"):
     return
   maps = read_maps(index, train) if settings.map_weight > 0 else None
 
@@ -163,14 +170,15 @@ def run(config: Any) -> None:
     found = localisation(locate_all, test, _known(test)[0], pathlib.Path(settings.truth))
     chance |= dict.fromkeys(found, found.pop("chance"))
     figures |= found
+  broken = {n: processes.merge(d.broken, f"broken images of {n}") for n, d in decoded.items()}
   results = {
     "best": best,
     "test": figures,
     "test_chance": chance,
-    "images_that_could_not_be_read": {n: d.broken for n, d in decoded.items() if d.broken},
+    "images_that_could_not_be_read": {n: b for n, b in broken.items() if b},
   }
   training.finish(folder, results)
-  for name, value in figures.items():
+  for name, value in figures.items() if processes.is_first() else ():
     print(f"train_attributes: test {name} {value:.3f} (chance {chance[name]:.3f})")
 
 

@@ -13,7 +13,7 @@ from clu import metrics as clu_metrics
 from flax import struct
 from jax.sharding import Mesh
 
-from sane_jax import retrieval, sharding, training
+from sane_jax import processes, retrieval, sharding, training
 from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection
 from sane_jax.models import weights
@@ -60,8 +60,7 @@ def run(config: Any) -> None:
   )
   identity = training.identity(train, similarity=settings, key=config.key)
   folder = training.claim_folder(pathlib.Path(config.workdir) / "similarity", identity)
-  if training.is_finished(folder):
-    print(f"train_similarity: up to date in {folder}")
+  if training.up_to_date(folder, "train_similarity"):
     return
 
   begun = start(config, train, mesh)
@@ -100,13 +99,16 @@ def run(config: Any) -> None:
     tensorboard=config.tensorboard,
   )  # fmt: skip
   trained, _ = weights.read_model_file(folder / MODEL)
+  broken = {n: processes.merge(d.broken, f"broken images of {n}") for n, d in decoded.items()}
   results = {
     "best": best,
     "test": evaluate(test, sharding.replicate(mesh, trained)),
     "test_untrained": evaluate(test, sharding.replicate(mesh, begun.variables)),
-    "images_that_could_not_be_read": {n: d.broken for n, d in decoded.items() if d.broken},
+    "images_that_could_not_be_read": {n: b for n, b in broken.items() if b},
   }
   training.finish(folder, results)
+  if not processes.is_first():
+    return
   for name, value in results["test"].items():
     floor = results["test_untrained"][name]
     print(f"train_similarity: test {name} {value:.3f} (untrained {floor:.3f})")

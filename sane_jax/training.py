@@ -17,7 +17,7 @@ import optax
 import orbax.checkpoint as ocp
 import tqdm
 
-from sane_jax import checkpoint, files
+from sane_jax import checkpoint, effect_index, files, processes
 from sane_jax.datasets.collection import Collection
 
 _ITEMS = ("state", "meta")
@@ -108,6 +108,20 @@ def read_json(path: pathlib.Path) -> Any:
 def is_finished(folder: pathlib.Path) -> bool:
   """Whether the job that owns this folder ran to its end."""
   return (folder / "finished.json").exists()
+
+
+def up_to_date(folder: pathlib.Path, job: str) -> bool:
+  """Whether the job that owns this folder ran to its end, and says so; alike on all processes."""
+  done = processes.agree(is_finished(folder), f"{job}: begin")
+  if done:
+    tell(f"{job}: up to date in {folder}")
+  return done
+
+
+def tell(text: str) -> None:
+  """Prints a line of a job's result, on the first process alone."""
+  if jax.process_index() == 0:
+    print(text)
 
 
 def finish(folder: pathlib.Path, results: Mapping[str, Any]) -> None:
@@ -212,6 +226,9 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True),
       item_names=_ITEMS,
     )
+    # JAX finds the place where all stop by the numbers that it is asked with: those of
+    # `processes.must_stop` alone, not the steps that orbax would ask with while it saves.
+    self._manager.reached_preemption = lambda step: False
 
   def restore(self, state: Any) -> tuple[int, Any, dict[str, Any]]:
     """(step, state, meta) of the last checkpoint, placed as `state` is; (0, state, {}) if none.
@@ -238,22 +255,36 @@ class Checkpoints:
     return step, out["state"], out["meta"]
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-    """Saves in the background; JSON values in `meta`. A step that is there already is kept."""
+    """Saves in the background; JSON values in `meta`. A step that is there already is kept.
+
+    Raises:
+      OSError: this or the last one could not be written; the one before is there.
+    """
     if step == self._manager.latest_step():
       return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
-      ),
-    )
-
-  def must_stop(self, step: int) -> bool:
-    """Whether this machine, or another of the run, is about to be taken away."""
-    return jax.process_count() > 1 and self._manager.reached_preemption(step)
+    with _naming_failures(self.folder):
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+        ),
+      )
 
   def close(self) -> None:
-    self._manager.close()
+    """Returns when all is saved.
+
+    Raises:
+      OSError: the last one could not be written; the one before is there.
+    """
+    with _naming_failures(self.folder):
+      self._manager.close()
+
+
+@contextlib.contextmanager
+def _naming_failures(folder: pathlib.Path) -> Iterator[None]:
+  """Turns what orbax says of a full disk or a folder it may not write into an OSError of ours."""
+  with effect_index.naming_failures(f"a checkpoint in {folder}"), files.naming_failures(folder):
+    yield
 
 
 def write_model(path: pathlib.Path, data: bytes) -> None:
@@ -332,7 +363,7 @@ def fit(
     for step in range(first + 1, last + 1):
       state = update(state, next(batches), np.int32(step))
       bar.update()
-      stopping = stop.is_set() or checkpoints.must_stop(step)
+      stopping = stop.is_set() or processes.must_stop()
       logs, evaluates, saves = (due(step, every, last) for every in cadence[1:])
       if stopping or logs or evaluates or saves:
         check_finite(state["first_bad_step"], name)
@@ -396,7 +427,7 @@ class MetricWriter:
     if self._path is None:
       return
     row = {"step": step, **{name: float(value) for name, value in scalars.items()}}
-    with self._path.open("a") as file:
+    with files.naming_failures(self._path), self._path.open("a") as file:
       file.write(json.dumps(row) + "\n")
     if self._events is not None:
       for name, value in scalars.items():

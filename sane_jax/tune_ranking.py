@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from sane_jax import attribute_effects, pair_terms, ranker, training
+from sane_jax import attribute_effects, pair_terms, processes, ranker, training
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.ops import ranking
 
@@ -41,8 +41,7 @@ def run(config: Any) -> None:
     training.read_finished(folder, job)
     identity[name] = training.hash_file(folder / "finished.json")
   folder = training.claim_folder(workdir / settings.folder, identity)
-  if training.is_finished(folder):
-    print(f"tune_ranking: up to date in {folder}")
+  if training.up_to_date(folder, "tune_ranking"):
     return
 
   terms = pair_terms.read_terms(
@@ -77,6 +76,8 @@ def run(config: Any) -> None:
   }
   if settings.phi is not None:
     chosen[ranker.WHOLE] = tuple(settings.phi)
+  if not processes.is_first():
+    return
   ranker.write_ranking(
     folder, ranker.Ranking(chosen, calibration, thresholds, valid.attribute_names)
   )

@@ -29,7 +29,7 @@ SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
   "sharding", "recognition", "effect_index", "attribute_reader", "attribute_effects", "pair_terms",
   "concept_prior", "clustering", "forward_simulation", "ranker", "spaces", "sanity_checks",
-  "photo_attributes", "explanation_index",
+  "photo_attributes", "explanation_index", "processes",
 }  # fmt: skip
 LAYERS = [
   {"hosts", "files"},

@@ -43,20 +43,21 @@ def run_jobs(config, *jobs):
   """Runs jobs on tiny data."""
   import importlib
 
+  from sane_jax import processes
   from sane_jax.datasets import load
 
   with mock.patch.object(load, "load_split", tiny_split):
     for job in jobs:
-      importlib.import_module(f"sane_jax.{job}").run(config)
+      with processes.job(job):
+        importlib.import_module(f"sane_jax.{job}").run(config)
 
 
 if __name__ == "__main__":
   sys.path.insert(0, str(ROOT))
   sys.path.insert(0, str(ROOT / "tests"))
-  import jax
+  from sane_jax import hosts, processes
 
-  from sane_jax import hosts
-
+  processes.hear_sigterm()
   workdir, jobs, *rest = sys.argv[1:]
   settings = dict(item.split("=", 1) for item in rest)
   if "coordinator" in settings:
@@ -65,9 +66,4 @@ if __name__ == "__main__":
     )
   hosts.cache_compilations()
   values = {name: ast.literal_eval(value) for name, value in settings.items()}
-  try:
-    run_jobs(tiny_config(workdir, **values), *jobs.split(","))
-  except (ValueError, jax.errors.JaxRuntimeError) as error:  # as main does
-    if jax.process_count() == 1:
-      raise
-    hosts.leave(f"{jobs}: {hosts.describe(error)}")
+  run_jobs(tiny_config(workdir, **values), *jobs.split(","))

@@ -19,6 +19,7 @@ from PIL import Image
 from sane_jax.datasets import images as images_lib
 from sane_jax.datasets.collection import Collection
 
+GONE = 8  # images together that can't be read: more than a few that are broken
 WORDS = 1024  # numbers that a title is hashed to
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -99,13 +100,23 @@ class DecodedImages:
     return image
 
   def stack(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images [b s s 3] uint8, black where one can't be read, and which could [b]."""
+    """Images [b s s 3] uint8, black where one can't be read, and which could [b].
+
+    Raises:
+      OSError: none of `GONE` images or more can be read: what they are read from is gone.
+    """
     out = np.zeros((len(rows), self.size, self.size, 3), np.uint8)
     valid = np.zeros(len(rows), bool)
     for index, row in enumerate(rows):
       image = self[row]
       if image is not None:
         out[index], valid[index] = image, True
+    if not valid.any() and len(np.unique(rows)) >= GONE:
+      name = self._ids[int(rows[0])]
+      raise OSError(
+        f"none of {len(rows)} images can be read, {name} among them ({self.broken[name]}): is the"
+        " folder of the data still there? What was written is kept; the same command goes on"
+      )
     return out, valid
 
 

@@ -1,0 +1,153 @@
+"""Every job gives on N processes of M devices what it gives on one of one.
+
+SANE_JAX_MATRIX=1 takes 1, 2 and 4 of each; SANE_JAX_MATRIX_OUT=FILE keeps the largest differences.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import many
+
+from sane_jax import effect_index, training
+from sane_jax.explanation_index import ExplanationIndex
+
+CASES = [(2, 2)]
+if os.environ.get("SANE_JAX_MATRIX"):
+  CASES = [(n, m) for n in (1, 2, 4) for m in (1, 2, 4) if (n, m) != (1, 1)]
+TRAINED = ("similarity", "attributes")
+TRAIN = ("train_similarity", "build_index", "train_attributes")
+REST = ("fit_concepts", "tune_ranking", "evaluate", "explain_matches")
+MODEL = """
+import sys
+sys.path.insert(0, {tests!r})
+import encoders, sane_jax
+
+def make(image_size):
+  return sane_jax.from_jax(
+    encoders.nonlinear, encoders.nonlinear_params(), image_size=image_size, name="small"
+  )
+"""
+PHOTOS = (
+  "model=small_model:make", "image_size=28", "num_masks=32", "grid=(4,4)", "photos=photos",
+  "neighbors=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  """Photos, drawn and prepared outfits that all runs read; and the runs of one process."""
+  folder = tmp_path_factory.mktemp("many")
+  rng = np.random.default_rng(0)
+  (folder / "photos").mkdir()
+  for n in range(9):
+    coarse = Image.fromarray(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8))
+    coarse.resize((40, 32), Image.Resampling.BILINEAR).save(folder / f"photos/{n:02d}.png")
+  (folder / "photos/05.png").write_bytes(b"no picture")
+  (folder / "small_model.py").write_text(MODEL.format(tests=str(many.ROOT / "tests")))
+  many.run(folder, (*fields(folder, "models"), f"jobs={('draw_outfits', *TRAIN)}"))
+  all_of(folder, 1, 1)
+  return folder
+
+
+def fields(home, name):
+  return (
+    *many.SMALL, f"workdir={name}", f"data.folder={home / 'drawn'}", f"data.prepared={home / 'p'}",
+    f"attributes.truth={home / 'drawn/truth'}",
+  )  # fmt: skip
+
+
+def all_of(home, processes, devices):
+  """All jobs, the others on the models that one process trained; then those of photos."""
+  name, options = f"{processes}x{devices}", {"processes": processes, "devices": devices}
+  same = (
+    f"index.model={home / 'models/similarity/model.safetensors'}",
+    f"ranking.attributes={home / 'models/attributes'}",
+  )
+  printed = [many.run(home, (*fields(home, name), *same, f"jobs={TRAIN + REST}"), **options)]
+  for job in ("explain", "build_index"):
+    printed.append(
+      many.run(
+        home, (*PHOTOS, f"workdir={name} photos", f"job={job}"), config="photos",
+        path=[str(home)], **options,
+      )
+    )  # fmt: skip
+  return printed
+
+
+def arrays_of(folder):
+  """Every number of a folder of .npz files, by the pair (or the file) and its name."""
+  found = {}
+  for path in sorted(folder.glob("*.npz")):
+    with np.load(path) as file:
+      key = path.name
+      if "_text" in file.files:  # a view, whose file is named by all that it was made from
+        text = json.loads(file["_text"].tobytes())
+        key = (text["query_name"], text["reference_name"])
+      found |= {(key, n): file[n] for n in file.files if file[n].dtype.kind == "f"}
+  return found
+
+
+@pytest.mark.parametrize(("processes", "devices"), CASES)
+def test_the_answers_are_those_of_one_process_and_device(home, processes, devices):
+  printed = all_of(home, processes, devices)
+  for out in printed:
+    for other in out[1:]:  # only the first process tells what came out
+      assert "Open " not in other
+      assert "build_index: " not in other
+  name, apart = f"{processes}x{devices}", {}
+  for part in TRAINED:
+    one, other = (training.read_metrics(home / f / part) for f in ("1x1", name))
+    assert [r["step"] for r in one] == [r["step"] for r in other]
+    apart[f"losses of {part}"] = max(
+      abs(a[k] - b[k]) for a, b in zip(one, other, strict=True) for k in a if k.startswith("train/")
+    )
+  for split in ("index", "index_valid", "index_test"):
+    one, other = (effect_index.read_index(home / f / split) for f in ("1x1", name))
+    assert not effect_index.missing_shards(other, "effects")
+    for part in ("embeddings", "effects"):
+      a, b = (np.asarray(i.arrays[part].read().result(), np.float64) for i in (one, other))
+      # float16 keeps 11 bits: values that are rounded apart differ by its last one.
+      last = np.abs(a) * 2.0**-10 if part == "effects" else 0.0
+      apart[f"{part} of the index"] = max(
+        apart.get(f"{part} of the index", 0.0), float((np.abs(a - b) - last).max())
+      )
+  for what, folder, suffix, scale in (
+    ("maps of explain_matches", "explain/pairs", "", 1.0),
+    ("curves and maps of evaluate, / 100", "evaluation/parts", "", 100.0),
+    ("maps of explain", "explain/pairs", " photos", 1.0),
+  ):
+    one, other = (arrays_of(home / f"{f}{suffix}" / folder) for f in ("1x1", name))
+    assert one.keys() == other.keys()
+    assert one
+    apart[what] = max(
+      np.nanmax(np.abs(one[k].astype(np.float64) - other[k]), initial=0.0) / scale for k in one
+    )
+  one, other = (json.loads((home / f / "ranking/finished.json").read_text()) for f in ("1x1", name))
+  for ablation in one["phi"]:
+    assert one["phi"][ablation] == pytest.approx(other["phi"][ablation], abs=1e-6)
+  for path in ("evaluation/tables.md", "concepts/concepts.md"):
+    assert (home / "1x1" / path).read_text() == (home / name / path).read_text(), path
+  one, other = (
+    json.loads((home / f"{f} photos/explain/explanations.json").read_text()) for f in ("1x1", name)
+  )
+  assert [e["id"] for e in one["explanations"]] == [e["id"] for e in other["explanations"]]
+  assert one["failures"] == other["failures"]
+  assert len(one["failures"]) == 1
+  one, other = (ExplanationIndex(home / f"{f} photos/index") for f in ("1x1", name))
+  assert one.ids == other.ids
+  assert one.left_out == other.left_out
+  apart["maps of the photos' index"] = float(
+    np.abs(one.maps(0, [1, 2, 3]) - other.maps(0, [1, 2, 3])).max()
+  )
+  if out := os.environ.get("SANE_JAX_MATRIX_OUT"):
+    with open(out, "a") as file:
+      file.write(json.dumps({"run": name, **apart}) + "\n")
+  for what, value in apart.items():
+    assert value <= (1e-4 if "losses" in what else 1e-5), (what, value)
