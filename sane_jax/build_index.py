@@ -153,7 +153,7 @@ def _build(
   parts = {"embeddings": (np.arange(len(collection.ids)), embed), "effects": (queries, measure)}
   missing = [(part, shard) for part in parts for shard in effect_index.missing_shards(index, part)]
   missing = [(part, shard) for part, shard in processes.agree(missing, "missing shards")]
-  mine = missing[jax.process_index() :: jax.process_count()]
+  mine = missing[jax.process_index() :: processes.count()]
   total = sum(_length(effect_index.missing_rows(index, *each)) for each in mine)
   broken: dict[str, str] = {}
   with training.progress(f"index {split}", 0, total) as bar:

@@ -484,7 +484,7 @@ def _measure_missing(
   """Measures the rows that no shard has yet; each process those of shards of its own."""
   missing = processes.agree(effect_index.missing_shards(index, "effects"), "missing shards")
   work = {shard: effect_index.missing_rows(index, "effects", shard) for shard in missing}
-  mine = missing[jax.process_index() :: jax.process_count()]
+  mine = missing[jax.process_index() :: processes.count()]
   ids = manifest["ids"]
   folders = {os.path.dirname(path) for path in map(_path, sources.values()) if path is not None}
   folders = {folder for folder in folders if not _is_gone(folder)}
