@@ -153,14 +153,13 @@ def _build(
   parts = {"embeddings": (np.arange(len(collection.ids)), embed), "effects": (queries, measure)}
   missing = [(part, shard) for part in parts for shard in effect_index.missing_shards(index, part)]
   missing = [(part, shard) for part, shard in processes.agree(missing, "missing shards")]
-  mine = missing[jax.process_index() :: jax.process_count()]
+  mine = missing[jax.process_index() :: processes.count()]
   total = sum(_length(effect_index.missing_rows(index, *each)) for each in mine)
-  broken: dict[str, str] = {}
   with training.progress(f"index {split}", 0, total) as bar:
     for part, shard in processes.share(missing, f"index {split}", polls=effect_index.SHARD):
       (rows, function), where = parts[part], effect_index.missing_rows(index, part, shard)
       values = np.zeros((_length(where), *index.arrays[part].shape[1:]), np.float32)
-      whole, failed = 0, []
+      whole, failed, broken = 0, [], {}
       try:
         for place, row in enumerate(rows[where]):
           try:
@@ -168,7 +167,9 @@ def _build(
           except images_lib.ImageError as error:  # it stays zero, which is no map
             failed.append(collection.ids[row])
             if len(failed) == pipeline.GONE:
-              whole -= len(failed) - 1  # those are measured when it is there again
+              # Those are measured when it is there again.
+              whole -= len(failed) - 1
+              broken = {name: why for name, why in broken.items() if name not in failed}
               raise OSError(
                 f"{len(failed)} images one after the other can't be read, {failed[0]} and the"
                 f" following ({error}): is the folder of the data still there? What was measured"
@@ -179,12 +180,14 @@ def _build(
           bar.update()
           processes.stop_if_asked(f"index {split}")
       finally:  # interrupted, what was measured is kept
+        if broken and part == "embeddings":  # of all images
+          explanation_index.leave_out(folder, shard, broken)
         if whole:
           effect_index.write_shard(index, part, shard, values[:whole], begin=where.start)
-  broken = processes.merge(broken, "images that could not be read")
   passes = sum(processes.gather(sum(engine.passes for engine in engines), "encoder passes"))
   if not processes.is_first():
     return
+  broken = explanation_index.read_left_out(folder)
   effect_index.describe(folder, index)
   explanation_index.write_manifest(
     folder, index, ids=collection.ids, settings={**settings, "model": model.name},

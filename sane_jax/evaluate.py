@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import tqdm
 
@@ -322,7 +321,7 @@ def _measure(e: Evaluation) -> None:
   work += [(_layer_path(e, layer), functools.partial(_destroyed, e, sane, layer))
            for layer in _layers(e)]  # fmt: skip
   for path, function in tqdm.tqdm(
-    processes.share(work, "evaluate"), total=-(-len(work) // jax.process_count()),
+    processes.share(work, "evaluate"), total=-(-len(work) // processes.count()),
     desc="evaluating", unit="part", disable=None if processes.is_first() else True,
   ):  # fmt: skip
     if checkpoint.read_arrays(path) is None:

@@ -65,7 +65,7 @@ def run(config: Any) -> None:
   tasks = _tasks(config, explainer, failures)
   effects = _EffectsCache(explainer)
   drawn: set[int] = set()  # numbers of the pairs whose figures are there
-  if jax.process_count() > 1:
+  if processes.count() > 1:
     drawn = _explain_share(config, explainer, effects, tasks, folder)
     passes = sum(processes.gather(explainer.encoder_passes, "encoder passes"))
     if not processes.is_first():
@@ -109,7 +109,7 @@ def _explain_share(config, explainer, effects, tasks: list[Task], folder: pathli
   """
   numbered = itertools.groupby(enumerate(tasks, 1), key=lambda item: item[1].names[0])
   queries, drawn = [list(some) for _, some in numbered], []
-  mine = queries[jax.process_index() :: jax.process_count()]
+  mine = queries[jax.process_index() :: processes.count()]
   with tqdm.tqdm(
     total=sum(map(len, mine)), unit="pair", desc="explaining",
     disable=None if processes.is_first() else True,

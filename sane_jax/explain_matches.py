@@ -6,7 +6,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 import tqdm
 
@@ -70,7 +69,7 @@ def run(config: Any) -> None:
       )  # fmt: skip
     return _explained(test, pair, explainers[kinds], folder, sources.hexdigest())
 
-  if jax.process_count() > 1:
+  if processes.count() > 1:
     for pair in processes.share(chosen, "explain_matches"):
       with contextlib.suppress(Exception):  # the first process meets it again, and lists it
         explained(pair)

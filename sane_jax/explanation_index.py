@@ -77,7 +77,7 @@ class ExplanationIndex:
     if explainer is not None:
       _check_same(self.folder, manifest, explainer)
     self.ids: tuple[str, ...] = tuple(manifest["ids"])
-    self.left_out: dict[str, str] = manifest["left_out"] | _read_left_out(self.folder)
+    self.left_out: dict[str, str] = manifest["left_out"] | read_left_out(self.folder)
     self.settings: dict[str, Any] = manifest["settings"]
     self.grid: tuple[int, int] = tuple(manifest["grid"])
     self._manifest = manifest
@@ -535,7 +535,7 @@ def _measure_missing(
   """Measures the rows that no shard has yet; each process those of shards of its own."""
   missing = processes.agree(effect_index.missing_shards(index, "effects"), "missing shards")
   work = {shard: effect_index.missing_rows(index, "effects", shard) for shard in missing}
-  mine = missing[jax.process_index() :: jax.process_count()]
+  mine = missing[jax.process_index() :: processes.count()]
   ids = manifest["ids"]
   folders = {os.path.dirname(path) for path in map(_path, sources.values()) if path is not None}
   folders = {folder for folder in folders if not _is_gone(folder)}
@@ -566,7 +566,7 @@ def _measure_missing(
         processes.stop_if_asked("explanation index")
     finally:  # interrupted, what was measured is kept
       if left_out:
-        _leave_out(location, shard, left_out)
+        leave_out(location, shard, left_out)
       # Effects last: then all is there.
       for name in sorted(parts, key=lambda part: part == "effects") if whole else ():
         effect_index.write_shard(index, name, shard, parts[name][:whole], begin=where.start)
@@ -591,7 +591,7 @@ def _is_gone(folder: str) -> bool:
     return True
 
 
-def _leave_out(location: Any, shard: int, left_out: dict[str, str]) -> None:
+def leave_out(location: Any, shard: int, left_out: dict[str, str]) -> None:
   """Keeps what could not be read: a file a shard, so that no two processes write the same."""
   name = f"{LEFT_OUT}{shard:07d}.json"
   before = _files(location).read(name).result()
@@ -600,7 +600,8 @@ def _leave_out(location: Any, shard: int, left_out: dict[str, str]) -> None:
     _files(location).write(name, json.dumps(known | left_out).encode()).result()
 
 
-def _read_left_out(location: Any) -> dict[str, str]:
+def read_left_out(location: Any) -> dict[str, str]:
+  """What `leave_out` kept, of all shards."""
   files = _files(location)
   names = files.list(ts.KvStore.KeyRange(LEFT_OUT, f"{LEFT_OUT}~")).result()
   out: dict[str, str] = {}

@@ -34,9 +34,14 @@ _polled = 0  # calls of must_stop, in all jobs
 _met = 0  # meetings, in all jobs; both are the same on all processes, at the same place of the work
 
 
+def count() -> int:
+  """How many there are; without starting JAX's back end where there is one."""
+  return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
 def is_first() -> bool:
   """Whether this is the process that writes what there is one of."""
-  return jax.process_index() == 0
+  return count() == 1 or jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
@@ -50,15 +55,14 @@ def wait_for_all(what: str) -> None:
 
 def gather(value: Any, what: str) -> list[Any]:
   """The JSON value that each process gives here, in their order. A meeting point."""
-  count = jax.process_count()
-  if count == 1:
+  if count() == 1:
     return [value]
   global _met
   _met += 1
   client, meeting = _client(), f"sane_jax/{_met} {what}"
   client.key_value_set(f"{meeting}/{jax.process_index()}", json.dumps(value))
   client.wait_at_barrier(meeting, _FOREVER)
-  return [json.loads(client.key_value_try_get(f"{meeting}/{i}")) for i in range(count)]
+  return [json.loads(client.key_value_try_get(f"{meeting}/{i}")) for i in range(count())]
 
 
 def agree(value: Item, what: str) -> Item:
@@ -90,11 +94,11 @@ def share(items: Sequence[Item], what: str, *, polls: int = 1) -> Iterator[Item]
       which has then done equally many items.
   """
   global _polled
-  count, index = jax.process_count(), jax.process_index()
-  if count == 1:
+  if count() == 1:
     yield from items
     return
-  for begin in range(0, len(items), count):
+  index = jax.process_index()
+  for begin in range(0, len(items), count()):
     before = _polled
     if begin + index < len(items):
       yield items[begin + index]
@@ -109,7 +113,7 @@ def must_stop() -> bool:
   Each call counts: all processes make equally many, whatever they do between.
   """
   global _polled
-  if jax.process_count() == 1:
+  if count() == 1:
     return False
   _polled += 1
   return multihost_utils.reached_preemption_sync_point(_polled)
@@ -153,7 +157,7 @@ def job(name: str) -> Iterator[None]:
   except InterruptedError:  # all of them stop here
     raise
   except (Exception, KeyboardInterrupt) as error:
-    if jax.process_count() == 1:
+    if count() == 1:
       raise
     _leave(name, error)
 
@@ -199,7 +203,7 @@ def _say_who_is_awaited(client: Any, at: int) -> None:
   """Names the processes that have come less far than this one, which makes no progress."""
   with contextlib.suppress(Exception):  # the job ends, and something else tells why
     places = {int(k.rsplit("/", 1)[1]): int(v) for k, v in client.key_value_dir_get(_AT)}
-    behind = [str(i) for i in range(jax.process_count()) if places.get(i, 0) < at]
+    behind = [str(i) for i in range(count()) if places.get(i, 0) < at]
     if behind:
       who = ", ".join(behind)
       _say(f"has waited {PATIENCE:.0f} s for process {who}, which is alive but slower")
@@ -242,15 +246,13 @@ def _leave(name: str, error: BaseException) -> None:
 
 def _is_collective(error: BaseException) -> bool:
   """Whether it is what JAX says when another process does not answer."""
-  text = str(error)
-  return any(
-    word in text for word in ("Gloo", "NCCL", "RPC: /xla.coordination", "heartbeat", "UNAVAILABLE")
+  return bool(
+    re.search(r"Gloo .* failed|NCCL|RPC: /xla\.coordination|heartbeat timeout", str(error))
   )
 
 
 def _say(text: str) -> None:
-  number, count = jax.process_index(), jax.process_count()
-  os.write(2, f"process {number} of {count}: {text}\n".encode())
+  os.write(2, f"process {jax.process_index()} of {count()}: {text}\n".encode())
 
 
 def _end(text: str) -> None:

@@ -180,6 +180,8 @@ def test_outfits_that_go_away_are_measured_later(tmp_path, monkeypatch):
     tiny_run.run_jobs(tiny_run.tiny_config(tmp_path / "part"), "build_index")
   monkeypatch.setattr(tiny_run, "tiny_split", split)
   tiny_run.run_jobs(tiny_run.tiny_config(tmp_path / "part"), "build_index")
+  finished = training.read_json(tmp_path / "part/index/finished.json")
+  assert not finished["images_that_could_not_be_read"]
   one, two = (effect_index.read_index(tmp_path / name / "index") for name in ("whole", "part"))
   for part in ("embeddings", "effects"):
     a, b = (index.arrays[part].read().result() for index in (one, two))
