@@ -218,7 +218,7 @@ def write_shard(
   array = index.arrays[part]
   where = shard_slice(shard, array.shape[0])
   if begin is None:
-    begin = where.stop - len(values)
+    begin = int(where.stop) - len(values)
   where = slice(begin, begin + len(values))
   with naming_failures(f"shard {shard} of {part}"):
     if part == "effects" and "scales" in index.arrays:
