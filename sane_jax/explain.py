@@ -88,7 +88,7 @@ def run(config: Any) -> None:
     f" {seconds:.1f} s; {len(failures)} failed.\nOpen {folder / 'index.html'}"
   )
   for name, why in failures[:10]:
-    print(f"  not explained: {name}: {why}", file=sys.stderr)
+    print(files.printable(f"  not explained: {name}: {why}"), file=sys.stderr)
 
 
 def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> None:

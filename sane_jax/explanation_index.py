@@ -32,6 +32,11 @@ PROBE = 1e-3  # an embedding that moved by more is another model's
 READ_AHEAD = 16  # images decoded before they are needed
 MANIFEST = "index.json"
 LEFT_OUT = "left_out/"
+# What every manifest has.
+_MANIFEST = {
+  "settings": dict, "probe": list, "grid": list, "dtype": str, "spread": int, "masked": bool,
+  "num_types": int, "ids": list, "left_out": dict,
+}  # fmt: skip
 # What the effects rest on; `mode` and the version of JAX do not change them.
 _OF_NO_ACCOUNT = ("mode", "jax")
 
@@ -429,8 +434,12 @@ def _read_manifest(location: Any) -> dict[str, Any] | None:
   if data.state != "value":
     return None
   try:
-    return json.loads(data.value)
-  except ValueError as error:
+    manifest = json.loads(data.value)
+    for name, kind in _MANIFEST.items():
+      if not isinstance(manifest[name], kind):
+        raise ValueError(f"its {name} is a {type(manifest[name]).__name__}")
+    return manifest
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise ValueError(f"{location}/{MANIFEST} is damaged ({error}); build the index anew") from error
 
 
@@ -531,7 +540,12 @@ def _read_left_out(location: Any) -> dict[str, str]:
   names = files.list(ts.KvStore.KeyRange(LEFT_OUT, f"{LEFT_OUT}~")).result()
   out: dict[str, str] = {}
   for name in sorted(names):
-    out |= json.loads(files.read(name).result().value)
+    try:
+      out |= json.loads(files.read(name).result().value)
+    except (ValueError, TypeError) as error:
+      raise ValueError(
+        f"{location}/{name.decode(errors='replace')} is damaged ({error}); remove it"
+      ) from error
   return out
 
 
