@@ -101,7 +101,7 @@ def read_json(path: pathlib.Path) -> Any:
   """
   try:
     return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise ValueError(f"{path} can't be read ({error}); remove its folder and run again") from error
 
 

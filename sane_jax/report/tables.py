@@ -58,6 +58,8 @@ class Table(NamedTuple):
 def check_table(table: Table) -> None:
   """Raises ValueError, naming the table and the cell, where a table does not fit together."""
   name = f"table {table.title!r}"
+  if not all(isinstance(text, str) for text in (table.title, table.note, *table.columns)):
+    raise ValueError(f"{name}: title, note and columns are text")
   if not table.columns:
     raise ValueError(f"{name} has no columns")
   if table.best and len(table.best) != len(table.columns):
@@ -387,7 +389,7 @@ def from_json(document: Mapping[str, Any]) -> Table:
       tuple(tuple(decode(cell) for cell in row) for row in document["rows"]),
       tuple(document.get("best", ())),
     )
-  except (KeyError, TypeError) as error:
+  except (KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f"this is no table that to_json wrote: {type(error).__name__} {error}"
     ) from error

@@ -1,5 +1,6 @@
 """Pickles and what else holds arrays: instructions that act, shapes and sizes that lie."""
 
+import contextlib
 import io
 import json
 import pathlib
@@ -109,7 +110,8 @@ def valid_torch(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def read_torch(path: pathlib.Path) -> None:
   torch_file.read_torch_file(path)
-  weights.convert(path)
+  with contextlib.suppress(ValueError):  # few are networks
+    weights.convert(path)
 
 
 # --- type spaces ----------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ def prepare_arrays(rng: np.random.Generator, folder: pathlib.Path) -> pathlib.Pa
   if way < 0.5:  # members are damaged and the zip around them is not
     with zipfile.ZipFile(path) as archive:
       members = {name: archive.read(name) for name in archive.namelist()}
-    for name in rng.choice([*members], rng.integers(1, 4)):
+    for name in rng.choice([*members], rng.integers(1, 4), replace=False):
       if name == "_text.npy" and rng.random() < 0.7:
         text = np.lib.format.read_array(io.BytesIO(members[name])).tobytes()
         array = np.frombuffer(mutate.damage(rng, text, [text]), np.uint8)

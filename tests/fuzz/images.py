@@ -39,7 +39,8 @@ def seeds() -> tuple[bytes, ...]:
     (colour, "WEBP", {"exif": exif}), (colour, "TIFF", {}), (deep, "TIFF", {}),
     (colour, "TIFF", {"compression": "tiff_lzw"}), (colour, "TIFF", {"compression": "jpeg"}),
     (colour, "TIFF", {"compression": "tiff_adobe_deflate"}), (colour.convert("CMYK"), "TIFF", {}),
-    (colour.convert("L").convert("F"), "TIFF", {}), (colour.convert("1"), "TIFF",
+    (colour.convert("L").convert("F").point(lambda v: v * 0.003 + 0), "TIFF", {}),
+    (colour.convert("1"), "TIFF",
     {"compression": "group4"}),
     (colour, "TIFF", frames), (colour, "PPM", {}), (deep, "PPM", {}), (colour, "JPEG2000", {}),
     (alpha, "JPEG2000", {}), (colour, "AVIF", {}), (alpha, "AVIF", {}),
@@ -82,9 +83,21 @@ def _lying_png(rng: np.random.Generator) -> bytes:
   return png(width, height, depth, colour, [*chosen, (b"IDAT", pixels)])
 
 
+@functools.cache
+def bombs() -> tuple[bytes, ...]:
+  """Some kilobytes each, and up to 25 million pixels, all there."""
+  out = []
+  for side, depth, colour, size in ((3000, 8, 2, 3), (4000, 8, 6, 4), (5000, 16, 0, 2)):
+    rows = zlib.compress(bytes(side * (1 + side * size)), 1)
+    out.append(png(side, side, depth, colour, [(b"IDAT", rows)]))
+  return tuple(out)
+
+
 def prepare(rng: np.random.Generator, folder: pathlib.Path) -> pathlib.Path:
   known = seeds()
-  if rng.random() < 0.1:
+  if rng.random() < 0.01:
+    data = bombs()[int(rng.integers(len(bombs())))]
+  elif rng.random() < 0.1:
     data = _lying_png(rng)
   elif rng.random() < 0.03:
     data = rng.bytes(int(rng.integers(0, 200)))

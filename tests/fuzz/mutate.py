@@ -44,8 +44,10 @@ NASTY = (
   "<script>window.pwned=1</script>", "\"'><img src=x onerror='window.pwned=1'>", "</script><b>",
   "javascript:window.pwned=1", "<!--", "]]>", "&lt;b&gt;", "$\\frac{1}{0}$", "$x",
   "\\input{/etc/passwd}",
-  "\\write18{touch pwned}", "^^5c", "=1+1", "=cmd|'/c calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1+1",
-  "＝1+1", "`touch pwned`", "$(touch pwned)", "| pipe |", "[a](http://b)", "# heading", "nan", "inf",
+  "\\write18{touch pwned}", "^^5c", "=1+1", "=cmd|'/c calc'!A0", "+1", "-1", "@SUM(A1)",
+  "\t=1+1",
+  "＝1+1",
+  "`touch pwned`", "$(touch pwned)", "| pipe |", "[a](http://b)", "# heading", "nan", "inf",
   "-inf", "1e400", "None", "True", "[]", "()", "{}", "0", "-0", "999999999999999999999", "0x10",
 )  # fmt: skip
 

@@ -63,7 +63,7 @@ def run(count: int, seed: int, out: pathlib.Path, only: list[str]) -> dict[str, 
       folders[name].mkdir()
       if not only or name in only:
         for item in kind.valid(folders[name]):
-          kind.read(item)
+          guard_free(kind, item)
         rng = np.random.default_rng((seed, len(name), 1))
         for _ in range(20 if name != "settings" else 2):
           guard_free(kind, kind.prepare(rng, folders[name]))

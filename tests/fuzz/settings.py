@@ -73,9 +73,10 @@ def read(arguments: list[str]) -> None:
   """As main does it: errors of flags are sentences there, and so are these of jobs."""
   values = flags.FlagValues()
   config = runpy.run_path(str(ROOT / "configs/photos.py"))["get_config"]()
-  config_flags.DEFINE_config_dict("config", config, flag_values=values)
+  whole = ["main", *arguments]
+  config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=whole)
   try:
-    values(["main", *arguments])
+    values(whole)
   except Exception as error:  # main._parse takes all of them
     raise ValueError(f"config: {error.args}") from error
   quiet = io.StringIO()

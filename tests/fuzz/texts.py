@@ -169,7 +169,7 @@ def read(text: Text) -> None:
     case "attributes":
       polyvore.parse_attributes(data, "x", None, "")
     case "table":
-      table = tables.from_json(json.loads(data))
+      table = tables.from_json(sources.parse_json(data, "x"))
       tables.to_markdown(table)
       tables.to_csv(table)
       tables.to_latex(table)
