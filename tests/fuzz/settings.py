@@ -44,7 +44,7 @@ def _folder(folder: pathlib.Path) -> None:
 
 def _base(folder: pathlib.Path) -> dict[str, Any]:
   return {
-    "model": "fuzz_tiny_model:make", "image_size": 16, "num_masks": 16, "metrics": False,
+    "model": "fuzz_tiny_model:make", "image_size": 16, "num_masks": 32, "metrics": False,
     "grid": "(4,4)", "query": folder / "a b.png", "reference": folder / 'c"d.png',
     "workdir": folder / "w d",
   }  # fmt: skip
@@ -74,8 +74,8 @@ def read(arguments: list[str]) -> None:
   values = flags.FlagValues()
   config = runpy.run_path(str(ROOT / "configs/photos.py"))["get_config"]()
   whole = ["main", *arguments]
-  config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=whole)
   try:
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=whole)
     values(whole)
   except Exception as error:  # main._parse takes all of them
     raise ValueError(f"config: {error.args}") from error
