@@ -122,14 +122,14 @@ def parse_items(data: bytes, place: str) -> dict[str, dict[str, str]]:
   try:
     columns = [column.strip() for column in reader.fieldnames or ()]
     if "file" not in columns:
-      raise ValueError(f"no column 'file' among {', '.join(columns)[:500] or 'none'}")
+      raise ValueError(f"{place}:1: no column 'file' among {', '.join(columns)[:500] or 'none'}")
     reader.fieldnames = columns
     items: dict[str, dict[str, str]] = {column: {} for column in columns if column != "file"}
     for row in reader:
       for column, values in items.items():
         values[row["file"].strip()] = row[column].strip()
-  except (ValueError, csv.Error) as error:
-    raise ValueError(f"{place}:{max(reader.line_num, 1)}: {error}") from error
+  except csv.Error as error:
+    raise ValueError(f"{place}: {error}, after line {reader.line_num}") from error
   return items
 
 
