@@ -243,14 +243,14 @@ def test_pipes_and_devices_are_refused(tmp_path):
       photo_attributes.read_table, photos.read_pairs, torch_file.read_torch_file,
       weights.read_model_file, weights.convert, files.read_bytes, images.read_image,
     ):  # fmt: skip
-      with pytest.raises((ValueError, OSError), match="pipe or (a )?device"):
+      with pytest.raises((ValueError, OSError), match=r"pipe or (a )?device"):
         read(path)
 
 
 def test_lines_that_no_csv_reader_takes_cost_no_other():
   data = b'1,dress,tops\n"' + b"x" * 200_000 + b"\n2,shoe,shoes\n"
   assert [*polyvore.parse_categories(data, "x")] == ["1", "2"]
-  with pytest.raises(ValueError, match="x: field larger .*, after line 1"):
+  with pytest.raises(ValueError, match=r"x: field larger .*, after line 1"):
     awa2.parse_items(b"file,a\n" + b"x" * 200_000 + b",1", "x")
 
 
