@@ -2,20 +2,21 @@
 
 import io
 import json
+import math
 import pathlib
-import struct
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from sane_jax import files
-from sane_jax.report import AttributeView, PairView
+from sane_jax.report import AttributeView, PairView, render_page
 
 _ACTIVATION_MAP = "_activation_map_"
+# Of what a file of arrays inflates to: this many bytes, or so many times its own.
+_MAX_INFLATED, _MAX_RATIO = 1 << 30, 100
 
 
 def writable_folder(path: pathlib.Path) -> pathlib.Path:
@@ -46,11 +47,30 @@ def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray] | None:
   """What `write_arrays` wrote; None where there is none, or nothing that can be read."""
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
-  except (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError,
-          struct.error, zipfile.BadZipFile, zlib.error):  # fmt: skip
+    files.check_regular(path)
+    with zipfile.ZipFile(path) as archive:
+      members = archive.infolist()
+      inflated = sum(member.file_size for member in members)
+      if inflated > max(_MAX_INFLATED, _MAX_RATIO * path.stat().st_size):
+        return None
+      return {m.filename.removesuffix(".npy"): _read_array(archive, m) for m in members}
+  except Exception:  # on damaged files zipfile and NumPy raise nearly anything
     return None
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+  """A member, unless it claims more than it has: NumPy allocates first and reads then."""
+  with archive.open(member) as file:
+    version = np.lib.format.read_magic(file)
+    read = {
+      (1, 0): np.lib.format.read_array_header_1_0,
+      (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    shape, _, dtype = read[version](file)
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+      raise ValueError(f"{member.filename} claims the shape {shape}")
+  with archive.open(member) as file:
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _plain(value: Any) -> Any:
@@ -74,7 +94,7 @@ def save_view(path: pathlib.Path, view: PairView) -> None:
 
 
 def load_view(path: pathlib.Path) -> PairView | None:
-  """A pair that was explained before; None where there is none, or not all of one."""
+  """A pair that was explained before; None where there is none, or none that can be shown."""
   arrays = read_arrays(path)
   if arrays is None or "_text" not in arrays:
     return None
@@ -85,6 +105,8 @@ def load_view(path: pathlib.Path) -> PairView | None:
       for number, values in enumerate(fields.get("attributes", ()))
     ]
     fields.update(arrays)
-    return PairView(**fields)
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # of another version
+    view = PairView(**fields)
+    render_page([view], title="")  # whatever is wrong with it shows here
+    return view
+  except Exception:
     return None

@@ -98,7 +98,7 @@ def run(config: Any) -> None:
     f" {seconds:.1f} s; {len(failures)} failed.\nOpen {folder / 'index.html'}"
   )
   for name, why in failures[:10]:
-    print(f"  not explained: {name}: {why}", file=sys.stderr)
+    print(files.printable(f"  not explained: {name}: {why}"), file=sys.stderr)
 
 
 def _explain_share(config, explainer, effects, tasks: list[Task], folder: pathlib.Path) -> set[int]:

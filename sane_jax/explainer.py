@@ -50,10 +50,20 @@ def make_design(design: Any, num_masks: int | None = None, **options: Any) -> An
       raise ValueError(f"{name} has no {field!r}; it has {', '.join(known)}. Leave {field} out")
     if isinstance(value, list):
       options[field] = tuple(value)
+  _check_grid(options.get("grid"))
   try:
     return dataclasses.replace(made, **options)
-  except TypeError as error:  # a comparison of what can't be compared
+  except (TypeError, OverflowError) as error:  # a comparison of what can't be compared
     raise ValueError(f"{name} can't have {options}: {error}") from error
+
+
+def _check_grid(grid: Any) -> None:
+  """Raises ValueError unless it is rows and columns, or None."""
+  if grid is None:
+    return
+  two = isinstance(grid, tuple) and len(grid) == 2
+  if not two or not all(isinstance(n, int | np.integer) and 1 <= n <= 255 for n in grid):
+    raise ValueError(f"grid is rows and columns, each from 1 to 255, as (8, 8); given {grid!r}")
 
 
 def _name_of(design: Any) -> str:

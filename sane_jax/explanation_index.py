@@ -606,7 +606,12 @@ def read_left_out(location: Any) -> dict[str, str]:
   names = files.list(ts.KvStore.KeyRange(LEFT_OUT, f"{LEFT_OUT}~")).result()
   out: dict[str, str] = {}
   for name in sorted(names):
-    out |= json.loads(files.read(name).result().value)
+    try:
+      out |= json.loads(files.read(name).result().value)
+    except (ValueError, TypeError) as error:
+      raise ValueError(
+        f"{location}/{name.decode(errors='replace')} is damaged ({error}); remove it"
+      ) from error
   return out
 
 

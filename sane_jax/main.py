@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sane_jax import hosts, processes
+from sane_jax import files, hosts, processes
 
 # Each is a module with run(config), imported when it is asked for: one job does not wait for the
 # libraries of another.
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
   except (ValueError, TypeError, OSError) as error:
     if flags.FLAGS.verbosity > 0:
       raise  # --verbosity=1 shows where
-    sys.exit(f"{job}: {error}")
+    sys.exit(f"{job}: {files.printable(str(error))}")
   except KeyboardInterrupt:
     sys.exit(f"{job}: interrupted; the same command goes on from here")
 
@@ -81,7 +81,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
   except Exception as error:
     # ml_collections raises what the config file raised, and KeyError, AttributeError, IOError.
     text = " ".join(str(part) for part in error.args if part).replace("\n", " ")
-    sys.exit(f"config: {text}")
+    sys.exit(f"config: {files.printable(text)}")
   return rest
 
 

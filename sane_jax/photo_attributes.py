@@ -5,9 +5,12 @@ The head is one logistic regression an attribute on the mean of EfficientNet-Lit
 for Discriminative Localization, CVPR 2016): the mean of the map is the logit.
 """
 
+import collections
 import csv
+import io
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from sane_jax import concept_prior, pair_terms, ranker
+from sane_jax import concept_prior, files, pair_terms, ranker
 from sane_jax.explainer import Explainer
 from sane_jax.explanation import Photo
 from sane_jax.models import efficientnet_lite0
@@ -58,45 +61,52 @@ def read_table(path: str | os.PathLike[str], folder: str | os.PathLike[str] | No
   path = pathlib.Path(path)
   root = pathlib.Path(folder) if folder else path.parent
   try:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-      rows = list(csv.reader(file))
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    text = files.read_bytes(path).decode("utf-8-sig")
+    lines = io.StringIO(text, newline="")  # its header may have names of several lines
+    header = [name.strip() for name in next(csv.reader(lines, strict=True), [])]
+  except (OSError, ValueError, csv.Error) as error:
     raise ValueError(
       f"--config.attributes={path} can't be read as a CSV in UTF-8: {error}"
     ) from error
-  header = [name.strip() for name in rows[0]] if rows else []
   if FILE not in header:
     raise ValueError(
       f"{path} needs a column {FILE!r} with the photos' names and one column an attribute; it has"
-      f" {', '.join(header) or 'none'}"
+      f" {', '.join(header)[:500] or 'none'}"
     )
-  twice = sorted({name for name in header if header.count(name) > 1})
+  twice = sorted(name for name, count in collections.Counter(header).items() if count > 1)
   names = tuple(name for name in header if name != FILE)
   if twice or not names or not all(names):
     what = f"the column {twice[0]!r} twice" if twice else "no attribute"
     what = "an attribute without a name" if names and not all(names) and not twice else what
     raise ValueError(f"{path} has {what}; each attribute is one column with a name of its own")
-  paths: list[pathlib.Path] = []
+  paths: dict[pathlib.Path, None] = {}
   labels: list[list[bool]] = []
   problems: list[str] = []
-  for number, row in enumerate(rows[1:], 2):
+  first = text[: lines.tell()].count("\n") + 1
+  # Line by line: a quote left open would swallow the rest of the table.
+  for number, line in enumerate(re.split(r"\r\n|\r|\n", lines.read()), first):
+    where = f"{path.name}, line {number}"
+    try:
+      row = next(csv.reader([line], strict=True), [])
+    except csv.Error as error:
+      problems.append(f"{where}: {error}")
+      continue
     if not any(cell.strip() for cell in row):
       continue
-    where = f"{path.name}, line {number}"
     if len(row) != len(header):
       problems.append(f"{where}: {len(row)} cells, the header has {len(header)}")
       continue
     cells = {name: cell.strip().lower() for name, cell in zip(header, row, strict=True)}
     file = root / row[header.index(FILE)].strip()
     wrong = [name for name in names if cells[name] not in YES | NO]
-    if not file.is_file():
-      problems.append(f"{where}: there is no file {file}")
+    if not os.path.isfile(file):
+      problems.append(f"{where}: there is no file {str(file)[:300]}")
     elif file in paths:
       problems.append(f"{where}: {file.name} has a row already, which counts")
     elif wrong:
-      problems.append(f"{where}: {wrong[0]} is {cells[wrong[0]]!r}, neither 1 nor 0")
+      problems.append(f"{where}: {wrong[0]} is {cells[wrong[0]][:60]!r}, neither 1 nor 0")
     else:
-      paths.append(file)
+      paths[file] = None
       labels.append([cells[name] in YES for name in names])
   if not paths:
     raise ValueError(f"no row of {path} can be used: {'; '.join(problems[:3]) or 'it is empty'}")

@@ -68,10 +68,15 @@ def read_ranking(folder: pathlib.Path) -> Ranking:
   arrays = checkpoint.read_arrays(folder / "ranking.npz")
   if arrays is None:
     raise ValueError(f"{folder} holds no ranking; run --config.job=tune_ranking first")
-  text = json.loads(arrays["text"].tobytes())
-  phi = {name: tuple(weights) for name, weights in text["phi"].items()}
-  calibration = ranking.Calibration(arrays["quantiles"])
-  return Ranking(phi, calibration, arrays["thresholds"], tuple(text["names"]))
+  try:
+    text = json.loads(arrays["text"].tobytes())
+    phi = {name: tuple(weights) for name, weights in text["phi"].items()}
+    calibration = ranking.Calibration(arrays["quantiles"])
+    return Ranking(phi, calibration, arrays["thresholds"], tuple(text["names"]))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"the ranking in {folder} is damaged ({error}); remove it and run --config.job=tune_ranking"
+    ) from error
 
 
 def load_attributes(

@@ -362,7 +362,8 @@ def export_study(
     path = folder / "assignments" / f"subject_{subject + 1:0{digits}d}.csv"
     _write_csv(path, ("place", "item", "file"), lines)
 
-  called = list(image_names) or [str(n) for n in range(len(material.images))]
+  called = [tables_lib.csv_text(name) for name in image_names]
+  called = called or [str(n) for n in range(len(material.images))]
   answers, conditions = [], []
   for index in by_name:
     ends = []

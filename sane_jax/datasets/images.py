@@ -14,6 +14,8 @@ from PIL import Image
 # Formats of photos, and no others: some of Pillow's (EPS) start an interpreter on the file.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
+_BLOCK = 1 << 22  # pixels that are turned into floats at a time
+
 # Floats this far outside [0, 1] are rounding, and are clipped; further out they are an error.
 TOLERANCE = 1e-6
 
@@ -262,17 +264,19 @@ def _text(error: Exception) -> str:
 def _to_rgb(array: np.ndarray, name: str) -> np.ndarray:
   """Grey or colour, with or without alpha, of any type that read_image takes, to its result."""
   _check_shape(array, name)
-  values = _to_unit(array if array.ndim == 3 else array[..., None], name)
-  channels = values.shape[2]
-  colours = values[..., :3] if channels > 2 else values[..., :1]
-  out = np.empty((*values.shape[:2], 3), np.float32)
-  out[:] = colours
-  if channels in (2, 4):
-    alpha = values[..., -1:]
-    # Where alpha is 1 this changes no bit: x * 1 + 0.
-    out *= alpha
-    out += 1 - alpha
-    np.clip(out, 0, 1, out=out)  # rounding of the sum
+  array = array if array.ndim == 3 else array[..., None]
+  _check_range(array, name)
+  out = np.empty((*array.shape[:2], 3), np.float32)
+  rows = max(1, _BLOCK // array.shape[1])
+  for begin in range(0, len(array), rows):  # bounds the memory
+    part, values = out[begin : begin + rows], _to_unit(array[begin : begin + rows])
+    part[:] = values[..., :3] if values.shape[2] > 2 else values[..., :1]
+    if values.shape[2] in (2, 4):
+      alpha = values[..., -1:]
+      # Where alpha is 1 this changes no bit: x * 1 + 0.
+      part *= alpha
+      part += 1 - alpha
+      np.clip(part, 0, 1, out=part)  # rounding of the sum
   return out
 
 
@@ -289,12 +293,17 @@ def _check_shape(array: np.ndarray, name: str) -> None:
     raise ImageError(f"{name}: has no pixels; give an image of at least 1 x 1")
 
 
-def _to_unit(array: np.ndarray, name: str) -> np.ndarray:
+def _to_unit(array: np.ndarray) -> np.ndarray:
   """Values in [0, 1] as float32, shape kept."""
-  if array.dtype == bool:
-    return array.astype(np.float32)
   if array.dtype.type in (np.uint8, np.uint16):  # of either byte order
     return np.divide(array, np.iinfo(array.dtype).max, dtype=np.float32)
+  return np.clip(array.astype(np.float32), 0, 1)
+
+
+def _check_range(array: np.ndarray, name: str) -> None:
+  """Raises ImageError unless the values are of a type and in a range that `_to_unit` takes."""
+  if array.dtype == bool or array.dtype.type in (np.uint8, np.uint16):
+    return
   if array.dtype.name == "bfloat16":  # no kind of float to numpy
     array = array.astype(np.float32)
   if not np.issubdtype(array.dtype, np.floating):
@@ -312,7 +321,6 @@ def _to_unit(array: np.ndarray, name: str) -> np.ndarray:
     raise ImageError(
       f"{name}: floats from {low:g} to {high:g}, not in [0, 1]; {_range_advice(low, high)}"
     )
-  return np.clip(array, 0, 1).astype(np.float32)
 
 
 def _range_advice(low: float, high: float) -> str:

@@ -3,13 +3,13 @@
 import importlib
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tqdm
 
+from sane_jax import files
 from sane_jax.datasets.collection import Collection, Pair
 
 DATASETS = ("polyvore_outfits", "awa2")  # packages with a function `load`
@@ -45,7 +45,7 @@ def load_split(data: Mapping[str, Any], workdir: str | os.PathLike[str], split: 
       on_progress=show, **options,
     )  # fmt: skip
   for line in collection.left_out:
-    print(f"{collection.name}: left out: {line}")
+    print(f"{collection.name}: left out: {files.printable(line)}")
   return replace_attributes(collection, others, split) if others else collection
 
 
@@ -66,7 +66,7 @@ def replace_attributes(
       names, ids = arrays["names"], arrays[f"{split}_ids"]
       labels = arrays[f"{split}_labels"]
       pairs = arrays.get(f"{split}_pairs", ())
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # on damaged files zipfile and NumPy raise nearly anything
     raise ValueError(
       f"--config.data.attributes_from={folder} holds no attributes that were discovered ({error});"
       " run --config.job=discover_attributes first"

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sane_jax import files
+
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 _SHOWN_PROBLEMS = 5  # of a file without one good line
@@ -36,11 +38,11 @@ def list_photos(folder: str | os.PathLike[str]) -> list[Path]:
   _check_folder(folder)
   photos = []
   # Not rglob: it walks all that lies in hidden folders before they can be passed over.
-  for where, folders, files in os.walk(folder):
+  for where, folders, names in os.walk(folder):
     folders[:] = [name for name in folders if not name.startswith(".")]
     photos += [
       path
-      for path in (Path(where, name) for name in files)
+      for path in (Path(where, name) for name in names)
       if _is_photo(path.name) and path.is_file()  # no dangling links, no pipes
     ]
   if not photos:
@@ -131,7 +133,7 @@ def sample_pairs() -> list[tuple[str, np.ndarray, str, np.ndarray]]:
 
 def _read_text(path: Path) -> str:
   try:
-    content = path.read_bytes()
+    content = files.read_bytes(path)
   except IsADirectoryError as error:
     raise ValueError(f"{path}: a folder; give the text file that lists the pairs") from error
   except (OSError, ValueError) as error:
@@ -178,7 +180,7 @@ def _parse(fields: list[str], find: Callable[[str], Path]) -> Pair:
   label = None
   if len(fields) == 3:
     if not re.fullmatch(r"[+-]?\d{1,18}(\.0*)?", fields[2]):
-      raise ValueError(f"label {fields[2]!r} is no integer; give 1 for a match and 0 for none")
+      raise ValueError(f"label {fields[2][:60]!r} is no integer; give 1 for a match and 0 for none")
     label = int(fields[2].partition(".")[0])
   return Pair(find(fields[0]), find(fields[1]), label)
 
@@ -193,18 +195,18 @@ def _finder(roots: list[Path]) -> Callable[[str], Path]:
   def listing(where: Path) -> tuple[frozenset[str], dict[str, list[str]]]:
     try:
       with os.scandir(where) as entries:
-        files = sorted(entry.name for entry in entries if entry.is_file())
-    except OSError:
+        found = sorted(entry.name for entry in entries if entry.is_file())
+    except (OSError, ValueError):  # ValueError: a null byte in the name
       return frozenset(), {}
     stems: dict[str, list[str]] = {}
-    for file in files:
+    for file in found:
       if _is_photo(file):
         stems.setdefault(os.path.splitext(file)[0], []).append(file)
-    return frozenset(files), stems
+    return frozenset(found), stems
 
   def look(candidate: Path) -> Path | None:
-    files, stems = listing(candidate.parent)
-    if candidate.name in files:
+    names, stems = listing(candidate.parent)
+    if candidate.name in names:
       return candidate
     matches = stems.get(candidate.name, [])
     if len(matches) > 1:
@@ -223,7 +225,9 @@ def _finder(roots: list[Path]) -> Callable[[str], Path]:
         if (found := look(root / relative)) is not None:
           return found
     places = " or ".join(str(root) for root in roots)
-    raise ValueError(f"no photo {name!r} in {places}; correct the name, or give the photos' folder")
+    raise ValueError(
+      f"no photo {name[:300]!r} in {places}; correct the name, or give the photos' folder"
+    )
 
   return find
 

@@ -29,6 +29,7 @@ Progress = Callable[[int, int], None]  # images done, images in all
 _MAX_PIXELS = 100_000_000
 _SPLIT_WORDS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 _BATCH = 64  # images held at a time
+_BATCH_BYTES = 1 << 26
 _SHARD_BYTES = 1 << 28
 
 
@@ -41,6 +42,16 @@ class Tables(tfds.core.Metadata):
 
   def load_metadata(self, data_dir: str | os.PathLike[str]) -> None:
     """Nothing: `read_table` reads the one that is needed."""
+
+
+def _batch(reads: Iterator[sources.Read]) -> list[sources.Read]:
+  """The next 64, or fewer where they are large."""
+  batch, size = [], 0
+  for read in itertools.islice(reads, _BATCH):
+    batch.append(read)
+    if (size := size + len(read.data)) > _BATCH_BYTES:
+      break
+  return batch
 
 
 def _table_path(directory: str | os.PathLike[str], name: str) -> Path:
@@ -103,7 +114,7 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder):
     assert self.source is not None
     with ThreadPoolExecutor(os.cpu_count()) as pool:
       reads = sources.stream(self.source, names)
-      while batch := list(itertools.islice(reads, _BATCH)):
+      while batch := _batch(reads):
         problems = pool.map(lambda read: read.problem or image_problem(read.data), batch)
         for read, problem in zip(batch, problems, strict=True):
           yield sources.Read(read.name, b"" if problem else read.data, problem)

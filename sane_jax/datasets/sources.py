@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+from sane_jax import files as files_lib
 from sane_jax.datasets import archives
 
 Kind = Literal["image", "text", ""]
@@ -212,7 +213,9 @@ def stream(source: Source, names: Iterable[str]) -> Iterator[Read]:
     wanted = []
     for name in group:
       entry = source.files[name]
-      if entry.size > _MAX_BYTES[entry.kind]:
+      if not files_lib.is_text(name):
+        yield Read(name, b"", "its name is no text")
+      elif entry.size > _MAX_BYTES[entry.kind]:
         yield Read(name, b"", f"{entry.size} bytes, which is more than {_MAX_BYTES[entry.kind]}")
       else:
         wanted.append(name)

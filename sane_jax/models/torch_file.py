@@ -4,15 +4,18 @@ import collections
 import io
 import math
 import os
-import pathlib
 import pickle
 import re
+import reprlib
 import struct
 import zipfile
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from sane_jax import files
 
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -28,6 +31,8 @@ _DTYPES = {
   "ByteStorage": np.dtype("u1"),
   "BoolStorage": np.dtype("?"),
 }
+_MAX_EXPANDED = 1 << 26  # bytes of tensors beyond their storages, or 8 times the file
+_show = reprlib.repr  # a few bytes of shared tuples may have a text without end
 _NUMPY_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16")
 
 
@@ -58,7 +63,9 @@ class _Dtype:
 
   def __init__(self, name: Any, align: Any = False, copy: Any = False):
     if not isinstance(name, str) or not _NUMPY_DTYPE.fullmatch(name):
-      raise ValueError(f"a NumPy array or scalar of type {name!r}, which is not of plain numbers")
+      raise ValueError(
+        f"a NumPy array or scalar of type {_show(name)}, which is not of plain numbers"
+      )
     self.dtype = np.dtype(name)
 
   def __setstate__(self, state: Any) -> None:
@@ -66,7 +73,7 @@ class _Dtype:
       case (int(), "<" | ">" | "|" | "=" as order, None, None, None, *_):
         self.dtype = self.dtype.newbyteorder(order)
       case _:
-        raise ValueError(f"the state {state!r:.80} of a NumPy type is not of plain numbers")
+        raise ValueError(f"the state {_show(state)} of a NumPy type is not of plain numbers")
 
 
 class _Array:
@@ -84,7 +91,7 @@ class _Array:
       and all(type(n) is int and n >= 0 for n in shape)
       and math.prod(shape) * dtype.dtype.itemsize == len(data)
     ):
-      raise ValueError(f"a NumPy array of shape {shape!r:.80} does not have the bytes for it")
+      raise ValueError(f"a NumPy array of shape {_show(shape)} does not have the bytes for it")
     self.value = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
     return self
 
@@ -93,7 +100,7 @@ class _Array:
       case (int(), shape, dtype, bool() | int() as fortran, data):
         self.fill(dtype, data, shape, "F" if fortran else "C")
       case _:
-        raise ValueError(f"the state {state!r:.80} of a NumPy array is not one that NumPy writes")
+        raise ValueError(f"the state {_show(state)} of a NumPy array is not one that NumPy writes")
 
 
 def _numpy_array(kind: Any, shape: Any, code: Any) -> _Array:
@@ -109,13 +116,44 @@ def _numpy_scalar(dtype: Any, data: Any) -> _Array:
 def _encode(text: Any, encoding: Any) -> bytes:
   """How Python 3 writes bytes for readers of Python 2."""
   if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-    raise ValueError(f"bytes in the encoding {encoding!r:.40}; latin1 is what pickles have")
+    raise ValueError(f"bytes in the encoding {_show(encoding)}; latin1 is what pickles have")
   return text.encode("latin1")
+
+
+def _with_plain_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+  """The instruction, for keys that are numbers and strings: others may take forever to hash."""
+
+  def run(unpickler: Any) -> None:
+    for key in unpickler.stack[keys]:
+      _leaf(key)
+    load(unpickler)
+
+  return run
+
+
+def _plain_items(items: Any) -> Any:
+  """Keys, or pairs of key and value, of which the keys are plain."""
+  if not isinstance(items, list | tuple):
+    raise ValueError(f"a set or dict of a {type(items).__name__}")
+  for item in items:
+    _leaf(item[0] if isinstance(item, list | tuple) and len(item) == 2 else item)
+  return items
+
+
+_KEYS = {
+  pickle.SETITEM: slice(-2, -1), pickle.SETITEMS: slice(None, None, 2),
+  pickle.DICT: slice(None, None, 2), pickle.ADDITEMS: slice(None), pickle.FROZENSET: slice(None),
+}  # fmt: skip
 
 
 # The unpickler in Python: the one in C allocates gigabytes for a damaged memo index.
 class _RestrictedUnpickler(pickle._Unpickler):
   """Knows the globals that tensors in plain containers need, and refuses every other one."""
+
+  dispatch = pickle._Unpickler.dispatch | {
+    code[0]: _with_plain_keys(pickle._Unpickler.dispatch[code[0]], keys)
+    for code, keys in _KEYS.items()
+  }
 
   def __init__(self, file: io.BytesIO):
     # Strings of Python 2 were bytes, and NumPy's numbers in them are; latin1 keeps each byte.
@@ -125,7 +163,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
     # New functions for each file: what a pickle sets on them is gone with the file.
     def rebuild_tensor(storage, offset, shape, strides, requires_grad, hooks, metadata=None):
       if metadata:
-        raise ValueError(f"a tensor with metadata {metadata!r} (conjugate or negative bit)")
+        raise ValueError(f"a tensor with metadata {_show(metadata)} (conjugate or negative bit)")
       return _Tensor(storage, offset, shape, strides)
 
     def rebuild_old_tensor(storage, offset, shape, strides):  # of torch < 0.4
@@ -135,7 +173,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
       return data
 
     self._allowed = {f"torch.{kind}": kind for kind in _DTYPES} | {
-      "collections.OrderedDict": collections.OrderedDict,
+      "collections.OrderedDict": lambda items=(): collections.OrderedDict(_plain_items(items)),
       "torch._utils._rebuild_tensor_v2": rebuild_tensor,
       "torch._utils._rebuild_tensor": rebuild_old_tensor,
       "torch._utils._rebuild_parameter": rebuild_parameter,
@@ -147,7 +185,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
       self._allowed[f"{core}.multiarray.scalar"] = lambda *args: _numpy_scalar(*args)
       self._allowed[f"{core}.multiarray._reconstruct"] = lambda *args: _numpy_array(*args)
     for builtins in ("builtins", "__builtin__"):
-      self._allowed[f"{builtins}.set"] = lambda items=(): set(items)
+      self._allowed[f"{builtins}.set"] = lambda items=(): set(_plain_items(items))
       self._allowed[f"{builtins}.bytes"] = lambda: b""
 
   def find_class(self, module: str, name: str) -> Any:
@@ -163,7 +201,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
       case ("storage", str(kind), str(key), _, int(size), *view) if kind in _DTYPES:
         storage = _Storage(key, kind, size)
       case _:
-        raise ValueError(f"the storage record {pid!r} is not one that torch.save writes")
+        raise ValueError(f"the storage record {_show(pid)} is not one that torch.save writes")
     if view not in ([], [None]):
       raise ValueError(f"storage {key!r} is a view of another one; save it again with torch")
     if size < 0 or self.storages.setdefault(key, storage) != storage:
@@ -178,6 +216,8 @@ def _load_zip(data: bytes) -> tuple[Any, dict[_Storage, bytes]]:
     # torch stores without compression; a small file that inflates is none of its files.
     if len(pickles) != 1 or any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
       raise ValueError("torch.save writes a zip of one data.pkl and no compression, not this one")
+    if sum(info.file_size for info in archive.infolist()) > len(data):
+      raise ValueError("its members overlap; no file of torch's")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in names:
       _check_little_endian(archive.read(f"{root}byteorder") == b"little")
@@ -192,13 +232,15 @@ def _load_zip(data: bytes) -> tuple[Any, dict[_Storage, bytes]]:
 def _load_legacy(data: bytes) -> tuple[Any, dict[_Storage, bytes]]:
   file = io.BytesIO(data)
   if (head := [_RestrictedUnpickler(file).load()]) != [_LEGACY_MAGIC]:
-    raise ValueError(f"it starts with {head[0]!r:.40}, not with torch's magic number")
+    raise ValueError(f"it starts with {_show(head[0])}, not with torch's magic number")
   if (protocol := _RestrictedUnpickler(file).load()) != _LEGACY_PROTOCOL:
-    raise ValueError(f"its protocol {protocol!r} is not {_LEGACY_PROTOCOL}; save it again")
+    raise ValueError(f"its protocol {_show(protocol)} is not {_LEGACY_PROTOCOL}; save it again")
   _check_little_endian(_RestrictedUnpickler(file).load()["little_endian"])
   unpickler = _RestrictedUnpickler(file)
   tree = unpickler.load()
   keys = _RestrictedUnpickler(file).load()
+  if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+    raise ValueError(f"its list of storages is {_show(keys)}")
   if sorted(keys) != sorted(unpickler.storages):
     raise ValueError(f"it lists the storages {keys}, its tensors use {[*unpickler.storages]}")
   storages = {}
@@ -222,12 +264,12 @@ def _to_array(tensor: _Tensor, flat: dict[_Storage, np.ndarray]) -> np.ndarray:
     and len(shape) == len(strides)
     and all(type(n) is int and n >= 0 for n in (offset, *shape, *strides))
   ):
-    raise ValueError(f"{tensor} has no valid storage, offset, shape or strides")
+    raise ValueError(f"{_show(tuple(tensor))} has no valid storage, offset, shape or strides")
   if 0 in shape:
     return np.empty(shape, flat[storage].dtype)
   last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
   if last >= storage.size:
-    raise ValueError(f"{tensor} reaches element {last}, outside its storage")
+    raise ValueError(f"{_show(tuple(tensor))} reaches element {last}, outside its storage")
   values = flat[storage][offset:]
   return np.lib.stride_tricks.as_strided(values, shape, [s * values.itemsize for s in strides])
 
@@ -280,14 +322,20 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
       strings in dicts, lists, tuples and sets. The message names the first thing refused.
     OSError: the file cannot be opened.
   """
-  data = pathlib.Path(path).read_bytes()
+  data = files.read_bytes(path)
   try:
     tree, storages = (_load_zip if data.startswith(_ZIP_START) else _load_legacy)(data)
     for storage, raw in storages.items():
       if len(raw) != storage.size * _DTYPES[storage.kind].itemsize:
         raise ValueError(f"{storage} has {len(raw)} bytes; copy or download the file again")
     flat = {storage: np.frombuffer(raw, _DTYPES[storage.kind]) for storage, raw in storages.items()}
-    return _to_arrays(tree, flat, {})
+    done: dict[int, Any] = {}
+    out = _to_arrays(tree, flat, done)
+    # A view of stride 0 is larger than its storage, and whoever copies it finds out.
+    size = sum(array.nbytes for array in done.values() if isinstance(array, np.ndarray))
+    if size > max(_MAX_EXPANDED, 8 * len(data)):
+      raise ValueError(f"its tensors have {size} bytes, its storages fewer than {len(data)}")
+    return out
   # A damaged pickle or zip raises nearly anything: EOFError, struct.error, RecursionError, ...
   except Exception as error:
     raise ValueError(

@@ -33,6 +33,7 @@ import safetensors.numpy
 from flax import linen as nn
 from flax import traverse_util
 
+from sane_jax import files
 from sane_jax.models import embedding as embedding_lib
 from sane_jax.models import torch_file
 from sane_jax.models.attribute import AttributeModel
@@ -230,16 +231,21 @@ def read_model_file(path: str | os.PathLike[str]) -> tuple[Variables, Descriptio
     if version != VERSION:
       raise ValueError(f"it is of version {version}; this sane_jax reads version {VERSION}")
     _check_variables(flat, description)
-  except (ValueError, KeyError, AttributeError, TypeError) as error:
+  except Exception as error:  # whatever a senseless description makes flax and JAX raise
     raise ValueError(
-      f"{os.fspath(path)} can't be read as a model: {error}. Convert or train it again with this"
-      " version of sane_jax"
+      f"{os.fspath(path)} can't be read as a model: {str(error)[:2000]}. Convert or train it again"
+      " with this version of sane_jax"
     ) from error
   return _unflatten(flat), description
 
 
 def _check_variables(flat: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-  wanted = _abstract(make_model(description))
+  model = make_model(description)
+  # A network that is described takes its time to trace, however large; each block has tensors.
+  trunk = model if isinstance(model, ResNet) else model.trunk
+  if trunk is not None and sum(trunk.stage_sizes) > len(flat):
+    raise ValueError(f"it describes {sum(trunk.stage_sizes)} blocks and has {len(flat)} tensors")
+  wanted = _abstract(model)
   _check_accounts(
     unused=[name for name in flat if name not in wanted],
     unfilled=[name for name in wanted if name not in flat],
@@ -263,12 +269,13 @@ def _check_accounts(*, unused: list, unfilled: list, misshapen: list, what: str)
 def _read_safetensors(
   path: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  files.check_regular(path)
   with open(path, "rb"):
     pass  # an OSError that names the file; safetensors' own do not
   try:
     with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
       return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-  except (safetensors.SafetensorError, ValueError, TypeError, AttributeError) as error:
+  except Exception as error:  # of types that numpy does not have, each its own
     raise ValueError(
       f"{os.fspath(path)} is damaged or no safetensors file ({error}); copy or download it again"
     ) from error
@@ -519,6 +526,7 @@ def _to_flax(array: np.ndarray, transpose: bool) -> np.ndarray:
 
 
 def _is_safetensors(path: str | os.PathLike[str]) -> bool:
+  files.check_regular(path)
   with open(path, "rb") as file:
     head = file.read(9)
   return len(head) == 9 and head[8:] == b"{" and head[:2] != b"PK"

@@ -415,7 +415,7 @@ def _data_url(image: np.ndarray, *, thumbnail: bool = False) -> str:
   picture = Image.fromarray(np.ascontiguousarray(image))
   if thumbnail:
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
-  jpeg = _encode(picture, "JPEG", quality=80 if thumbnail else 90, subsampling=0, optimize=True)
+  jpeg = _encode(picture, "JPEG", quality=80 if thumbnail else 90, subsampling=0)
   png = _encode(picture, "PNG")
   kind, data = ("png", png) if len(png) <= len(jpeg) else ("jpeg", jpeg)
   return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -58,6 +58,8 @@ class Table(NamedTuple):
 def check_table(table: Table) -> None:
   """Raises ValueError, naming the table and the cell, where a table does not fit together."""
   name = f"table {table.title!r}"
+  if not all(isinstance(text, str) for text in (table.title, table.note, *table.columns)):
+    raise ValueError(f"{name}: title, note and columns are text")
   if not table.columns:
     raise ValueError(f"{name} has no columns")
   if table.best and len(table.best) != len(table.columns):
@@ -207,7 +209,7 @@ def to_csv(table: Table) -> str:
   """Comma-separated values, a header first: the numbers unrounded, for programs.
 
   A column with intervals becomes three, as "score", "score low" and "score high". What is not known
-  is empty.
+  is empty. Text that a spreadsheet would take for a formula has an apostrophe before it.
 
   Raises:
     ValueError: the table does not fit together.
@@ -219,7 +221,7 @@ def to_csv(table: Table) -> str:
   ]
   header = []
   for name, three in zip(table.columns, triple, strict=True):
-    name = _line(name)
+    name = csv_text(name)
     header += [name, f"{name} low", f"{name} high"] if three else [name]
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
@@ -231,11 +233,20 @@ def to_csv(table: Table) -> str:
         cells += [_plain_number(value) for value in cell[:3]]
       else:
         known = cell not in (None, _UNKNOWN)
-        text = _line(cell) if isinstance(cell, str) else _plain_number(cell)
+        text = csv_text(cell) if isinstance(cell, str) else _plain_number(cell)
         cells.append(text if known else "")
         cells += ["", ""] * three
     writer.writerow(cells)
   return out.getvalue()
+
+
+def csv_text(text: str) -> str:
+  """Text on one line that no spreadsheet runs; it is what it was but for a leading apostrophe."""
+  text = _line(text)
+  return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # some take the wide ones, too
 
 
 def _plain_number(value: float | None) -> str:
@@ -378,7 +389,7 @@ def from_json(document: Mapping[str, Any]) -> Table:
       tuple(tuple(decode(cell) for cell in row) for row in document["rows"]),
       tuple(document.get("best", ())),
     )
-  except (KeyError, TypeError) as error:
+  except (KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f"this is no table that to_json wrote: {type(error).__name__} {error}"
     ) from error

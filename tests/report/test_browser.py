@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from fuzz import mutate
 from PIL import Image
 
 from sane_jax.report import AttributeView, Interval, PairView, Table, render_page
@@ -637,3 +638,38 @@ def test_text_has_contrast_enough(open_page, scheme):
   }""")
   assert found[0] > 40
   assert found[1] == []
+
+
+@pytest.mark.parametrize("bypass_csp", [False, True])
+def test_no_name_of_hundreds_runs(open_page, bypass_csp):
+  """With the policy and without: markup in every text, and what ends scripts and comments."""
+  names = [
+    *mutate.NASTY, NASTY, "</title><script>window.pwned=1</script>", "<svg onload=window.pwned=1>",
+    "' onmouseover='window.pwned=1", "--><script>window.pwned=1</script>", "\u2028window.pwned=1",
+    "<a href=javascript:window.pwned=1>", "<base href=https://example.org>",
+    "<meta http-equiv=refresh content=0>", "<style>*{display:none}</style>", "<template>", "<math>",
+  ]  # fmt: skip
+  rng = np.random.default_rng(0)
+  picture = np.zeros((4, 4, 3), np.uint8)
+  field = np.zeros((4, 4))
+
+  def some():
+    return "".join(rng.choice(names, 2))
+
+  pairs = [
+    make_pair(
+      query_name=some(), reference_name=some(), settings={some(): some()}, metrics={some(): 1.0},
+      command=some(), warnings=[some()], sentence=some(), kind=some(), query=picture,
+      reference=picture, saliency_map=field, standard_error=field, reference_saliency_map=None,
+      reference_standard_error=None, query_cells=None, reference_cells=None, correspondence=None,
+    )
+    for _ in range(150)
+  ]  # fmt: skip
+  failures = [(some(), some()) for _ in range(50)]
+  tables = [make_table(some()) for _ in range(10)]
+  page = open_page(pairs, title=some(), failures=failures, tables=tables, bypass_csp=bypass_csp)
+  for text in ("window", "<", "'", '"'):
+    page.locator('[data-role="filter"]').fill(text)
+  assert page.evaluate("window.pwned") is None
+  assert page.evaluate("document.scripts.length") == 2 + len(pairs)
+  assert page.evaluate("document.querySelectorAll('svg[onload],base,template,math').length") == 0

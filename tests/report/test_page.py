@@ -207,6 +207,12 @@ def test_cell_values_are_means_over_the_finite_pixels():
   assert data["query"]["cellErrors"] == [None, None, 0.25]
 
 
+def test_pictures_that_compress_badly_reach_the_page():
+  """Pillow's buffer is too small for the optimised JPEG of noise."""
+  noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3)).astype(np.uint8)
+  assert page_lib._data_url(noise).startswith("data:image/jpeg;base64,")
+
+
 def test_best_matches_of_rows_and_columns():
   matrix = np.full((9, 4), -0.5)
   matrix[0] = [0.1, 0.2, 0.9, 0.3]

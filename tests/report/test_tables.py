@@ -161,7 +161,17 @@ def test_markdown_takes_any_text_as_text(text, other):
 def test_csv_gives_text_back_on_one_line(text):
   table = Table("", "", (f"x{text}", "b"), ((text, "y"),))
   read = list(csv.reader(io.StringIO(to_csv(table), newline="")))
-  assert read == [[tables_lib._line(f"x{text}"), "b"], [tables_lib._line(text), "y"]]
+  line = tables_lib._line(text)
+  mark = "'" if line[:1] in set("=+-@＝＋－＠") else ""
+  assert read == [[tables_lib._line(f"x{text}"), "b"], [mark + line, "y"]]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1+1", "＝1+1", " =1"])
+def test_csv_runs_no_formula(text):
+  table = Table("", "", (text, "b"), ((text, "y"), ("n", -1.5)))
+  header, row, numbers = csv.reader(io.StringIO(to_csv(table), newline=""))
+  assert header[0] == row[0] == "'" + text.strip()
+  assert numbers == ["n", "-1.5"]
 
 
 def read_latex(text):

@@ -89,7 +89,7 @@ def parse_matrix(data: bytes, place: str, shape: tuple[int, int]) -> np.ndarray:
       f"{place}: {len(lines)} rows, but {CLASSES} names {shape[0]} classes; take both from one"
       " release"
     )
-  matrix = np.zeros(shape, np.float32)
+  rows = []
   for number, line in enumerate(lines):
     fields = line.split()
     if len(fields) != shape[1]:
@@ -98,10 +98,10 @@ def parse_matrix(data: bytes, place: str, shape: tuple[int, int]) -> np.ndarray:
         " predicates; take both from one release"
       )
     try:
-      matrix[number] = [float(field) for field in fields]
+      rows.append(np.array([float(field) for field in fields], np.float32))
     except ValueError as error:
       raise ValueError(f"{place}:{number + 1}: {error}; download it again") from error
-  return matrix
+  return np.array(rows, np.float32).reshape(shape)
 
 
 def parse_class_list(data: bytes, place: str, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -119,14 +119,17 @@ def parse_items(data: bytes, place: str) -> dict[str, dict[str, str]]:
   The column `file` holds the path, such as 'JPEGImages/hat/hat_10001.jpg'.
   """
   reader = csv.DictReader(io.StringIO("\n".join(parse_lines(data)), newline=""), restval="")
-  columns = [column.strip() for column in reader.fieldnames or ()]
-  if "file" not in columns:
-    raise ValueError(f"{place}:1: no column 'file' among {', '.join(columns) or 'none'}")
-  reader.fieldnames = columns
-  items: dict[str, dict[str, str]] = {column: {} for column in columns if column != "file"}
-  for row in reader:
-    for column, values in items.items():
-      values[row["file"].strip()] = row[column].strip()
+  try:
+    columns = [column.strip() for column in reader.fieldnames or ()]
+    if "file" not in columns:
+      raise ValueError(f"{place}:1: no column 'file' among {', '.join(columns)[:500] or 'none'}")
+    reader.fieldnames = columns
+    items: dict[str, dict[str, str]] = {column: {} for column in columns if column != "file"}
+    for row in reader:
+      for column, values in items.items():
+        values[row["file"].strip()] = row[column].strip()
+  except csv.Error as error:
+    raise ValueError(f"{place}: {error}, after line {reader.line_num}") from error
   return items
 
 

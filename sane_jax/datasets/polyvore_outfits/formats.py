@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sane_jax import files
 from sane_jax.datasets.sources import parse_json, parse_lines
 
 Token = tuple[str, int]  # set_id and 1-based index of an item in it
@@ -94,7 +95,9 @@ def parse_metadata(data: bytes, place: str, notes: Notes) -> dict[str, Item]:
 
 def _text(value: Any) -> str:
   """Text fields are often empty, and lists now and then stand as ''."""
-  return " ".join(value.split()) if isinstance(value, str) else ""
+  if not isinstance(value, str):
+    return ""
+  return " ".join(value.encode("utf-8", "replace").decode().split())
 
 
 def parse_categories(data: bytes, place: str) -> dict[str, Category]:
@@ -104,8 +107,11 @@ def parse_categories(data: bytes, place: str) -> dict[str, Category]:
   category is empty for a few. Of an item's semantic category its own record is the authority.
   """
   categories: dict[str, Category] = {}
-  for row in csv.reader(io.StringIO("\n".join(parse_lines(data)))):
-    fields = [field.strip() for field in row]
+  for line in parse_lines(data):  # one by one: a quote left open would swallow the rest
+    try:
+      fields = [field.strip() for field in next(csv.reader([line]), [])]
+    except csv.Error:  # a field beyond any measure
+      continue
     if len(fields) < 2 or not fields[0]:
       continue
     known = categories.get(fields[0], Category((), ""))
@@ -205,8 +211,10 @@ def parse_outfits(data: bytes, place: str, notes: Notes) -> list[Outfit]:
       set_id = _id(record["set_id"])
       if len(items) != len(record["items"]):
         raise ValueError("(an index stands twice)")
-    except (TypeError, KeyError, ValueError) as error:
-      notes.add(place, f"outfits with a wrong or missing field {error}", f"record {number}")
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
+      notes.add(
+        place, f"outfits with a wrong or missing field {str(error)[:100]}", f"record {number}"
+      )
       continue
     if set_id in outfits:
       notes.add(place, "outfits whose set_id an earlier one has", set_id)
@@ -219,7 +227,9 @@ def parse_outfits(data: bytes, place: str, notes: Notes) -> list[Outfit]:
 
 def _id(value: Any) -> str:
   if not isinstance(value, str | int) or isinstance(value, bool):
-    raise ValueError(f"({value!r} as an id)")
+    raise ValueError(f"({str(value)[:60]!r} as an id)")
+  if not files.is_text(str(value)):
+    raise ValueError("(an id that is no text)")
   return str(value)
 
 
@@ -239,7 +249,9 @@ def parse_questions(data: bytes, place: str, notes: Notes) -> list[BlankQuestion
     try:
       items, answers = (tuple(map(parse_token, record[f])) for f in ("question", "answers"))
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-      notes.add(place, f"questions with a wrong or missing field {error}", f"record {number}")
+      notes.add(
+        place, f"questions with a wrong or missing field {str(error)[:100]}", f"record {number}"
+      )
       continue
     own = {set_id for set_id, _ in items}
     right = [i for i, (set_id, _) in enumerate(answers) if set_id in own]
