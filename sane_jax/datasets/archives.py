@@ -36,9 +36,15 @@ def members(path: Path) -> Iterator[Member]:
     ValueError: it is cut short, no archive, or would inflate beyond any measure.
   """
   entries = _zip_members if path.name.lower().endswith(_ZIP) else _tar_members
+  seen: set[str] = set()
   try:
     for name, size, problem in entries(path):
       pure = PurePosixPath(name)
+      if not problem and name in seen:
+        problem = "a second one of that name"  # the first is read, which is the one looked at
+      seen.add(name)
+      if not problem and size < 0:
+        problem = f"its size is given as {size}"
       if not problem and (not name or pure.is_absolute() or ".." in pure.parts or "\\" in name):
         problem = "leads out of the archive"
       if not problem and not files.is_text(name):

@@ -21,6 +21,7 @@ from sane_jax.report.page import (
   overlay_activation,
   saliency_colors,
 )
+from sane_jax.report.tables import one_line
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -70,6 +71,7 @@ def draw_figure(pair: PairView) -> "Figure":
   from matplotlib.figure import Figure
 
   check_pair(pair)
+  pair = _drawable(pair)
   panels = _panels(pair)
 
   # Laid out in inches: panels of one height, as wide as their images are.
@@ -118,6 +120,17 @@ def draw_figure(pair: PairView) -> "Figure":
   return figure
 
 
+def _drawable(pair: PairView) -> PairView:
+  """The pair with texts on one line: names of files may hold what is no character."""
+  return pair._replace(
+    query_name=one_line(pair.query_name),
+    reference_name=one_line(pair.reference_name),
+    contrast_name=None if pair.contrast_name is None else one_line(pair.contrast_name),
+    sentence=one_line(pair.sentence),
+    attributes=[a._replace(name=one_line(a.name)) for a in pair.attributes],
+  )
+
+
 def _panels(pair: PairView) -> list[_Panel]:
   limit = largest(pair.saliency_map, pair.reference_saliency_map)
   panels = [
@@ -130,7 +143,7 @@ def _panels(pair: PairView) -> list[_Panel]:
   ]
   for attribute in pair.attributes[:1]:
     painted = overlay_activation(mute(pair.query), attribute.activation_map, opacity=_OPACITY)
-    panels.append(_Panel(" ".join(attribute.name.split()), painted, bar=_draw_activation_bar))
+    panels.append(_Panel(attribute.name, painted, bar=_draw_activation_bar))
   if pair.reference_saliency_map is None:
     panels.append(_Panel("Reference", pair.reference, pair.reference_name))
   else:

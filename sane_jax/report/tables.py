@@ -79,6 +79,10 @@ def check_table(table: Table) -> None:
             f"{name}, row {number}, {column!r}: digits is a whole number, 0 or more; given"
             f" {cell.digits!r}"
           )
+        if not all(_is_number(value) for value in cell[:3]):
+          raise ValueError(
+            f"{name}, row {number}, {column!r}: an interval is of numbers; given {cell[:3]!r}"
+          )
         if cell.low > cell.high:
           raise ValueError(
             f"{name}, row {number}, {column!r}: the interval [{cell.low}, {cell.high}] ends before"
@@ -117,7 +121,7 @@ def format_cell(cell: Cell) -> tuple[str, str]:
   if cell is None:
     return _UNKNOWN, ""
   if isinstance(cell, str):
-    return _line(cell), ""
+    return one_line(cell), ""
   if isinstance(cell, Interval):
     bounds = [format_fixed(bound, cell.digits) for bound in (cell.low, cell.high)]
     known = math.isfinite(cell.value) and bounds != [_UNKNOWN] * 2
@@ -187,15 +191,15 @@ def to_markdown(table: Table) -> str:
       value = f"**{value}**" if (number, column) in best else value
       cells.append(f"{value} {bounds}".strip())
     rows.append(cells)
-  blocks = [f"### {_markdown(table.title)}"] if _line(table.title) else []
-  blocks += [_markdown(table.note)] if _line(table.note) else []
+  blocks = [f"### {_markdown(table.title)}"] if one_line(table.title) else []
+  blocks += [_markdown(table.note)] if one_line(table.note) else []
   blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
   return "\n\n".join(blocks)
 
 
 def _markdown(text: str) -> str:
   """Text that Markdown takes as text: one line, all that could mean something escaped."""
-  text = re.sub(r"([\\`*_{}\[\]|~$#])", r"\\\1", _line(text))
+  text = re.sub(r"([\\`*_{}\[\]|~$#])", r"\\\1", one_line(text))
   text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=[#A-Za-z0-9])", "&amp;", text))
   # What makes a list, a quotation or a rule out of a line that begins with it.
   text = re.sub(r"^([-+=>])", r"\\\1", text)
@@ -242,7 +246,7 @@ def to_csv(table: Table) -> str:
 
 def csv_text(text: str) -> str:
   """Text on one line that no spreadsheet runs; it is what it was but for a leading apostrophe."""
-  text = _line(text)
+  text = one_line(text)
   return f"'{text}" if text.startswith(_FORMULA) else text
 
 
@@ -286,7 +290,7 @@ def to_latex(table: Table) -> str:
       cells.append(rf"{value} {{\tiny {bounds}}}" if bounds else value)
     lines.append(f"{' & '.join(cells)} \\\\")
   lines += [r"\bottomrule", r"\end{tabular}"]
-  if _line(table.note):
+  if one_line(table.note):
     lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {_latex(table.note)}}}"]
   return "\n".join([*lines, r"\end{table}", ""])
 
@@ -337,7 +341,7 @@ _LATEX: Mapping[str, str] = {
 
 def _latex(text: str) -> str:
   """Text that LaTeX sets as text."""
-  text = "".join(_LATEX.get(character, character) for character in _line(text))
+  text = "".join(_LATEX.get(character, character) for character in one_line(text))
   # Braces are needed only between two that would join.
   return re.sub(r"([-',])\{\}(?!\1)", r"\1", text)
 
@@ -409,6 +413,6 @@ def _writable(text: str) -> str:
 _CONTROL = re.compile("[\x00-\x20\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
   """Text on one line, without control characters."""
   return _CONTROL.sub(" ", _writable(text)).strip(" ")

@@ -1,5 +1,6 @@
 """Watches a reader: what it raises, how long it takes, what it allocates, and whether it acts."""
 
+import codecs
 import contextlib
 import os
 import pathlib
@@ -56,6 +57,11 @@ class Guard:
     self._seconds = seconds
     self._armed = False
     self._acts: list[str] = []
+    for encoding in (
+      "utf-8-sig",
+      *(f"utf-{bits}-{end}" for bits in (16, 32) for end in ("le", "be")),
+    ):
+      codecs.lookup(encoding)  # is imported when a text first needs it
     sys.addaudithook(self._hear)
     signal.signal(signal.SIGALRM, self._stop)
 

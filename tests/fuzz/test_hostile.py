@@ -38,6 +38,39 @@ def test_of_members_with_one_name_the_one_that_was_looked_at_is_read(tmp_path):
   assert list(archives.read_members(path, ["images/1.jpg"])) == [("images/1.jpg", b"small", "")]
 
 
+@pytest.mark.parametrize("kind", [".zip", ".tar"])
+def test_behind_a_link_of_the_same_name_nothing_is_read(tmp_path, kind):
+  """The reader of the archive may give the link's bytes, or the file's, for the name."""
+  path = tmp_path / f"a{kind}"
+  if kind == ".zip":
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+      warnings.simplefilter("ignore")
+      link = zipfile.ZipInfo("1.jpg")
+      link.external_attr = 0o120777 << 16
+      archive.writestr(link, bytes(300_000))
+      archive.writestr("1.jpg", b"small")
+  else:
+    with tarfile.open(path, "w") as archive:
+      link = tarfile.TarInfo("1.jpg")
+      link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+      archive.addfile(link)
+      archive.addfile(tarfile.TarInfo("1.jpg"))
+  assert [m.problem for m in archives.members(path)][1] == "a second one of that name"
+
+
+def test_a_tar_with_a_size_below_nothing(tmp_path):
+  path = tmp_path / "a.tar"
+  info = tarfile.TarInfo("1.jpg")
+  header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+  header[124:136] = b"\xff" * 12  # base 256: -1
+  header[148:156] = b" " * 8
+  header[148:156] = b"%06o\0 " % sum(header)
+  path.write_bytes(header + bytes(1024))
+  assert [(m.name, m.problem) for m in archives.members(path)] == [
+    ("1.jpg", "its size is given as -1")
+  ]
+
+
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
 def test_a_tar_whose_header_claims_a_name_of_gigabytes(tmp_path, kind):
   """tarfile would read all of it into memory: 4 MB here stand for any size."""

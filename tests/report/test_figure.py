@@ -146,6 +146,15 @@ def make_attribute(name):
   return AttributeView(name, 1.0, {"confidence": 0.5}, {"confidence": 1.0}, activation_map)
 
 
+def test_names_that_are_no_characters_are_drawn():
+  pair = make_pair(
+    query_name="a\nb\ud800\x1b.png", reference_name="\udce9", sentence="Both \udce9."
+  )
+  figure = draw_figure(pair)
+  pixels(figure)
+  assert panels(figure)["Query"].get_xlabel() == "a b? .png"
+
+
 def test_the_first_attribute_is_a_panel_beside_the_saliency_map():
   pair = make_pair(attributes=[make_attribute("striped"), make_attribute("floral")])
   figure = draw_figure(pair)

@@ -138,7 +138,7 @@ def test_columns_of_numbers_are_set_to_the_right_whatever_is_unknown():
 def test_markdown_takes_any_text_as_text(text, other):
   markdown_it = pytest.importorskip("markdown_it")
   parser = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
-  expected = [tables_lib._line(text), tables_lib._line(other)]
+  expected = [tables_lib.one_line(text), tables_lib.one_line(other)]
   table = Table(f"x{text}", f"{text}", (f"x{text}", "b"), ((text, other), (other, text)))
   tokens = parser.parse(to_markdown(table))
   inline = [token for token in tokens if token.type == "inline"]
@@ -161,9 +161,9 @@ def test_markdown_takes_any_text_as_text(text, other):
 def test_csv_gives_text_back_on_one_line(text):
   table = Table("", "", (f"x{text}", "b"), ((text, "y"),))
   read = list(csv.reader(io.StringIO(to_csv(table), newline="")))
-  line = tables_lib._line(text)
+  line = tables_lib.one_line(text)
   mark = "'" if line[:1] in set("=+-@＝＋－＠") else ""
-  assert read == [[tables_lib._line(f"x{text}"), "b"], [mark + line, "y"]]
+  assert read == [[tables_lib.one_line(f"x{text}"), "b"], [mark + line, "y"]]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1+1", "＝1+1", " =1"])
@@ -205,7 +205,7 @@ def read_latex(text):
 @example("--x, ---, '', ,, {}{")
 @example("[a] *")
 def test_latex_sets_any_text_as_text(text):
-  assert read_latex(tables_lib._latex(text)) == tables_lib._line(text)
+  assert read_latex(tables_lib._latex(text)) == tables_lib.one_line(text)
 
 
 def test_latex_knows_characters_that_its_fonts_lack():
@@ -222,6 +222,9 @@ def test_json_and_back():
   assert to_markdown(back) == to_markdown(table)
   with pytest.raises(ValueError, match="KeyError 'columns'"):
     tables_lib.from_json({"title": "", "note": ""})
+  rows = [["x", {"value": 1, "low": 0, "high": "many", "digits": 1}]]
+  with pytest.raises(ValueError, match="row 0, 'b': an interval is of numbers"):
+    tables_lib.from_json({"title": "t", "note": "", "columns": ["a", "b"], "rows": rows})
 
 
 def test_numbers_of_numpy_are_numbers():
