@@ -3,8 +3,8 @@
   python tests/kills.py FOLDER --kills=100 --signal=KILL --seconds=480
   python tests/kills.py OTHER_FOLDER --lost=4 --left=2
 
-FOLDER/summary_KILL.json counts; the same command goes on with the count where its time was up. One
-run after the other is begun in a folder of its own, killed until it ends, and compared with one
+FOLDER/summary_SIGKILL.json counts; the same command goes on with the count where its time was up.
+One run after the other is begun in a folder of its own, killed until it ends, and compared with one
 that nobody disturbed: files bit for bit, but for those that hold how long something took.
 """
 
@@ -211,6 +211,7 @@ def lose_one(folder: pathlib.Path, count: int, left: int) -> dict:
     [
       json.loads(line)
       for line in (folder / f / "similarity/metrics.jsonl").read_text().splitlines()
+      if "train/loss" in line
     ]
     for f in ("still", "lost")
   )
