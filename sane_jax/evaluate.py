@@ -84,8 +84,7 @@ def run(config: Any) -> None:
     ("index", pair_terms.index_folder(workdir, "test"), "build_index"),
     ("ranking", workdir / config.ranking.folder, "tune_ranking"),
   ):
-    training.read_finished(folder, job)
-    identity[name] = training.hash_file(folder / "finished.json")
+    identity[name] = training.hash_finished(folder, job)
   folder = training.claim_folder(workdir / settings.folder, identity)
   if training.up_to_date(folder, "evaluate"):
     return

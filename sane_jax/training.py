@@ -142,8 +142,20 @@ def read_finished(folder: pathlib.Path, job: str) -> Any:
   return read_json(folder / "finished.json")
 
 
+def hash_finished(folder: pathlib.Path, job: str) -> str:
+  """SHA-256 of what a job found, by which a later job knows that its input is still the same.
+
+  How many passes it took is left out: after an interruption they are fewer.
+
+  Raises:
+    ValueError: it did not run to its end; says what to run.
+  """
+  found = {k: v for k, v in read_finished(folder, job).items() if k != "passes_of_this_run"}
+  return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
 def hash_file(path: pathlib.Path) -> str:
-  """SHA-256 of a file, by which a later job knows that its input is still the same."""
+  """SHA-256 of a file."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -38,8 +38,7 @@ def run(config: Any) -> None:
     ("attributes", workdir / settings.attributes, "train_attributes"),
     ("concepts", workdir / settings.concepts, "fit_concepts"),
   ):
-    training.read_finished(folder, job)
-    identity[name] = training.hash_file(folder / "finished.json")
+    identity[name] = training.hash_finished(folder, job)
   folder = training.claim_folder(workdir / settings.folder, identity)
   if training.up_to_date(folder, "tune_ranking"):
     return

@@ -119,3 +119,13 @@ def test_batches_are_put_together_in_order():
   assert len(out["x"].addressable_shards) == mesh.size
   with pytest.raises(ValueError, match=r"batches of 5 images, which 2 devices .* 6 would do"):
     sharding.check_batch(mesh, 5, "attributes.batch_size")
+
+
+def test_what_a_job_took_does_not_change_what_it_found(tmp_path):
+  with pytest.raises(ValueError, match=r"run --config\.job=build_index first"):
+    training.hash_finished(tmp_path, "build_index")
+  hashes = []
+  for images, passes in ((3, 50), (3, 20), (4, 50)):
+    training.finish(tmp_path, {"images": images, "passes_of_this_run": passes})
+    hashes.append(training.hash_finished(tmp_path, "build_index"))
+  assert hashes[0] == hashes[1] != hashes[2]
