@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
   Attributes:
     verdict: 'read', 'refused', 'crashed', 'slow', 'silent' (an error without a text).
     what: the error.
-    seconds: it took.
+    seconds: of the processor that it took.
     peak_bytes: that memory grew at most.
     acts: what the audit hook saw that reading needs not.
   """
@@ -63,7 +63,7 @@ class Guard:
     ):
       codecs.lookup(encoding)  # is imported when a text first needs it
     sys.addaudithook(self._hear)
-    signal.signal(signal.SIGALRM, self._stop)
+    signal.signal(signal.SIGPROF, self._stop)
 
   def _hear(self, event: str, args: tuple) -> None:
     if self._armed and _is_act(event, args):
@@ -76,8 +76,8 @@ class Guard:
     """Runs the reader on one input."""
     self._acts = []
     before = _reset_peak()
-    began = time.perf_counter()
-    signal.setitimer(signal.ITIMER_REAL, self._seconds)
+    began = time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, self._seconds)
     verdict, what = "read", ""
     try:
       with self._hearing():
@@ -97,8 +97,8 @@ class Guard:
       if last is not None:
         what += f" ({last.tb_frame.f_code.co_filename}:{last.tb_lineno})"
     finally:
-      signal.setitimer(signal.ITIMER_REAL, 0)
-    seconds = time.perf_counter() - began
+      signal.setitimer(signal.ITIMER_PROF, 0)
+    seconds = time.process_time() - began
     return Outcome(verdict, what[:500], seconds, max(0, _peak() - before), tuple(self._acts))
 
   @contextlib.contextmanager

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from fuzz import archives, checkpoints, guard, images, indexes, names, settings, texts
 
-SECONDS = 20.0  # an input
+SECONDS = 20.0  # of the processor, an input; four times that on the clock ends all
 MEMORY = 3 << 30  # bytes of address space beyond what the libraries take
 
 
