@@ -31,11 +31,11 @@ _POLYVORE = runpy.run_path(str(pathlib.Path(__file__).with_name("polyvore.py")))
 
 def get_config() -> ml_collections.ConfigDict:
   config = _POLYVORE["get_config"]()
-  config.workdir = "runs/awa2"  # where results go
+  config.workdir = "runs/awa2"  # where results go; or gs://... or s3://...
 
   config.data = data = ml_collections.ConfigDict()
   data.name = "awa2"  # polyvore_outfits awa2
-  data.folder = "data"  # what was downloaded, as it came; see above
+  data.folder = "data"  # what was downloaded, as it came; or in a bucket
   data.prepared = ""  # where its records are kept once they are checked; WORKDIR/prepared
   data.attributes_from = ""  # folder of discover_attributes: its attributes in place of these
   data.split_column = config_dict.placeholder(str)  # of items.csv; the classes' own split otherwise

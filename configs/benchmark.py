@@ -16,7 +16,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.job = "benchmark"  # what is run
-  config.workdir = "runs/benchmark"  # where results go
+  config.workdir = "runs/benchmark"  # where results go; or gs://... or s3://...
 
   config.model = "efficientnet_lite0"  # a name, or module:function
   config.parts = ("kernel", "metrics", "compiling", "pairs", "scaling", "index")  # what is timed

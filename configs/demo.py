@@ -22,7 +22,7 @@ _SYNTHETIC = runpy.run_path(str(pathlib.Path(__file__).with_name("synthetic.py")
 
 def get_config() -> ml_collections.ConfigDict:
   config = _SYNTHETIC["get_config"]()
-  config.workdir = "runs/demo"  # where results go
+  config.workdir = "runs/demo"  # where results go; or gs://... or s3://...
   config.data.folder = "runs/demo/drawn"  # where draw_outfits writes
   config.outfits.num_outfits = (800, 100, 120)  # train, valid, test
   config.attributes.truth = "runs/demo/drawn/truth"  # where each attribute is

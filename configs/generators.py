@@ -17,7 +17,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.job = "compare_generators"  # explain compare_generators benchmark
-  config.workdir = "runs/generators"  # where results go
+  config.workdir = "runs/generators"  # where results go; or gs://... or s3://...
 
   config.pairs = ""  # file with a pair a line: query reference [label]
   config.pairs_folder = ""  # where its names are looked up; the file's own folder by default

@@ -27,13 +27,13 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.job = "explain"  # explain build_index
-  config.workdir = "runs/photos"  # where results go
+  config.workdir = "runs/photos"  # where results go; or gs://... or s3://...
 
   # What is explained; at most one of (query and reference), photos, pairs.
   config.query = ""  # path of a photo
   config.reference = ""  # path of a photo
   config.contrast = ""  # path: why `reference` rather than this one
-  config.photos = ""  # folder: each photo's nearest neighbours in it
+  config.photos = ""  # folder, or gs://... or s3://...: each photo's nearest neighbours in it
   config.neighbors = 3  # how many of them
   config.pairs = ""  # file with a pair a line: query reference [label], blanks or commas between
   config.pairs_folder = ""  # where the names in `pairs` are looked up; the file's own by default

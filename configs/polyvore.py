@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     "train_similarity", "build_index", "train_attributes", "fit_concepts", "tune_ranking",
     "evaluate", "explain_matches",
   )  # fmt: skip
-  config.workdir = "runs/polyvore"  # where results go
+  config.workdir = "runs/polyvore"  # where results go; or gs://... or s3://...
   config.key = 0  # seed: the same key and machine, the same result
   config.tensorboard = False  # events for TensorBoard too; needs the extra `tensorboard`
   config.num_threads = 8  # that read and decode images
@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.data = data = ml_collections.ConfigDict()
   data.name = "polyvore_outfits"  # polyvore_outfits awa2
-  data.folder = "data"  # what was downloaded, as it came; see above
+  data.folder = "data"  # what was downloaded, as it came; or in a bucket
   data.prepared = ""  # where its records are kept once they are checked; WORKDIR/prepared
   data.attributes_from = ""  # folder of discover_attributes: its attributes in place of these
   data.setting = "nondisjoint"  # nondisjoint; disjoint: no item is in two splits

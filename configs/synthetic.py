@@ -21,7 +21,7 @@ _POLYVORE = runpy.run_path(str(pathlib.Path(__file__).with_name("polyvore.py")))
 def get_config() -> ml_collections.ConfigDict:
   config = _POLYVORE["get_config"]()
   config.jobs = ("draw_outfits", *config.jobs)  # what all means
-  config.workdir = "runs/synthetic"  # where results go
+  config.workdir = "runs/synthetic"  # where results go; or gs://... or s3://...
   config.num_threads = 2  # that read and decode images
   config.cache_gib = 2.0  # decoded images kept in memory, at most
   config.data.folder = "runs/synthetic/drawn"  # where draw_outfits writes

@@ -20,7 +20,7 @@ if [ -n "${NFS:-}" ]; then
 fi
 # The hosts' own Python is older than this package takes.
 steps+="; python3 -m pip install -q --user uv; python3 -m uv venv -q --python 3.12 --allow-existing .venv"
-steps+="; python3 -m uv pip install -q --python .venv/bin/python -e '.[tpu]'"
+steps+="; python3 -m uv pip install -q --python .venv/bin/python -e '.[tpu,gcs]'"
 steps+="; .venv/bin/python -c 'import jax; print(jax.local_devices())'"
 
 run gcloud compute tpus tpu-vm scp "$archive" "$NAME:sane_jax.tar.gz" "${where[@]}"

@@ -39,7 +39,7 @@ def run(config: Any) -> None:
   unknown = [part for part in config.parts if part not in PARTS]
   if unknown:
     raise ValueError(f"no part {unknown[0]!r} of the benchmark; there is {', '.join(PARTS)}")
-  folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "benchmark")
+  folder = checkpoint.writable_folder(files.at(config.workdir) / "benchmark")
   device = jax.devices()[0]
   about = {
     "device": f"{jax.local_device_count()} x {device.device_kind or device.platform}",

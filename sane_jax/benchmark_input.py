@@ -1,7 +1,6 @@
 """Job: whether the input pipeline keeps up with training, as a ratio in one run."""
 
 import json
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,7 @@ def run(config: Any) -> None:
   before (every further epoch). Turns are interleaved, for machines whose speed drifts.
   """
   settings = config.similarity
-  folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "benchmark_input")
+  folder = checkpoint.writable_folder(files.at(config.workdir) / "benchmark_input")
   mesh = sharding.batch_mesh()
   train = load.load_split(config.data, config.workdir, "train")
   begun = train_similarity.start(config, train, mesh)

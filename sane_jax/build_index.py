@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from sane_jax import (
   effect_index,
   explainer,
   explanation_index,
+  files,
   pair_terms,
   processes,
   spaces,
@@ -48,7 +48,7 @@ def _build_photos(config: Any) -> None:
   """
   if not config.photos:
     raise ValueError("an index is of a folder: name it with --config.photos=FOLDER")
-  folder = pathlib.Path(config.workdir) / "index"
+  folder = files.at(config.workdir) / "index"
   made = make_explainer(config)
   paths = photos_lib.list_photos(config.photos)
   started = time.monotonic()
@@ -62,7 +62,7 @@ def _build_photos(config: Any) -> None:
       folder, made, paths, dtype=config.index_dtype, on_progress=show
     )
   seconds = time.monotonic() - started
-  size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+  size = files.size_of(folder)
   passes = sum(processes.gather(made.encoder_passes, "encoder passes"))
   if not processes.is_first():
     return
@@ -114,7 +114,7 @@ def _build(
 ) -> None:  # fmt: skip
   """The index of one split: effects of the queries in the spaces that their references need."""
   settings = config.index
-  source = settings.model or str(pathlib.Path(config.workdir) / "similarity" / "model.safetensors")
+  source = settings.model or str(files.at(config.workdir) / "similarity" / "model.safetensors")
   model, params = spaces.model_in_spaces(source, settings.image_size, collection)
   design = explainer.make_design(settings.design, settings.num_masks)
   if not isinstance(design, designs.Design) or design.grid is None:

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import pathlib
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -26,12 +25,10 @@ def writable_folder(path: pathlib.Path) -> pathlib.Path:
     OSError: it can't be made or written; says where, and what to give instead.
   """
   try:
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-      pass
+    files.check_writable(path)
   except OSError as error:
     raise OSError(
-      f"can't write to {path}: {error.strerror}; give a folder that can be written with"
+      f"can't write to {path}: {error.strerror or error}; give a folder that can be written with"
       " --config.workdir=FOLDER"
     ) from error
   return path
@@ -47,11 +44,11 @@ def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray] | None:
   """What `write_arrays` wrote; None where there is none, or nothing that can be read."""
   try:
-    files.check_regular(path)
-    with zipfile.ZipFile(path) as archive:
+    data = files.read_bytes(path)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
       members = archive.infolist()
       inflated = sum(member.file_size for member in members)
-      if inflated > max(_MAX_INFLATED, _MAX_RATIO * path.stat().st_size):
+      if inflated > max(_MAX_INFLATED, _MAX_RATIO * len(data)):
         return None
       return {m.filename.removesuffix(".npy"): _read_array(archive, m) for m in members}
   except Exception:  # on damaged files zipfile and NumPy raise nearly anything

@@ -43,7 +43,7 @@ def run(config: Any) -> None:
   """
   if not processes.is_first():
     return
-  folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "generators")
+  folder = checkpoint.writable_folder(files.at(config.workdir) / "generators")
   if not config.pairs:
     raise ValueError("give the pairs: --config.pairs=FILE, a pair a line: query reference [label]")
   model = model_lib.load_model(config.model, image_size=config.image_size)

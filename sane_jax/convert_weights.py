@@ -1,6 +1,5 @@
 """Job: turns a torch checkpoint of a ResNet or of the paper's models into a model file."""
 
-import pathlib
 from typing import Any
 
 import jax
@@ -21,12 +20,12 @@ def run(config: Any) -> None:
       "give the checkpoint with --config.convert.source=FILE.pth (or .pth.tar, .safetensors) and"
       " the file to write with --config.convert.target=FILE.safetensors"
     )
-  path = pathlib.Path(target)
+  path = files.at(target)
   if path.suffix != ".safetensors":
     raise ValueError(
       f"--config.convert.target={target}: a name that ends in .safetensors is needed"
     )
-  if path.exists() and path.samefile(source):
+  if path.exists() and files.same_file(path, files.at(source)):
     raise ValueError(f"--config.convert.target={target} is the source itself; give another name")
   conversion = weights.convert(source, config.convert.kind)
   data = weights.to_bytes(conversion.variables, conversion.description)

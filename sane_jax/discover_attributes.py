@@ -58,7 +58,7 @@ def run(config: Any) -> None:
     ValueError: the index is missing, of other images, or of another model than the trunk; no map
       says anything; too few images for the numbers of clusters.
   """
-  settings, workdir = config.discovery, pathlib.Path(config.workdir)
+  settings, workdir = config.discovery, files.at(config.workdir)
   if settings.trunk not in TRUNKS:
     raise ValueError(f"--config.discovery.trunk is {' or '.join(TRUNKS)}; given {settings.trunk!r}")
   data = {**config.data, "attributes_from": ""}  # what is found here takes their place
@@ -190,7 +190,7 @@ def _trunk(config: Any, workdir: pathlib.Path) -> tuple[Any, Any, int]:
   if settings.trunk == "efficientnet_lite0":
     params, apply, _ = attribute_reader.trunk(settings.trunk)
     return params, apply, settings.image_size or 224
-  path = pathlib.Path(config.index.model or workdir / "similarity" / "model.safetensors")
+  path = files.at(config.index.model or workdir / "similarity" / "model.safetensors")
   if path.suffix != ".safetensors":
     raise ValueError(
       f"the maps are of {path}, which has no trunk to take features of; take"

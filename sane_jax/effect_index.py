@@ -18,6 +18,7 @@ the writer, nothing half is taken for whole. An index grows by rows at its end.
 
 import contextlib
 import math
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -142,6 +143,14 @@ def read_index(folder: pathlib.Path) -> EffectIndex:
 
 def store(folder: str | pathlib.Path, name: str = "") -> Any:
   """tensorstore's key-value store of a folder on disk, or of a URL."""
+  if str(folder).startswith("s3://") and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+    # A store that is like S3: fsspec looks at this variable, tensorstore does not.
+    bucket, _, path = str(folder).removeprefix("s3://").partition("/")
+    path = "".join(f"{part}/" for part in (path.rstrip("/"), name) if part)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return {
+      "driver": "s3", "bucket": bucket, "path": path, "endpoint": endpoint, "aws_region": region,
+    }  # fmt: skip
   if "://" in str(folder):
     return f"{str(folder).rstrip('/')}/{name}".rstrip("/") + "/"
   path = pathlib.Path(folder, name).absolute()
@@ -233,6 +242,13 @@ def write_shard(
     index.finished[part][shard].write(np.uint8(count)).result()
 
 
+# Words of tensorstore's for a full disk, a folder it may not write, a bucket that is out of reach.
+_FAILURES = (
+  "os_error_code", "RESOURCE_EXHAUSTED", "PERMISSION", "UNAUTHENTICATED", "UNAVAILABLE",
+  "DEADLINE_EXCEEDED",
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def naming_failures(what: str) -> Iterator[None]:
   """Turns what tensorstore says of a full disk or a folder it may not write into an OSError."""
@@ -240,7 +256,7 @@ def naming_failures(what: str) -> Iterator[None]:
     yield
   except ValueError as error:  # tensorstore's, whatever the matter
     text = str(error)
-    if not any(word in text for word in ("os_error_code", "RESOURCE_EXHAUSTED", "PERMISSION")):
+    if not any(word in text for word in _FAILURES):
       raise
     raise OSError(
       f"{what} could not be written: {text[:300]}. What was written before is kept; make room and"

@@ -75,7 +75,7 @@ def run(config: Any) -> None:
   material.npz for simulate_study. What costs passes is kept as soon as it is done, and shared by
   the processes.
   """
-  settings, workdir = config.evaluation, pathlib.Path(config.workdir)
+  settings, workdir = config.evaluation, files.at(config.workdir)
   test, pairs = pair_terms.load_pairs(
     config.data, workdir, "test", limit=config.pairs.num_test, seed=config.key
   )
@@ -187,7 +187,7 @@ def _attribute_table(e: Evaluation) -> Table:
 
 def _truth_tables(e: Evaluation) -> list[Table]:
   """Agreement with what is known of outfits that were drawn."""
-  truth = pathlib.Path(e.config.attributes.truth) if e.config.attributes.truth else None
+  truth = files.at(e.config.attributes.truth) if e.config.attributes.truth else None
   if truth is None or not (truth / "rules.json").exists():
     return []
   rules = json.loads((truth / "rules.json").read_text())
@@ -280,7 +280,7 @@ def _place(map_: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
 
 def _recognition_table(e: Evaluation) -> Table | None:
   """What the attribute models know, as their own job measured it."""
-  workdir = pathlib.Path(e.config.workdir)
+  workdir = files.at(e.config.workdir)
   rows, columns = [], ["mean_average_precision"]
   models = {
     "with saliency maps": e.config.ranking.attributes,
@@ -339,7 +339,7 @@ def _read_part(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _models(e: Evaluation) -> Callable[[int, int], Any]:
   source = e.config.index.model or str(
-    pathlib.Path(e.config.workdir) / "similarity" / "model.safetensors"
+    files.at(e.config.workdir) / "similarity" / "model.safetensors"
   )
   return spaces.model_in_space(source, e.config.index.image_size, e.test)
 
@@ -512,7 +512,7 @@ def _rank(e: Evaluation, pairs: np.ndarray, phi, fit, queries, references) -> np
   """The attribute named with other maps and embeddings; concepts as they were."""
   terms = e.terms.terms[:, pairs].copy()
   terms[1] = fit
-  folder = pathlib.Path(e.config.workdir) / e.config.ranking.concepts
+  folder = files.at(e.config.workdir) / e.config.ranking.concepts
   known = pair_terms.read_concepts(folder, e.test.attribute_names, e.test.name)
   for i, condition in enumerate(e.terms.conditions[pairs]):
     terms[3, i] = pair_terms.sensitivities(known.vectors[condition], queries[i], references[i])

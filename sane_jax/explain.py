@@ -58,7 +58,7 @@ def run(config: Any) -> None:
   queries; the first then writes the page of what all of them left on disk.
   """
   started = time.monotonic()
-  folder = checkpoint.writable_folder(pathlib.Path(config.workdir) / "explain")
+  folder = checkpoint.writable_folder(files.at(config.workdir) / "explain")
   explainer = make_explainer(config)
   failures: Failures = []
   _learn_attributes(config, explainer, failures)
@@ -178,7 +178,7 @@ def _neighbor_tasks(config: Any, explainer: Explainer, failures: Failures) -> li
   """Each photo with its nearest neighbours, by cosine."""
   if config.neighbors < 1:
     raise ValueError(f"neighbors is how many matches of each photo; given {config.neighbors}")
-  root = pathlib.Path(config.photos)
+  root = files.at(config.photos)
   names, rows = [], []
   paths = photos_lib.list_photos(root)
   for batch in _batches(tqdm.tqdm(paths, unit="photo", desc="embedding", disable=None), 64):
@@ -276,7 +276,7 @@ def _explained(
     "background": config.background if config.metrics else None,
   }
   if config.attributes:
-    digest = hashlib.sha256(pathlib.Path(config.attributes).read_bytes()).hexdigest()
+    digest = hashlib.sha256(files.read_bytes(files.at(config.attributes))).hexdigest()
     identity["attributes"] = [digest, list(config.phi or photo_attributes.PHI)]
   text = json.dumps(identity, sort_keys=True)
   path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"

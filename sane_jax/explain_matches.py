@@ -34,7 +34,7 @@ def run(config: Any) -> None:
   are. Finished pairs are kept; the same command goes on from there. Several processes share the
   pairs; the first then writes the page of what all of them left on disk.
   """
-  settings, workdir = config.explain, pathlib.Path(config.workdir)
+  settings, workdir = config.explain, files.at(config.workdir)
   test, pairs = pair_terms.load_pairs(
     config.data, workdir, "test", limit=config.pairs.num_test, seed=config.key
   )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
@@ -12,8 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from sane_jax import files, report
 from sane_jax import ranker as ranker_lib
-from sane_jax import report
 from sane_jax.ops import designs, effects
 
 # The page lists at most this many cells a side: more can't be told apart by hovering.
@@ -305,9 +306,8 @@ class Explanation:
   def to_html(self, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the pair as one self-contained page, and returns its path."""
     title = f"{self.query.name or 'query'} and {self.reference.name or 'reference'}"
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report.render_page([self.view()], title=title), encoding="utf-8")
+    path = files.at(path)
+    files.write_bytes(path, report.render_page([self.view()], title=title).encode())
     return path
 
   def record(self) -> dict[str, Any]:
@@ -337,8 +337,7 @@ class Explanation:
 
   def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
     """Writes explanation.json, maps.npz, figure.png and index.html into `folder`."""
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.at(folder)
     view = self.view()
     arrays: dict[str, Any] = {
       "query": view.query,
@@ -354,14 +353,14 @@ class Explanation:
       arrays["reference_cells"] = self.reference_cells
     if view.correspondence is not None:
       arrays["correspondence"] = self.correspondence
-    np.savez_compressed(folder / "maps.npz", **arrays)
-    (folder / "figure.png").write_bytes(report.figure_png(view))
-    (folder / "index.html").write_text(
-      report.render_page([view], title=f"{view.query_name} and {view.reference_name}"),
-      encoding="utf-8",
-    )
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    files.write_bytes(folder / "maps.npz", buffer.getvalue())
+    files.write_bytes(folder / "figure.png", report.figure_png(view))
+    page = report.render_page([view], title=f"{view.query_name} and {view.reference_name}")
+    files.write_bytes(folder / "index.html", page.encode())
     text = json.dumps(self.record(), indent=2, allow_nan=False)
-    (folder / "explanation.json").write_text(text + "\n", encoding="utf-8")
+    files.write_bytes(folder / "explanation.json", f"{text}\n".encode())
     return folder
 
   def _repr_png_(self) -> bytes:

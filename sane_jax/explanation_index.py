@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from sane_jax import effect_index, processes
+from sane_jax import effect_index, files, processes
 from sane_jax import explainer as explainer_lib
 from sane_jax.datasets import images as images_lib
 from sane_jax.effect_index import SHARD
@@ -585,8 +585,7 @@ def _check_folder(source: Any, folders: set[str]) -> None:
 def _is_gone(folder: str) -> bool:
   """Whether there is no such folder, or nothing in it: where a disk was mounted."""
   try:
-    with os.scandir(folder or ".") as entries:
-      return next(entries, None) is None
+    return next(files.scandir(folder or "."), None) is None
   except OSError:
     return True
 

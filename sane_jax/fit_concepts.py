@@ -1,6 +1,5 @@
 """Job: finds out how much each attribute matters to the similarity model."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ def run(config: Any) -> None:
   Writes WORKDIR/concepts: concepts.npz, concepts.md, finished.json, which names attributes that
   have the neutral prior, and why.
   """
-  settings, workdir = config.concepts, pathlib.Path(config.workdir)
+  settings, workdir = config.concepts, files.at(config.workdir)
   train = load.load_split(config.data, workdir, "train")
   source = pair_terms.index_folder(workdir, "train")
   built = training.read_finished(source, "build_index")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sane_jax import attribute_reader, checkpoint, effect_index, recognition, training
+from sane_jax import attribute_reader, checkpoint, effect_index, files, recognition, training
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection, Pair
@@ -65,7 +65,7 @@ class PairTerms(NamedTuple):
 
 def index_folder(workdir: Any, split: str) -> pathlib.Path:
   """Where build_index leaves the effects of a split's images."""
-  return pathlib.Path(workdir) / ("index" if split == "train" else f"index_{split}")
+  return files.at(workdir) / ("index" if split == "train" else f"index_{split}")
 
 
 def load_pairs(
@@ -124,10 +124,10 @@ def read_terms(
     position = int(np.searchsorted(index.queries, row))
     saliency[where] = effect_index.read_maps(index, position, references[where], embeddings)
 
-  reader = attribute_reader.read_attribute_model(pathlib.Path(workdir) / attributes)
+  reader = attribute_reader.read_attribute_model(files.at(workdir) / attributes)
   if reader.names != collection.attribute_names:
     raise ValueError(
-      f"the model in {pathlib.Path(workdir) / attributes} knows {len(reader.names)} attributes,"
+      f"the model in {files.at(workdir) / attributes} knows {len(reader.names)} attributes,"
       f" {', '.join(reader.names[:3])}, ...; {collection.name} has"
       f" {len(collection.attribute_names)}: train one on it with --config.job=train_attributes"
     )
@@ -139,9 +139,7 @@ def read_terms(
   covered = finished.get("covered", 1.0)
   fit, against = fits(saliency, activations, of_row, covered)
   conditions = collection.conditions[collection.types[queries], collection.types[references]]
-  known = read_concepts(
-    pathlib.Path(workdir) / concepts, collection.attribute_names, collection.name
-  )
+  known = read_concepts(files.at(workdir) / concepts, collection.attribute_names, collection.name)
   if len(known.prior) == 1:
     conditions = np.zeros_like(conditions)
   types = np.asarray(index.types)

@@ -7,6 +7,7 @@ for Discriminative Localization, CVPR 2016): the mean of the map is the logit.
 
 import collections
 import csv
+import functools
 import io
 import os
 import pathlib
@@ -58,8 +59,8 @@ def read_table(path: str | os.PathLike[str], folder: str | os.PathLike[str] | No
     ValueError: the table can't be read, lacks the column or any attribute, names one twice, or no
       row can be used.
   """
-  path = pathlib.Path(path)
-  root = pathlib.Path(folder) if folder else path.parent
+  path = files.at(path)
+  root = files.at(folder) if folder else path.parent
   try:
     text = files.read_bytes(path).decode("utf-8-sig")
     lines = io.StringIO(text, newline="")  # its header may have names of several lines
@@ -79,6 +80,14 @@ def read_table(path: str | os.PathLike[str], folder: str | os.PathLike[str] | No
     what = f"the column {twice[0]!r} twice" if twice else "no attribute"
     what = "an attribute without a name" if names and not all(names) and not twice else what
     raise ValueError(f"{path} has {what}; each attribute is one column with a name of its own")
+
+  @functools.cache  # each folder is listed once
+  def names_in(where: pathlib.Path) -> frozenset[str]:
+    try:
+      return frozenset(entry.name for entry in files.scandir(where) if entry.is_file())
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+      return frozenset()
+
   paths: dict[pathlib.Path, None] = {}
   labels: list[list[bool]] = []
   problems: list[str] = []
@@ -99,7 +108,7 @@ def read_table(path: str | os.PathLike[str], folder: str | os.PathLike[str] | No
     cells = {name: cell.strip().lower() for name, cell in zip(header, row, strict=True)}
     file = root / row[header.index(FILE)].strip()
     wrong = [name for name in names if cells[name] not in YES | NO]
-    if not os.path.isfile(file):
+    if file.name not in names_in(file.parent):
       problems.append(f"{where}: there is no file {str(file)[:300]}")
     elif file in paths:
       problems.append(f"{where}: {file.name} has a row already, which counts")

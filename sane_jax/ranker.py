@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sane_jax import attribute_reader, checkpoint, pair_terms, recognition
+from sane_jax import attribute_reader, checkpoint, files, pair_terms, recognition
 from sane_jax.models import model as model_lib
 from sane_jax.models import weights
 from sane_jax.ops import ranking
@@ -96,7 +96,7 @@ def load_attributes(
   Raises:
     ValueError: something is missing, and which job makes it; no such condition.
   """
-  root = pathlib.Path(workdir)
+  root = files.at(workdir)
   chosen = read_ranking(root / tuned)
   reader = attribute_reader.read_attribute_model(root / attributes)
   check_names(chosen, reader.names)

@@ -45,7 +45,7 @@ def run(config: Any) -> None:
   Writes WORKDIR/study: simulation.json, table.md, table.csv, table.tex and export/ (see
   `export_study`). What the simulation gives is a PROXY: see forward_simulation.
   """
-  settings, workdir = config.study, pathlib.Path(config.workdir)
+  settings, workdir = config.study, files.at(config.workdir)
   check_settings(
     settings.num_exported, settings.num_subjects, settings.image_size, settings.min_gap
   )

@@ -2,15 +2,13 @@
 
 import dataclasses
 import io
-import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sane_jax import training
+from sane_jax import files, training
 from sane_jax.datasets import images as images_lib
 from sane_jax.datasets.collection import Collection
 from sane_jax.models import model as model_lib
@@ -30,7 +28,7 @@ def model_in_spaces(
   if not source.endswith(".safetensors"):
     model = model_lib.load_model(source, image_size=image_size)
     return model, [model.params]
-  if not os.path.exists(source):
+  if not files.at(source).exists():
     raise ValueError(
       f"there is no model {source}: train one first with --config.job=train_similarity, or name one"
       " with --config.index.model"
@@ -50,7 +48,7 @@ def model_in_spaces(
     return network.apply(params[0], images, params[1], method="all_conditions")
 
   side = image_size or description["image_size"]
-  name = f"{pathlib.Path(source).name} {training.hash_file(pathlib.Path(source))[:16]}"
+  name = f"{files.at(source).name} {training.hash_file(files.at(source))[:16]}"
   model = model_lib.Model(name, (side, side), embed)
   return model, [(variables, conditions) for conditions in collection.conditions]
 

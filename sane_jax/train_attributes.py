@@ -16,6 +16,7 @@ from flax import struct
 from sane_jax import (
   attribute_reader,
   effect_index,
+  files,
   pair_terms,
   processes,
   recognition,
@@ -76,10 +77,10 @@ def run(config: Any) -> None:
       f" --config.attributes.batch_size={settings.batch_size}"
     )
   identity = training.identity(train, attributes=settings, key=config.key)
-  index = pathlib.Path(config.workdir) / "index"
+  index = files.at(config.workdir) / "index"
   if settings.map_weight > 0:
     identity["index"] = training.read_finished(index, "build_index")["fingerprint"]
-  folder = training.claim_folder(pathlib.Path(config.workdir) / settings.folder, identity)
+  folder = training.claim_folder(files.at(config.workdir) / settings.folder, identity)
   if training.up_to_date(folder, "train_attributes"):
     return
   maps = read_maps(index, train) if settings.map_weight > 0 else None
@@ -167,7 +168,7 @@ def run(config: Any) -> None:
   chance = {"mean_average_precision": recognition.chance_precision(_known(test)[1])}
   if settings.truth:
     locate_all = functools.partial(over, locate, test, variables=trained)
-    found = localisation(locate_all, test, _known(test)[0], pathlib.Path(settings.truth))
+    found = localisation(locate_all, test, _known(test)[0], files.at(settings.truth))
     chance |= dict.fromkeys(found, found.pop("chance"))
     figures |= found
   broken = {n: processes.merge(d.broken, f"broken images of {n}") for n, d in decoded.items()}

@@ -1,7 +1,6 @@
 """Job: trains an embedding in which images that match are near each other, by triplets."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from clu import metrics as clu_metrics
 from flax import struct
 from jax.sharding import Mesh
 
-from sane_jax import processes, retrieval, sharding, training
+from sane_jax import files, processes, retrieval, sharding, training
 from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection
 from sane_jax.models import weights
@@ -59,7 +58,7 @@ def run(config: Any) -> None:
     load.load_split(config.data, config.workdir, split) for split in ("train", "valid", "test")
   )
   identity = training.identity(train, similarity=settings, key=config.key)
-  folder = training.claim_folder(pathlib.Path(config.workdir) / "similarity", identity)
+  folder = training.claim_folder(files.at(config.workdir) / "similarity", identity)
   if training.up_to_date(folder, "train_similarity"):
     return
 

@@ -1,5 +1,6 @@
 """What the training loops share: checkpoints, metrics on disk, progress, and a tidy end."""
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -8,7 +9,7 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,13 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import tqdm
+from flax import serialization
 
 from sane_jax import checkpoint, effect_index, files, processes
 from sane_jax.datasets.collection import Collection
 
 _ITEMS = ("state", "meta")
+_OBJECT = ".msgpack"  # a checkpoint that is one object
 # Settings that change no result.
 _OF_NO_ACCOUNT = ("log_every_steps", "save_every_steps", "save_every_epochs", "folder", "prepared")
 
@@ -100,7 +103,7 @@ def read_json(path: pathlib.Path) -> Any:
     ValueError: it is damaged; says what to do.
   """
   try:
-    return json.loads(path.read_text())
+    return json.loads(files.read_bytes(path))
   except (OSError, ValueError, RecursionError) as error:
     raise ValueError(f"{path} can't be read ({error}); remove its folder and run again") from error
 
@@ -156,7 +159,7 @@ def hash_finished(folder: pathlib.Path, job: str) -> str:
 
 def hash_file(path: pathlib.Path) -> str:
   """SHA-256 of a file."""
-  with path.open("rb") as file:
+  with files.local_copy(path).open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -223,6 +226,13 @@ def flip_some(images: Any, key: Any) -> tuple[Any, Any]:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
+def open_checkpoints(folder: pathlib.Path) -> "Checkpoints | ObjectCheckpoints":
+  """The checkpoints of a run: orbax's wherever orbax can write."""
+  # On the way to the arrays orbax knows disks and gs:// alone.
+  whole = files.is_remote(folder) and not str(folder).startswith("gs://")
+  return ObjectCheckpoints(folder) if whole else Checkpoints(folder)
+
+
 class Checkpoints:
   """The last two states of a run, each with the position in its data; whole or not there.
 
@@ -234,7 +244,7 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path):
     self.folder = folder / "checkpoints"
     self._manager = ocp.CheckpointManager(
-      self.folder.absolute(),
+      files.resolve(self.folder),
       options=ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True),
       item_names=_ITEMS,
     )
@@ -290,6 +300,92 @@ class Checkpoints:
     """
     with _naming_failures(self.folder):
       self._manager.close()
+
+
+class ObjectCheckpoints:
+  """The same in a bucket that orbax has no driver for: a state is one object, whole or not there.
+
+  Restores onto any number of devices and processes. The first process writes.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder / "checkpoints"
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._writing: concurrent.futures.Future[None] | None = None
+    self._steps = processes.agree(self._find_steps(), "checkpoints")
+
+  def _find_steps(self) -> list[int]:
+    try:
+      names = [entry.name for entry in files.scandir(self.folder)]
+    except FileNotFoundError:
+      return []
+    return sorted(int(name[: -len(_OBJECT)]) for name in names if name.endswith(_OBJECT))
+
+  def _path(self, step: int) -> pathlib.Path:
+    return self.folder / f"{step:09d}{_OBJECT}"
+
+  def restore(self, state: Any) -> tuple[int, Any, dict[str, Any]]:
+    """As `Checkpoints.restore`."""
+    if not self._steps:
+      return 0, state, {}
+    step = self._steps[-1]
+    data = files.read_bytes(self._path(step))
+    try:
+      stored = cast(dict[str, Any], serialization.msgpack_restore(data))
+      found = serialization.from_state_dict(state, stored["state"])
+      placed = jax.tree.map(_placed_like, state, found)
+      return step, placed, json.loads(stored["meta"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      raise ValueError(
+        f"the checkpoint of step {step} in {self.folder} is of another model or damaged"
+        f" ({str(error)[:300]}); remove {self.folder} to start again"
+      ) from error
+
+  def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    """As `Checkpoints.save`."""
+    if self._steps and step == self._steps[-1]:
+      return
+    self._wait()
+    self._steps.append(step)
+    if jax.process_index() == 0:
+      host = serialization.to_state_dict(jax.device_get(state))  # now: the loop goes on with it
+      self._writing = self._pool.submit(self._write, step, host, json.dumps(dict(meta)))
+
+  def _write(self, step: int, host: Any, meta: str) -> None:
+    data = serialization.msgpack_serialize({"state": host, "meta": meta})
+    files.write_bytes(self._path(step), data)
+    for old in self._steps[:-2]:
+      files.remove(self._path(old))
+    del self._steps[:-2]
+
+  def _wait(self) -> None:
+    if self._writing is not None:
+      writing, self._writing = self._writing, None
+      try:
+        writing.result()
+      except OSError:
+        self._steps.pop()  # it is not there: it may be saved again
+        raise
+
+  def close(self) -> None:
+    """As `Checkpoints.close`."""
+    try:
+      self._wait()
+    finally:
+      self._pool.shutdown()
+
+
+def _placed_like(ours: Any, stored: Any) -> jax.Array:
+  """What was stored, on the devices of what takes its place.
+
+  Raises:
+    ValueError: it has another shape or type.
+  """
+  if stored.shape != ours.shape or stored.dtype != ours.dtype:
+    raise ValueError(
+      f"{stored.dtype}{list(stored.shape)} is there, {ours.dtype}{list(ours.shape)} is expected"
+    )
+  return jax.make_array_from_callback(ours.shape, ours.sharding, lambda index: stored[index])
 
 
 @contextlib.contextmanager
@@ -365,7 +461,7 @@ def fit(
     ValueError: a loss that is no number (names the step); a checkpoint of another model.
     InterruptedError: SIGTERM came; the state is saved.
   """
-  checkpoints = Checkpoints(folder)
+  checkpoints = open_checkpoints(folder)
   first, state, meta = checkpoints.restore(state)
   if first:
     batches.set_state(meta["data"])
@@ -394,6 +490,7 @@ def fit(
           best = {"step": step, "figure": figure, "value": value}
           export(variables, best)
       if stopping or saves:
+        writer.flush()
         checkpoints.save(step, state, {"data": batches.get_state(), "best": best})
       if stopping:
         checkpoints.close()
@@ -421,7 +518,7 @@ class MetricWriter:
     if self._path is None:
       return
     kept = [r for r in read_metrics(folder) if r["step"] <= first_step]
-    files.write_bytes(self._path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+    self._lines = files.Lines(self._path, map(json.dumps, kept))
     if tensorboard:
       try:
         import tensorboardX  # an extra
@@ -439,13 +536,18 @@ class MetricWriter:
     if self._path is None:
       return
     row = {"step": step, **{name: float(value) for name, value in scalars.items()}}
-    with files.naming_failures(self._path), self._path.open("a") as file:
-      file.write(json.dumps(row) + "\n")
+    self._lines.append(json.dumps(row))
     if self._events is not None:
       for name, value in scalars.items():
         self._events.add_scalar(name, float(value), step)
 
+  def flush(self) -> None:
+    """Returns when all lines are where they are kept: a checkpoint goes on after them."""
+    if self._path is not None:
+      self._lines.flush()
+
   def close(self) -> None:
+    self.flush()
     if self._events is not None:
       self._events.close()
 
@@ -454,7 +556,7 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:
   """The lines that a run wrote; a line that a kill cut short is left out."""
   path = folder / "metrics.jsonl"
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else []:
+  for line in files.read_bytes(path).decode().splitlines() if path.exists() else []:
     with contextlib.suppress(ValueError):
       row = json.loads(line)
       if isinstance(row, dict) and "step" in row:

@@ -1,12 +1,11 @@
 """Job: chooses the weights of the terms by which attributes are ranked, on held-out pairs."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
 import tqdm
 
-from sane_jax import attribute_effects, pair_terms, processes, ranker, training
+from sane_jax import attribute_effects, files, pair_terms, processes, ranker, training
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.ops import ranking
 
@@ -28,7 +27,7 @@ def run(config: Any) -> None:
     )
   if settings.phi is not None:
     ranking.check_weights(settings.phi, len(pair_terms.TERMS))
-  workdir = pathlib.Path(config.workdir)
+  workdir = files.at(config.workdir)
   valid, pairs = pair_terms.load_pairs(
     config.data, workdir, "valid", limit=config.pairs.num_valid, seed=config.key
   )

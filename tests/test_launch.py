@@ -100,7 +100,7 @@ def test_hosts_are_set_up_with_this_commit(launch):
   assert install[:9] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "why", *where]
   steps = install[9].removeprefix("--command=")
   assert "mount -t nfs 10.0.0.2:/share runs" in steps
-  assert "-e '.[tpu]'" in steps
+  assert "-e '.[tpu,gcs]'" in steps
   assert subprocess.run(["bash", "-n", "-c", steps]).returncode == 0
   _, commands = launch("tpu_setup.sh", **TPU)
   assert "nfs" not in commands[1][0][9]

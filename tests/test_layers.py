@@ -86,5 +86,25 @@ def test_config_stops_at_the_jobs():
       assert not re.search(r"(?<!jax\.)(?<!--)\bconfig\.|ml_collections", path.read_text()), path
 
 
+def test_where_a_path_leads_is_decided_in_files():
+  """A setting taken for a path of this machine would make a folder 's3:'; `files.at` asks first."""
+  local = re.compile(
+    r"(?<![.\w])(pathlib\.)?Path\((?!__file__)|os\.(path\.(exists|isfile)|walk|scandir|listdir)\("
+    r"|np\.(load|savez?(_compressed)?)\((path|folder|file)\b"
+  )
+  # Those ask themselves, or their files are of this machine whatever the settings say.
+  but = {
+    "files", "benchmark", "records", "efficientnet_lite0", "explanation_index", "effect_index",
+    "simulate_study", "model",
+  }  # fmt: skip
+  found = [
+    f"{path.name}: {line.strip()}"
+    for path in modules()
+    for line in path.read_text().splitlines()
+    if path.stem not in but and local.search(line)
+  ]
+  assert not found
+
+
 def test_there_is_no_heap_of_odds_and_ends():
   assert not [p for p in ROOT.rglob("*util*.py") if ".venv" not in p.parts]

@@ -1,5 +1,6 @@
 """Photos in, arrays out: reading any image as [h w 3] in [0, 1], and fitting it to a model."""
 
+import io
 import os
 import stat
 import threading
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from sane_jax import files
 
 # Formats of photos, and no others: some of Pillow's (EPS) start an interpreter on the file.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -151,6 +154,8 @@ def fit_image(
 
 def _read_file(name: str, max_pixels: int) -> np.ndarray:
   """The file's upright pixels, as _decode gives them."""
+  if files.is_remote(name):
+    return _read_remote(name, max_pixels)
   try:
     status = os.stat(name)
   except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -183,7 +188,23 @@ def _read_file(name: str, max_pixels: int) -> np.ndarray:
     return _decode(image, name, max_pixels)
 
 
-def _open(name: str) -> Image.Image:
+def _read_remote(name: str, max_pixels: int) -> np.ndarray:
+  """The same of an object in a bucket."""
+  try:
+    data = files.read_bytes(files.at(name))
+  except OSError as error:
+    raise ImageError(str(error)) from error
+  if not data:
+    raise ImageError(f"{name}: an empty file (0 bytes); copy or download it again")
+  try:
+    image = _open(io.BytesIO(data))
+  except Exception as error:  # on broken files Pillow raises errors of nearly every built-in type
+    raise _broken(name, error) from error
+  with image:
+    return _decode(image, name, max_pixels)
+
+
+def _open(name: str | io.BytesIO) -> Image.Image:
   with _FILTERS, warnings.catch_warnings():
     # max_pixels is checked instead.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -1,8 +1,8 @@
 """A split of a data set by the data set's name."""
 
 import importlib
+import io
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,9 +60,9 @@ def replace_attributes(
   Raises:
     ValueError: there are none in `folder`, or they are of other images.
   """
-  path = pathlib.Path(folder) / "labels.npz"
+  path = files.at(folder) / "labels.npz"
   try:
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as arrays:
       names, ids = arrays["names"], arrays[f"{split}_ids"]
       labels = arrays[f"{split}_labels"]
       pairs = arrays.get(f"{split}_pairs", ())

@@ -34,23 +34,15 @@ def list_photos(folder: str | os.PathLike[str]) -> list[Path]:
   Raises:
     ValueError: no such folder, a file, or no photo in it.
   """
-  folder = Path(folder)
+  folder = files.at(folder)
   _check_folder(folder)
-  photos = []
-  # Not rglob: it walks all that lies in hidden folders before they can be passed over.
-  for where, folders, names in os.walk(folder):
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    photos += [
-      path
-      for path in (Path(where, name) for name in names)
-      if _is_photo(path.name) and path.is_file()  # no dangling links, no pipes
-    ]
+  photos = files.find(folder, _is_photo)
   if not photos:
     raise ValueError(
       f"{folder}: no photos in it or in its folders (looked for {' '.join(PHOTO_SUFFIXES)});"
       " give a folder of photos"
     )
-  return sorted(photos)
+  return photos
 
 
 def read_pairs(
@@ -77,11 +69,12 @@ def read_pairs(
   Raises:
     ValueError: no such file or folder, or not one good line in it; shows the first problems.
   """
-  path = Path(path)
+  path = files.at(path)
   roots = [path.parent]
   if folder is not None:
-    _check_folder(Path(folder))
-    roots = [Path(folder), *(root for root in roots if root != Path(folder))]
+    folder = files.at(folder)
+    _check_folder(folder)
+    roots = [folder, *(root for root in roots if root != folder)]
   find = _finder(roots)
   pairs, problems = [], []
   split = None
@@ -194,8 +187,7 @@ def _finder(roots: list[Path]) -> Callable[[str], Path]:
   @functools.cache  # each folder is listed once, and no photo is looked at
   def listing(where: Path) -> tuple[frozenset[str], dict[str, list[str]]]:
     try:
-      with os.scandir(where) as entries:
-        found = sorted(entry.name for entry in entries if entry.is_file())
+      found = sorted(entry.name for entry in files.scandir(where) if entry.is_file())
     except (OSError, ValueError):  # ValueError: a null byte in the name
       return frozenset(), {}
     stems: dict[str, list[str]] = {}
@@ -237,6 +229,7 @@ def _is_photo(name: str) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
+  files.check_reachable(folder)
   if not folder.exists():
     raise ValueError(f"{folder}: no such folder; give one with photos in it")
   if not folder.is_dir():

@@ -21,8 +21,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from sane_jax import files
 from sane_jax.datasets import images as images_lib
-from sane_jax.datasets import sources
+from sane_jax.datasets import mirror, sources
 
 Progress = Callable[[int, int], None]  # images done, images in all
 
@@ -175,11 +176,16 @@ def prepare(make: Callable[[Path], OrderedBuilder], layout: sources.Layout,
     OSError: prepared_dir can't be written.
   """
   parts = sources.find(manual_dir, layout)
-  folder = Path(prepared_dir).expanduser() / sources.fingerprint(parts, layout)[:16]
+  kept = files.at(prepared_dir).expanduser() / sources.fingerprint(parts, layout)[:16]
+  folder = kept
+  if files.is_remote(kept):  # array_record reads no bucket
+    folder = files.cache_folder() / "prepared" / kept.name
   try:
     folder.mkdir(parents=True, exist_ok=True)
     directory = Path(make(folder).data_dir)
+    place = kept / directory.relative_to(folder).as_posix()
     if _is_whole(directory):
+      _keep(directory, place)
       return directory
     with _lock(folder / f".lock-{layout.folder}") as alone:
       if _is_whole(directory):
@@ -187,6 +193,8 @@ def prepare(make: Callable[[Path], OrderedBuilder], layout: sources.Layout,
       if alone:  # left by processes that were killed
         for left in [directory, *directory.parent.glob("incomplete.*")]:
           shutil.rmtree(left, ignore_errors=True)
+      if files.is_remote(place) and mirror.fetch(place, directory):
+        return directory
       builder = make(folder)
       builder.source = sources.open_source(parts, layout)
       builder.on_progress = on_progress
@@ -197,12 +205,21 @@ def prepare(make: Callable[[Path], OrderedBuilder], layout: sources.Layout,
           raise
       finally:
         shutil.rmtree(folder / "downloads", ignore_errors=True)  # TFDS makes it; nothing is in it
+    _keep(directory, place)
   except OSError as error:
+    if files.is_remote(kept) and error.strerror is None:  # it says what it is of
+      raise
     raise OSError(
       f"can't write to {folder}: {error.strerror or error}; free it, or give another folder with"
       " --config.data.prepared=FOLDER"
     ) from error
   return directory
+
+
+def _keep(directory: Path, place: Path) -> None:
+  """Where a bucket is to keep the prepared set: puts it there."""
+  if files.is_remote(place):
+    mirror.keep(directory, place)
 
 
 def _is_whole(directory: Path) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from sane_jax import files as files_lib
+from sane_jax import files
 from sane_jax.datasets import archives
 
 Kind = Literal["image", "text", ""]
@@ -69,7 +69,8 @@ def find(given: str | os.PathLike[str], layout: Layout) -> tuple[Path, ...]:
   Raises:
     ValueError: there is none, or more than one; says what is expected where.
   """
-  path = Path(given).expanduser()
+  path = files.at(given).expanduser()
+  files.check_reachable(path)
   advice = (
     f"Put the folder {layout.folder}/ or its archive"
     f" ({', '.join(f'{pattern}.zip' for pattern in layout.archives)}, or .tar.gz) of {layout.home}"
@@ -80,10 +81,10 @@ def find(given: str | os.PathLike[str], layout: Layout) -> tuple[Path, ...]:
   if path.is_file():
     if not path.name.lower().endswith(archives.SUFFIXES):
       raise ValueError(f"{path}: a file, but no archive ({' '.join(archives.SUFFIXES)}). {advice}")
-    return (path, path.parent)
+    return (files.local_copy(path), path.parent)
   candidates = [path / layout.folder, path]
   if path.name in layout.signs:
-    candidates.append(path.resolve().parent)
+    candidates.append(files.resolve(path).parent)
   roots = [folder for folder in candidates if _is_root(folder, layout)][:1]
   loose = roots[0].parent if roots and roots[0] == path / layout.folder else path
   packed = _archives(path, layout)
@@ -102,7 +103,7 @@ def find(given: str | os.PathLike[str], layout: Layout) -> tuple[Path, ...]:
     names = sorted(child.name for child in path.iterdir())
     holds = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") or "nothing"
     raise ValueError(f"{path}: no {layout.title} in it (it holds {holds}). {advice}")
-  return tuple(dict.fromkeys([*roots, *packed, loose]))
+  return tuple(dict.fromkeys([*roots, *map(files.local_copy, packed), loose]))
 
 
 def _is_root(folder: Path, layout: Layout) -> bool:
@@ -126,7 +127,7 @@ def open_source(parts: tuple[Path, ...], layout: Layout) -> Source:
   Raises:
     ValueError: a part can't be listed.
   """
-  files: dict[str, Entry] = {}
+  listed: dict[str, Entry] = {}
   refused: list[str] = []
   for index, part in enumerate(parts):
     if part.is_dir():
@@ -135,8 +136,8 @@ def open_source(parts: tuple[Path, ...], layout: Layout) -> Source:
       listing, problems = _list_archive(part, layout)
       refused += [f"{part.name}: {problem}" for problem in problems]
     for name, (member, size, kind) in listing.items():
-      files.setdefault(name, Entry(index, member, size, kind))
-  return Source(layout, parts, files, tuple(refused))
+      listed.setdefault(name, Entry(index, member, size, kind))
+  return Source(layout, parts, listed, tuple(refused))
 
 
 def _list_folder(root: Path, layout: Layout, *, beside: bool) -> dict[str, tuple[str, int, Kind]]:
@@ -144,25 +145,25 @@ def _list_folder(root: Path, layout: Layout, *, beside: bool) -> dict[str, tuple
   found: dict[str, tuple[str, int, Kind]] = {}
 
   def look(folder: Path, prefix: str) -> None:
-    with os.scandir(folder) as entries:
-      for entry in sorted(entries, key=lambda e: e.name):
-        name = prefix + entry.name
-        if entry.name.startswith("."):
-          continue
-        if kind := layout.kind(name):
-          if (not beside or layout.beside(name)) and entry.is_file():
-            found[name] = (name, entry.stat().st_size, kind)
-        elif (
-          not beside
-          and any(PurePosixPath("/", name).match(f"/{p}") for p in layout.folders)
-          and entry.is_dir()
-        ):
-          look(Path(entry.path), f"{name}/")
+    for entry in sorted(files.scandir(folder), key=lambda e: e.name):
+      name = prefix + entry.name
+      if entry.name.startswith("."):
+        continue
+      if kind := layout.kind(name):
+        if (not beside or layout.beside(name)) and entry.is_file():
+          found[name] = (name, entry.stat().st_size, kind)
+      elif (
+        not beside
+        and any(PurePosixPath("/", name).match(f"/{p}") for p in layout.folders)
+        and entry.is_dir()
+      ):
+        look(files.at(entry.path), f"{name}/")
 
   try:
     look(root, "")
   except OSError as error:
-    raise ValueError(f"{error.filename or root}: can't be listed ({error.strerror})") from error
+    why = error.strerror or error
+    raise ValueError(f"{error.filename or root}: can't be listed ({why})") from error
   return found
 
 
@@ -213,18 +214,19 @@ def stream(source: Source, names: Iterable[str]) -> Iterator[Read]:
     wanted = []
     for name in group:
       entry = source.files[name]
-      if not files_lib.is_text(name):
+      if not files.is_text(name):
         yield Read(name, b"", "its name is no text")
       elif entry.size > _MAX_BYTES[entry.kind]:
         yield Read(name, b"", f"{entry.size} bytes, which is more than {_MAX_BYTES[entry.kind]}")
       else:
         wanted.append(name)
     if part.is_dir():
-      for name in wanted:
-        try:
-          yield Read(name, (part / source.files[name].member).read_bytes(), "")
-        except OSError as error:
-          yield Read(name, b"", f"can't be read ({error.strerror})")
+      each = files.read_each(part / source.files[name].member for name in wanted)
+      for name, data in zip(wanted, each, strict=True):
+        if isinstance(data, OSError):
+          yield Read(name, b"", f"can't be read ({data.strerror or data})")
+        else:
+          yield Read(name, data, "")
     else:
       by_member = {source.files[name].member: name for name in wanted}
       for member, data, problem in archives.read_members(part, by_member):
@@ -318,8 +320,7 @@ def fingerprint(parts: tuple[Path, ...], layout: Layout) -> str:
         for name, (member, size, kind) in sorted(listing.items()):
           add(name, size)
           if kind == "text":
-            with open(part / member, "rb") as file:
-              add(hashlib.file_digest(file, "sha256").hexdigest())
+            add(hashlib.sha256(files.read_bytes(part / member)).hexdigest())
       else:
         status = part.stat()
         with open(part, "rb") as file:

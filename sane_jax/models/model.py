@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from sane_jax import files
+
 
 class ModelError(ValueError):
   """The model gave what is no embedding and no score: what came, and what was expected."""
@@ -231,10 +233,14 @@ def from_onnx(
   import onnxruntime  # an extra
 
   path = os.fspath(path)
-  if not os.path.isfile(path):
+  try:
+    local = os.fspath(files.local_copy(path))
+  except (OSError, ValueError) as error:
+    raise ModelError(f"no ONNX file at {path!r}: {error}") from error
+  if not os.path.isfile(local):
     raise ModelError(f"no ONNX file at {path!r}; give the path of a .onnx file")
   try:
-    session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+    session = onnxruntime.InferenceSession(local, providers=onnxruntime.get_available_providers())
   except Exception as error:
     raise ModelError(f"ONNX Runtime can't load {path!r}: {error}") from error
   inputs = session.get_inputs()

@@ -322,7 +322,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
       strings in dicts, lists, tuples and sets. The message names the first thing refused.
     OSError: the file cannot be opened.
   """
-  data = files.read_bytes(path)
+  data = files.read_bytes(files.at(path))
   try:
     tree, storages = (_load_zip if data.startswith(_ZIP_START) else _load_legacy)(data)
     for storage, raw in storages.items():

@@ -19,7 +19,6 @@ Further fields are kept as they are.
 import json
 import math
 import os
-import pathlib
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -269,11 +268,12 @@ def _check_accounts(*, unused: list, unfilled: list, misshapen: list, what: str)
 def _read_safetensors(
   path: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  files.check_regular(path)
-  with open(path, "rb"):
+  local = files.local_copy(path)
+  files.check_regular(local)
+  with local.open("rb"):
     pass  # an OSError that names the file; safetensors' own do not
   try:
-    with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+    with safetensors.safe_open(os.fspath(local), framework="numpy") as file:
       return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
   except Exception as error:  # of types that numpy does not have, each its own
     raise ValueError(
@@ -527,7 +527,7 @@ def _to_flax(array: np.ndarray, transpose: bool) -> np.ndarray:
 
 def _is_safetensors(path: str | os.PathLike[str]) -> bool:
   files.check_regular(path)
-  with open(path, "rb") as file:
+  with files.at(path).open("rb") as file:
     head = file.read(9)
   return len(head) == 9 and head[8:] == b"{" and head[:2] != b"PK"
 
@@ -577,7 +577,7 @@ def summary(path: str | os.PathLike[str], conversion: Conversion) -> str:
   """What was made of a file, for people."""
   _, description, used, unneeded = conversion
   lines = [
-    f"{pathlib.Path(path).name}: a {description['kind']} model, {description['block']} blocks"
+    f"{os.path.basename(path)}: a {description['kind']} model, {description['block']} blocks"
     f" {tuple(description['stage_sizes'])}, width {description['width']}; {len(used)} tensors used"
   ]
   reasons: dict[str, list[str]] = {}

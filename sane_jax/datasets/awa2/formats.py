@@ -7,11 +7,11 @@ file is wrong.
 import csv
 import io
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from sane_jax import files
 from sane_jax.datasets.sources import parse_lines
 
 CLASSES, PREDICATES = "classes.txt", "predicates.txt"
@@ -36,15 +36,15 @@ def read_predicates(folder: str | os.PathLike[str]) -> Predicates:
   """
   texts: dict[str, bytes] = {}
   for name in (CLASSES, PREDICATES, BINARY, CONTINUOUS):
-    path = Path(folder) / name
+    path = files.at(folder) / name
     try:
-      texts[name] = path.read_bytes()
+      texts[name] = files.read_bytes(path)
     except OSError as error:
       if name != CONTINUOUS:
         raise ValueError(
           f"{path}: can't be read ({error.strerror}); get it from {HOME} and put it there"
         ) from error
-  return parse_predicates(texts, {name: str(Path(folder) / name) for name in texts})
+  return parse_predicates(texts, {name: str(files.at(folder) / name) for name in texts})
 
 
 def parse_predicates(texts: dict[str, bytes], places: dict[str, str]) -> Predicates:

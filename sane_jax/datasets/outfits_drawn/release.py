@@ -104,7 +104,7 @@ def draw_outfits(
       f"num_outfits is three numbers of 4 or more (train, valid, test), seed 0 or more, missing in"
       f" [0, 1); given {tuple(num_outfits)}, {seed}, {missing}"
     )
-  root, truth = pathlib.Path(folder) / "polyvore_outfits", pathlib.Path(folder) / "truth"
+  root, truth = files.at(folder) / "polyvore_outfits", files.at(folder) / "truth"
   settings = {"num_outfits": counts, "seed": seed, "missing": missing, "version": VERSION}
   for name in ("settings.json", "begun.json"):
     if (truth / name).exists():
@@ -119,7 +119,7 @@ def draw_outfits(
       if name == "settings.json":
         return False
   for path in (root / "images", truth / "masks"):
-    path.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path)
   _write(truth / "begun.json", _json(settings))
   release = compose(counts, seed)
   _draw_all(root, truth, release.items, processes, on_progress)
@@ -217,9 +217,9 @@ def read_truth(folder: str | os.PathLike[str], item: str) -> dict[int, np.ndarra
   Raises:
     ValueError: nothing is known of that item.
   """
-  path = pathlib.Path(folder) / "masks" / f"{item}.npz"
+  path = files.at(folder) / "masks" / f"{item}.npz"
   try:
-    with np.load(path) as file:
+    with np.load(io.BytesIO(files.read_bytes(path))) as file:
       masks = np.unpackbits(file["masks"], axis=-1).astype(bool)[..., : wardrobe.SIZE]
       return {int(a): mask for a, mask in zip(file["attributes"], masks, strict=True)}
   except (OSError, ValueError, KeyError) as error:
