@@ -15,7 +15,14 @@ import numpy as np
 from sane_jax import engine as engine_lib
 from sane_jax import ranker as ranker_lib
 from sane_jax.datasets import images as images_lib
-from sane_jax.explanation import Effects, Explanation, Photo, ReferenceSide, SaliencyMap
+from sane_jax.explanation import (
+  Effects,
+  Embedding,
+  Explanation,
+  Photo,
+  ReferenceSide,
+  SaliencyMap,
+)
 from sane_jax.models import model as model_lib
 from sane_jax.models.model import Model
 from sane_jax.ops import designs, fills, learned_mask
@@ -282,6 +289,7 @@ class Explainer:
     Without directions, until the effects on every axis are, taken together.
     """
     if isinstance(image, Effects):
+      self._check_space(image.whole, directions)
       anyway = {"mode"} if self.tolerance is None else {"mode", "num_masks"}
       for name, value in self.settings.items():
         if name not in anyway and image.settings[name] != value:
@@ -296,6 +304,7 @@ class Explainer:
     photo = self.photo(image)
     before = self.encoder_passes
     whole = self.embed([photo])[0]
+    self._check_space(whole, directions)
     masking = self._masking(photo, whole)
     notes, design, settings = [], self.design, self.settings
     if self.tolerance is None:
@@ -317,6 +326,16 @@ class Explainer:
       photo, design, self.key, settings, masking.cells, moments, whole,
       self.encoder_passes - before, tuple(notes),
     )  # fmt: skip
+
+  def _check_space(self, whole: np.ndarray, directions: Sequence[np.ndarray] | None) -> None:
+    """Raises ValueError unless the directions [k d] are of the space of the image's embedding."""
+    for rows in directions or ():
+      if rows.shape[1] != len(whole):
+        raise ValueError(
+          f"a reference embedding has {rows.shape[1]} numbers, and the embeddings of"
+          f" {self.model.name} have {len(whole)}: it is of another model's space. Embed the text"
+          " with the other half of the same model"
+        )
 
   def _moments_until(
     self, masking: effects_lib.Masking, whole: np.ndarray, directions: Sequence[np.ndarray] | None
@@ -440,7 +459,10 @@ class Explainer:
 
   # --- explanations -------------------------------------------------------------------------------
 
-  def explain(self, query: Any, reference: Any) -> Explanation:
+  def explain(
+    self, query: Any, reference: Any = None, *, reference_embedding: Any = None,
+    reference_name: str = "",
+  ) -> Explanation:  # fmt: skip
     """Why the model gives `query` and `reference` their score.
 
     Costs N masked passes and one for each whole image; with mode 'both', K more for the masked
@@ -449,12 +471,21 @@ class Explainer:
 
     Args:
       query: path, PIL image, uint8 array, float array in [0, 1], or `effects` of an image.
-      reference: likewise.
+      reference: likewise; or an `Embedding`, here and wherever a reference is taken.
+      reference_embedding: [d] in the model's space, in place of a reference: that of a text, for a
+        model of texts and images. It has no regions: there is no map on it, and mode 'both' masks
+        the query alone.
+      reference_name: what to call it: the text.
 
     Raises:
       ImageError: an image can't be read.
       ModelError: the model's output is no embedding or score.
+      ValueError: a reference and an embedding, or neither; an embedding of another space.
     """
+    if (reference is None) == (reference_embedding is None):
+      raise ValueError("explain takes a reference or a reference_embedding, one of the two")
+    if reference_embedding is not None:
+      reference = Embedding(reference_embedding, reference_name)
     return self.explain_many(query, [reference])[0]
 
   def explain_many(self, query: Any, references: Sequence[Any]) -> list[Explanation]:
@@ -493,12 +524,18 @@ class Explainer:
     if self._scores_only:
       return self._explain_scores(query, [a, b], contrast=True)[0]
     one, other = self._side(a), self._side(b)
+    if one.whole.shape != other.whole.shape:
+      raise ValueError(
+        f"the two references have {len(one.whole)} and {len(other.whole)} numbers: they are not"
+        " embeddings of one space"
+      )
     measured = self._effects(query, [one.directions - other.directions])
     side = dataclasses.replace(
       one,
       directions=one.directions - other.directions,
       whole=one.whole - other.whole,
       passes=one.passes + other.passes,
+      notes=tuple(dict.fromkeys([*one.notes, *other.notes])),
     )
     explanation = self._explanation(measured, side, self._read(measured, [side.directions])[0])
     explanation.contrast = other.photo
@@ -507,6 +544,11 @@ class Explainer:
   def _side(self, reference: Any) -> "_Side":
     """A reference: its whole embedding, and those that the query's effects are read against."""
     before = self.encoder_passes
+    if isinstance(reference, Embedding):
+      notes = ()
+      if self.mode == "both":
+        notes = ("the reference is an embedding, which can't be masked: only the query was",)
+      return _Side(reference, reference.unit, reference.unit[None], None, 0, notes)
     if isinstance(reference, Effects):
       photo, whole, measured = reference.photo, reference.whole, self.effects(reference)
     else:
@@ -532,6 +574,7 @@ class Explainer:
       valid = (np.asarray(measured.cells.valid), np.asarray(other.cells.valid))
       return ReferenceSide(saliency, labels, (measured.matrix, other.matrix), valid, spent)
 
+    has_regions = isinstance(side.photo, Photo)
     return Explanation(
       query=measured.photo,
       reference=side.photo,
@@ -540,9 +583,9 @@ class Explainer:
       grid=self.design.grid,
       query_cells=np.asarray(measured.cells.labels),
       settings=measured.settings | {"mode": self.mode},
-      warnings=_warn([*measured.notes, *saliency.notes]),
+      warnings=_warn([*measured.notes, *side.notes, *saliency.notes]),
       passes=measured.passes + side.passes,
-      make_reference_side=reference_side,
+      make_reference_side=reference_side if has_regions else None,
       ranker=self.ranker,
       embeddings=(measured.whole, side.whole),
       effects=measured,
@@ -554,6 +597,8 @@ class Explainer:
     self, query: Any, references: Sequence[Any], contrast: bool = False
   ) -> list[Explanation]:
     """Every reference scores every masked query: N passes each, N·K when both are masked."""
+    if any(isinstance(reference, Embedding) for reference in references):
+      self._needs_embeddings("a reference embedding")
     photo, others = self.photo(query), [self.photo(r) for r in references]
     before = self.encoder_passes
     whole = np.array([self.scores(photo.pixels[None], o.pixels)[0] for o in others])
@@ -628,8 +673,17 @@ class Explainer:
 
   def _explain_learned(self, pairs: Sequence[tuple[Any, Any]]) -> list[Explanation]:
     """All pairs' masks in one loop; a pair's result does not depend on its company."""
-    photos = [(self.photo(query), self.photo(reference)) for query, reference in pairs]
     sides = 2 if self.mode == "both" else 1
+    photos: list[tuple[Photo, Photo | Embedding]] = []
+    for query, reference in pairs:
+      if not isinstance(reference, Embedding):
+        reference = self.photo(reference)
+      elif sides == 2:
+        raise ValueError(
+          "a learned mask of mode 'both' lies over both images, and an embedding is none; use"
+          " mode='fixed'"
+        )
+      photos.append((self.photo(query), reference))
 
     def learn() -> list[Explanation]:
       out: list[Explanation] = []
@@ -640,12 +694,19 @@ class Explainer:
 
     return engine_lib.halving(self.engine, learn)
 
-  def _learn(self, photos: list[tuple[Photo, Photo]]) -> list[Explanation]:
+  def _learn(self, photos: list[tuple[Photo, Photo | Embedding]]) -> list[Explanation]:
     settings, both, model = self.design, self.mode == "both", self.model
     before = self.encoder_passes
     queries, references = zip(*photos, strict=True)
-    wholes = [self.embed(list(side)) for side in (queries, references)]
+    images = [r for r in references if isinstance(r, Photo)]
+    embedded = iter(self.embed(images) if images else ())
+    towards = [next(embedded) if isinstance(r, Photo) else r.unit for r in references]
+    of_queries = self.embed(list(queries))
+    self._check_space(of_queries[0], [t[None] for t in towards])
+    wholes = [of_queries, np.stack(towards)]
     whole_passes = self.encoder_passes - before
+    # Of an embedding nothing is shown, and with mode 'fixed' of no reference.
+    shown = [r if isinstance(r, Photo) else q for q, r in zip(queries, references, strict=True)]
 
     def stack(arrays):
       return jnp.asarray(np.stack(arrays))
@@ -654,8 +715,8 @@ class Explainer:
       jnp.broadcast_to(self.key, (len(photos),)),
       stack([p.pixels for p in queries]),
       stack([self._fill(p) for p in queries]),
-      stack([p.pixels for p in references]),
-      stack([self._fill(p) for p in references]),
+      stack([p.pixels for p in shown]),
+      stack([self._fill(p) for p in shown]),
       jnp.asarray(wholes[1]),
     )
     state = learned_mask.start(settings, len(photos), both=both)
@@ -682,7 +743,9 @@ class Explainer:
 
     out = []
     for pair, (query, reference) in enumerate(photos):
-      other = functools.partial(self._learned_reference_side, query, reference, labels)
+      other = None
+      if isinstance(reference, Photo):
+        other = functools.partial(self._learned_reference_side, query, reference, labels)
       explanation = Explanation(
         query=query,
         reference=reference,
@@ -713,11 +776,12 @@ class Explainer:
 class _Side:
   """A reference as the query's effects are read against it."""
 
-  photo: Photo
+  photo: Photo | Embedding
   whole: np.ndarray
   directions: np.ndarray  # [k d]: the whole's embedding, or those of its masked versions
   effects: Effects | None
   passes: int
+  notes: tuple[str, ...] = ()
 
 
 def _warn(notes: list[str]) -> list[str]:

@@ -34,6 +34,39 @@ class Photo:
     return np.round(self.pixels * 255).astype(np.uint8)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedding:
+  """A reference that is no image: a vector in the model's space, such as that of a text.
+
+  Attributes:
+    vector: [d], of any length but 0; what counts is where it points.
+    name: what to call it: the text.
+  """
+
+  vector: Float[np.ndarray, " d"]
+  name: str = ""
+
+  @functools.cached_property
+  def unit(self) -> Float[np.ndarray, " d"]:
+    """[d] float32, of length 1.
+
+    Raises:
+      ValueError: it is no vector of finite numbers, or of zero length.
+    """
+    vector = np.asarray(self.vector, np.float64)
+    what = f"the reference embedding {self.name!r}" if self.name else "the reference embedding"
+    if vector.ndim != 1 or not len(vector):
+      raise ValueError(
+        f"{what} is one vector [d]; given an array {list(vector.shape)}. Several are given as"
+        " several references"
+      )
+    length = np.linalg.norm(vector)
+    if not np.isfinite(length) or length == 0:
+      why = "zeros alone" if length == 0 else "NaN or infinity"
+      raise ValueError(f"{what} holds {why}: it points nowhere; look at what made it")
+    return (vector / length).astype(np.float32)
+
+
 class SaliencyMap(NamedTuple):
   """A signed map with its standard error, over pixels [h w] and over cells [c]."""
 
@@ -91,7 +124,7 @@ class Explanation:
 
   Attributes:
     query, reference: the images as the model saw them (`contrast`: what the reference is
-      preferred to, for `Explainer.contrast`).
+      preferred to, for `Explainer.contrast`); a reference may be an `Embedding`, which has no map.
     score: cosine similarity of the two; for a contrast, the difference of two.
     grid: (rows, columns) of the cells, row-major; None for superpixels and learned masks.
     query_cells: [h w], the cell of each pixel of the query.
@@ -100,7 +133,7 @@ class Explanation:
   """
 
   query: Photo
-  reference: Photo
+  reference: Photo | Embedding
   score: float
   saliency: SaliencyMap
   grid: tuple[int, int] | None
@@ -109,7 +142,7 @@ class Explanation:
   warnings: list[str]
   passes: int
   make_reference_side: Callable[[], ReferenceSide] | None = dataclasses.field(repr=False)
-  contrast: Photo | None = None
+  contrast: Photo | Embedding | None = None
   seconds: float | None = None
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
   ranker: ranker_lib.Ranker | None = dataclasses.field(default=None, repr=False)
@@ -134,7 +167,8 @@ class Explanation:
   def reference_side(self) -> ReferenceSide:
     if self._reference_side is None:
       if self.make_reference_side is None:
-        raise ValueError("this explanation has no map on the reference")
+        why = ": an embedding has no regions" if isinstance(self.reference, Embedding) else ""
+        raise ValueError(f"this explanation has no map on the reference{why}")
       self._reference_side = self.make_reference_side()
     return self._reference_side
 
@@ -264,7 +298,7 @@ class Explanation:
       query_name=self.query.name or "query",
       reference_name=self.reference.name or "reference",
       query=self.query.uint8,
-      reference=self.reference.uint8,
+      reference=_picture(self.reference),
       score=self.score,
       saliency_map=self.saliency_map,
       standard_error=self.standard_error,
@@ -280,7 +314,7 @@ class Explanation:
       command=self.snippet(),
       warnings=self.warnings,
       contrast_name=None if self.contrast is None else (self.contrast.name or "contrast"),
-      contrast=None if self.contrast is None else self.contrast.uint8,
+      contrast=None if self.contrast is None else _picture(self.contrast),
     )
 
   def snippet(self) -> str:
@@ -290,13 +324,17 @@ class Explanation:
     lines = [f"design={options['design']!r}"]
     lines += [f"{k}={v!r}" for k, v in options.items() if k not in skip]
     lines += [f"fill={options['fill']!r}", f"mode={options['mode']!r}", f"key={options['key'][-1]}"]
-    names = [p.name or w for p, w in ((self.query, "query"), (self.reference, "reference"))]
-    call = "explain"
-    if self.contrast is not None:
-      names, call = [*names, self.contrast.name or "contrast"], "contrast"
+    sides = {"query": self.query, "reference": self.reference, "contrast": self.contrast}
+    given = []
+    for side, shown in sides.items():
+      if isinstance(shown, Embedding):
+        given.append(f"sane_jax.Embedding(vector, {shown.name[:80]!r})")
+      elif shown is not None:
+        given.append(repr(shown.name or side))
+    call = "explain" if self.contrast is None else "contrast"
     return (
       f"explainer = sane_jax.Explainer(model, {', '.join(lines)})\n"
-      f"explainer.{call}({', '.join(map(repr, names))})"
+      f"explainer.{call}({', '.join(given)})"
     )
 
   def plot(self):
@@ -305,10 +343,15 @@ class Explanation:
 
   def to_html(self, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the pair as one self-contained page, and returns its path."""
-    title = f"{self.query.name or 'query'} and {self.reference.name or 'reference'}"
     path = files.at(path)
-    files.write_bytes(path, report.render_page([self.view()], title=title).encode())
+    files.write_bytes(path, report.render_page([self.view()], title=self._title()).encode())
     return path
+
+  def _title(self) -> str:
+    name = self.reference.name or "reference"
+    if isinstance(self.reference, Embedding):
+      name = f"“{report.shorten(name)}”"
+    return f"{self.query.name or 'query'} and {name}"
 
   def record(self) -> dict[str, Any]:
     """Everything but the arrays, for JSON."""
@@ -341,12 +384,15 @@ class Explanation:
     view = self.view()
     arrays: dict[str, Any] = {
       "query": view.query,
-      "reference": view.reference,
       "saliency_map": self.saliency_map,
       "standard_error": self.standard_error,
       "cell_values": self.saliency.cells,
       "query_cells": self.query_cells,
     }
+    if isinstance(self.reference, Embedding):
+      arrays["reference_embedding"] = self.reference.unit
+    else:
+      arrays["reference"] = view.reference
     if view.reference_saliency_map is not None:
       arrays["reference_saliency_map"] = view.reference_saliency_map
       arrays["reference_standard_error"] = view.reference_standard_error
@@ -357,7 +403,7 @@ class Explanation:
     np.savez_compressed(buffer, **arrays)
     files.write_bytes(folder / "maps.npz", buffer.getvalue())
     files.write_bytes(folder / "figure.png", report.figure_png(view))
-    page = report.render_page([view], title=f"{view.query_name} and {view.reference_name}")
+    page = report.render_page([view], title=self._title())
     files.write_bytes(folder / "index.html", page.encode())
     text = json.dumps(self.record(), indent=2, allow_nan=False)
     files.write_bytes(folder / "explanation.json", f"{text}\n".encode())
@@ -366,6 +412,10 @@ class Explanation:
   def _repr_png_(self) -> bytes:
     """Notebooks show the figure."""
     return report.figure_png(self.view())
+
+
+def _picture(side: Photo | Embedding) -> np.ndarray | None:
+  return None if isinstance(side, Embedding) else side.uint8
 
 
 def _page_cells(shape: tuple[int, int], grid: tuple[int, int]):

@@ -24,7 +24,14 @@ from sane_jax import effect_index, files, processes
 from sane_jax import explainer as explainer_lib
 from sane_jax.datasets import images as images_lib
 from sane_jax.effect_index import SHARD
-from sane_jax.explanation import Effects, Explanation, Photo, ReferenceSide, SaliencyMap
+from sane_jax.explanation import (
+  Effects,
+  Embedding,
+  Explanation,
+  Photo,
+  ReferenceSide,
+  SaliencyMap,
+)
 from sane_jax.models.model import ModelError
 from sane_jax.ops import designs, effects
 
@@ -165,6 +172,25 @@ class ExplanationIndex:
     slot = self._index.types[self._row(query)]
     return rows, self._array(part)[rows, slot]
 
+  def _towards(self, reference: Embedding) -> np.ndarray:
+    """[d] of a reference that is no image.
+
+    Raises:
+      ValueError: it is of another model's space, or the index has several.
+    """
+    _, num_types, size = self._index.embeddings.shape
+    if num_types > 1:
+      raise ValueError(
+        f"the index in {self.folder} has {num_types} spaces, one a type of image, and an embedding"
+        " is of one: explain it with sane_jax.Explainer and a model of that condition"
+      )
+    if len(reference.unit) != size:
+      raise ValueError(
+        f"a reference embedding has {len(reference.unit)} numbers, and those of the index in"
+        f" {self.folder} have {size}: it is of another model's space"
+      )
+    return reference.unit
+
   # --- what is asked ------------------------------------------------------------------------------
 
   def embeddings(self, names: Sequence[Any], space: int = 0) -> np.ndarray:
@@ -172,7 +198,14 @@ class ExplanationIndex:
     return self._array("embeddings")[self._all_rows(names), space]
 
   def scores(self, query: Any, references: Sequence[Any]) -> np.ndarray:
-    """Cosine similarity of the query with each reference [r]."""
+    """Cosine similarity of the query with each reference [r]; see `maps` for what they may be."""
+    if any(isinstance(r, Embedding) for r in references):
+      own = self._array()[self._row(query), 0]
+      each = [
+        own @ self._towards(r) if isinstance(r, Embedding) else self.scores(query, [r])[0]
+        for r in references
+      ]
+      return np.asarray(each, np.float32)
     rows, vectors = self._vectors(query, references)
     return (self._array()[self._row(query), self._index.types[rows]] * vectors).sum(axis=1)
 
@@ -192,7 +225,7 @@ class ExplanationIndex:
 
     Args:
       query: id, or position in `ids`.
-      references: likewise; as many as there are.
+      references: likewise; as many as there are; or `Embedding`s.
       mode: 'fixed' perturbs the query, 'both' the reference as well (an index that was built by an
         explainer of that mode).
 
@@ -202,6 +235,14 @@ class ExplanationIndex:
     """
     if mode not in explainer_lib.MODES:
       raise ValueError(f"the mode is 'fixed' or 'both'; given {mode!r}")
+    if any(isinstance(r, Embedding) for r in references):
+      each = [
+        (self.effect_matrix(query) @ self._towards(r)).reshape(self.grid)
+        if isinstance(r, Embedding)
+        else self.maps(query, [r], mode=mode)[0]
+        for r in references
+      ]
+      return np.stack(each)
     rows = self._all_rows(references)
     part = "embeddings" if mode == "fixed" else "masked"
     return effect_index.read_maps(self._index, self._position(query), rows, self._array(part))
@@ -231,7 +272,16 @@ class ExplanationIndex:
     """
     if "spread" not in self._index.arrays:
       raise ValueError(f"the index in {self.folder} was built without standard errors")
-    rows, vectors = self._vectors(query, references)
+    if any(isinstance(r, Embedding) for r in references):
+      vectors = np.stack(
+        [
+          self._towards(r) if isinstance(r, Embedding) else self._vectors(query, [r])[1][0]
+          for r in references
+        ]
+      )
+      rows = np.zeros(len(references), int)  # an index of one space
+    else:
+      rows, vectors = self._vectors(query, references)
     slots, which = np.unique(self._index.types[rows], return_inverse=True)
     spread = self._index.arrays["spread"].oindex[self._position(query), slots].read().result()
     spread = spread.astype(np.float32)
@@ -241,13 +291,16 @@ class ExplanationIndex:
   def explain(self, query: Any, reference: Any) -> Explanation:
     """The pair as an `Explanation`: maps of both sides, correspondence, pages and figures.
 
+    The reference may be an `Embedding`: then there is a map on the query alone.
+
     The two images are read again, from the paths that the index was built of; the encoder is not.
 
     Raises:
       KeyError: as `maps`.
       ValueError: the index was built of arrays, or by the job of a data set: no paths are known.
     """
-    design, shown = self._design(), [self._photo(name) for name in (query, reference)]
+    design = self._design()
+    shown = [n if isinstance(n, Embedding) else self._photo(n) for n in (query, reference)]
     cells = designs.grid_cells(shown[0].pixels.shape[:2], self.grid)
     labels = np.asarray(cells.labels)
 
@@ -268,7 +321,8 @@ class ExplanationIndex:
     return Explanation(
       query=shown[0], reference=shown[1], score=float(self.scores(query, [reference])[0]),
       saliency=saliency(query, reference), grid=self.grid, query_cells=labels,
-      settings=self.settings, warnings=[], passes=0, make_reference_side=reference_side,
+      settings=self.settings, warnings=[], passes=0,
+      make_reference_side=None if isinstance(reference, Embedding) else reference_side,
     )  # fmt: skip
 
   def _design(self) -> Any:

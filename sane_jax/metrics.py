@@ -8,7 +8,7 @@ import numpy as np
 
 from sane_jax import engine as engine_lib
 from sane_jax.explainer import Explainer
-from sane_jax.explanation import Explanation, Photo
+from sane_jax.explanation import Embedding, Explanation, Photo
 from sane_jax.ops import fills
 from sane_jax.ops import insertion_deletion as curves_lib
 from sane_jax.ops.insertion_deletion import NUM_THRESHOLDS, Curves
@@ -42,12 +42,17 @@ def insertion_deletion(
     Raw cosine scores, insertion and deletion, [b 101] each.
 
   Raises:
-    ValueError: unknown `perturb` or background; no explanations.
+    ValueError: unknown `perturb` or background; no explanations; pixels of a reference that is an
+      embedding.
   """
   if perturb not in ("query", "reference", "both"):
     raise ValueError(f"perturb is 'query', 'reference' or 'both'; given {perturb!r}")
   if not len(explanations):
     raise ValueError("insertion_deletion needs at least one explanation; given none")
+  if perturb != "query" and any(isinstance(e.reference, Embedding) for e in explanations):
+    raise ValueError(
+      f"an embedding has no pixels to perturb; give perturb='query', not {perturb!r}"
+    )
   rows = [
     _curves(explainer, explanations[i : i + GROUP], background, perturb)
     for i in range(0, len(explanations), GROUP)
@@ -68,7 +73,10 @@ def _curves(explainer, explanations, background, perturb):
     else:
       moving = explainer.embed(queries)[:, None]
     if perturb == "query":
-      still = explainer.embed(references)[:, None]
+      images = [r for r in references if isinstance(r, Photo)]
+      embedded = iter(explainer.embed(images) if images else ())
+      still = np.stack([next(embedded) if isinstance(r, Photo) else r.unit for r in references])
+      still = still[:, None]
     else:
       maps = [e.reference_saliency_map for e in explanations]
       still = _embeddings(explainer, references, maps, background)

@@ -31,6 +31,7 @@ _OPACITY = 0.8
 _MUTED = "#5d5a54"
 _PANEL, _GAP, _MARGIN, _HEAD, _FOOT = 2.5, 0.12, 0.15, 0.85, 0.55  # inches
 _CAPTION, _LINE = 9, 0.18  # points of its letters, inches of its lines
+_INSET = 0.15  # inches around a text
 _BAR_GROUND = 0.83  # grey behind the colour bar's transparent middle
 
 
@@ -46,7 +47,7 @@ class _Panel(NamedTuple):
   """One picture, with a name under it or the bar of its colours."""
 
   title: str
-  image: np.ndarray
+  image: np.ndarray | None  # None for a text, which is the name
   name: str = ""
   bar: Callable[["Axes"], None] | None = None
 
@@ -75,7 +76,8 @@ def draw_figure(pair: PairView) -> "Figure":
   panels = _panels(pair)
 
   # Laid out in inches: panels of one height, as wide as their images are.
-  widths = [_PANEL * min(max(p.image.shape[1] / p.image.shape[0], 0.5), 2) for p in panels]
+  shapes = [(1, 1) if p.image is None else p.image.shape for p in panels]
+  widths = [_PANEL * min(max(shape[1] / shape[0], 0.5), 2) for shape in shapes]
   width = sum(widths) + _GAP * (len(panels) - 1) + 2 * _MARGIN
   figure = Figure(figsize=(width, 1), dpi=150, facecolor="white")
   FigureCanvasAgg(figure)
@@ -91,11 +93,14 @@ def draw_figure(pair: PairView) -> "Figure":
   left = _MARGIN
   for panel, width in zip(panels, widths, strict=True):
     axes = add_axes(left, foot, width, _PANEL)
-    axes.imshow(panel.image, interpolation="lanczos")
+    if panel.image is None:
+      _write_text(axes, _wrap(figure, panel.name, width - 2 * _INSET), width)
+    else:
+      axes.imshow(panel.image, interpolation="lanczos")
     # Names are text, never mathematics: a file name may hold dollar signs.
     title = _shorten(panel.title, int(11 * width))
     axes.set_title(title, fontsize=9, loc="left", pad=4, parse_math=False)
-    if panel.name:
+    if panel.name and panel.image is not None:
       name = _shorten(panel.name, int(13 * width))
       axes.set_xlabel(name, fontsize=8, color=_MUTED, loc="left", parse_math=False)
     elif panel.bar is not None:
@@ -110,7 +115,7 @@ def draw_figure(pair: PairView) -> "Figure":
     at = (_MARGIN / size[0], 1 - inches_from_top / size[1])
     figure.text(*at, text, va="top", **style)
 
-  kind = "Score" if pair.contrast is None else "Score difference"
+  kind = "Score" if pair.contrast_name is None else "Score difference"
   write(0.14, f"{kind} {format_score(pair)}", fontsize=13, weight="bold")
   write(0.42, _notes(pair), fontsize=8, color=_MUTED)
   for number, line in enumerate(caption):
@@ -144,13 +149,15 @@ def _panels(pair: PairView) -> list[_Panel]:
   for attribute in pair.attributes[:1]:
     painted = overlay_activation(mute(pair.query), attribute.activation_map, opacity=_OPACITY)
     panels.append(_Panel(attribute.name, painted, bar=_draw_activation_bar))
-  if pair.reference_saliency_map is None:
+  if pair.reference is None:
+    panels.append(_Panel("Reference, a text", None, pair.reference_name))
+  elif pair.reference_saliency_map is None:
     panels.append(_Panel("Reference", pair.reference, pair.reference_name))
   else:
     painted = _paint(pair.reference, pair.reference_saliency_map, limit)
     panels.append(_Panel("Reference, saliency map", painted, pair.reference_name))
-  if pair.contrast is not None:
-    panels.append(_Panel("Rather than", pair.contrast, pair.contrast_name or ""))
+  if pair.contrast_name is not None:
+    panels.append(_Panel("Rather than", pair.contrast, pair.contrast_name))
   return panels
 
 
@@ -176,6 +183,17 @@ def _wrap(figure: "Figure", text: str, inches: float) -> list[str]:
       lines[-1] += letter
   drawn.remove()
   return lines
+
+
+def _write_text(axes: "Axes", lines: list[str], width: float) -> None:
+  """A text where a picture would be; what has no room is cut, and an ellipsis says so."""
+  axes.set_facecolor("#f0eeea")
+  room = int((_PANEL - 2 * _INSET) / _LINE)
+  if len(lines) > room:
+    lines = [*lines[: room - 1], f"{lines[room - 1]} …"]
+  for number, line in enumerate(lines):
+    at = (_INSET / width, 1 - (_INSET + number * _LINE) / _PANEL)
+    axes.text(*at, line, transform=axes.transAxes, va="top", fontsize=_CAPTION, parse_math=False)
 
 
 def _paint(image: np.ndarray, saliency_map: np.ndarray, limit: float) -> np.ndarray:
