@@ -300,8 +300,9 @@ class ExplanationIndex:
       ValueError: the index was built of arrays, or by the job of a data set: no paths are known.
     """
     design = self._design()
-    shown = [n if isinstance(n, Embedding) else self._photo(n) for n in (query, reference)]
-    cells = designs.grid_cells(shown[0].pixels.shape[:2], self.grid)
+    shown = self._photo(query)
+    other = reference if isinstance(reference, Embedding) else self._photo(reference)
+    cells = designs.grid_cells(shown.pixels.shape[:2], self.grid)
     labels = np.asarray(cells.labels)
 
     def saliency(one: Any, other: Any) -> SaliencyMap:
@@ -319,7 +320,7 @@ class ExplanationIndex:
       return ReferenceSide(saliency(reference, query), labels, matrices, valid, 0)
 
     return Explanation(
-      query=shown[0], reference=shown[1], score=float(self.scores(query, [reference])[0]),
+      query=shown, reference=other, score=float(self.scores(query, [reference])[0]),
       saliency=saliency(query, reference), grid=self.grid, query_cells=labels,
       settings=self.settings, warnings=[], passes=0,
       make_reference_side=None if isinstance(reference, Embedding) else reference_side,
