@@ -58,7 +58,7 @@ def start(
   ]  # fmt: skip
 
 
-def finish(children: Sequence[subprocess.Popen], timeout: float = 280) -> list[str]:
+def finish(children: Sequence[subprocess.Popen], timeout: float = 1200) -> list[str]:
   """What they printed; all must have ended well."""
   out = [child.communicate(timeout=timeout)[0] for child in children]
   assert all(child.returncode == 0 for child in children), "\n".join(out)
