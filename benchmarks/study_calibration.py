@@ -1,4 +1,4 @@
-"""Whether the study's intervals hold what they say: python benchmarks/study_calibration.py [STUDIES]
+"""Do the intervals of a study hold what they say? python benchmarks/study_calibration.py [STUDIES]
 
 Simulated studies whose truth is known, for sizes and designs; Markdown on the standard output. Some
 40 minutes for 2,000 studies a row on one core.
