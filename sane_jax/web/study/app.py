@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import pydantic
-from fastapi import FastAPI, Form, Path, Query, Request, Response
+from fastapi import FastAPI, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from sane_jax.web import guard, pages
@@ -502,7 +502,7 @@ def _add_questions(app: FastAPI, study: _Study) -> None:
   """The questions, their pictures, and the answers."""
 
   @app.get("/picture/{name}")
-  async def picture(request: Request, name: Annotated[str, Path(max_length=64)]) -> Response:
+  async def picture(request: Request, name: str) -> Response:
     there = study.pictures.get(name)
     if there is None:
       raise Refusal(404, "There is no such picture.")
