@@ -206,7 +206,7 @@ def get_config() -> ml_collections.ConfigDict:
   study.max_subjects = 500  # who take part or have finished
   study.closes = ""  # 2027-01-31, or 2027-01-31T18:00: nobody begins after that, in UTC
   study.drop_out_hours = 24.0  # without an answer, until the place is given to another
-  study.title = "Which pair does the model find more alike?"  # at the top of all pages
+  study.title = "A study of image pairs"  # at the top of all pages
   study.contact = ""  # whom to write to: a name and an address
   study.consent = ""  # paragraphs of the page of consent; a text for all by default
   return config

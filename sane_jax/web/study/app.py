@@ -78,7 +78,7 @@ class Settings(NamedTuple):
     public_url: how subjects reach the server, where that is not its own address.
   """
 
-  title: str = "Which pair does the model find more alike?"
+  title: str = "A study of image pairs"
   contact: str = ""
   consent: str = ""
   design: str = "within"
