@@ -1,6 +1,12 @@
 """A small export of simulate_study, and a server's parts on it."""
 
+import contextlib
+import socket
+import threading
+import time
+
 import numpy as np
+import uvicorn
 
 from sane_jax import forward_simulation, simulate_study
 from sane_jax.web.study import app as app_lib
@@ -63,3 +69,20 @@ def serve(folder, export_folder, *, token="", hosts=None, limits=(), **settings)
   secret = app_lib.read_secret(folder / "secret")
   app = app_lib.make_app(questions, store, secret, how, token=token, hosts=hosts, limits=limits)
   return app, store, questions
+
+
+@contextlib.contextmanager
+def listening(app):
+  """A server of the application in a thread; gives its address."""
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+      while not server.started and thread.is_alive():
+        time.sleep(0.02)
+      yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+      server.should_exit = True
+      thread.join(20)
