@@ -19,6 +19,7 @@ interrupted goes on:
 and beside them:
   discover_attributes  attributes of its own where nobody annotated any
   simulate_study    whether explanations help to foresee scores; material for a study of people
+  study             asks people, with a web server              -> WORKDIR/study/answers.sqlite
   benchmark_input   whether reading images keeps up with training
 
 Source: Plummer et al., Why do These Match?, ECCV 2020; the embedding: Vasileva et al., Learning
@@ -189,6 +190,23 @@ def get_config() -> ml_collections.ConfigDict:
   study.min_gap = 0.5  # between the two scores, in standard deviations of the scores
   study.exchanges = 19  # controls that see other pairs' explanations
   study.num_exported = 40  # questions exported for people
+  study.num_practice = 5  # questions before them, each with the right answer after it
+  study.num_checks = 3  # questions among them that whoever looks gets right
   study.num_subjects = 20  # lists of who sees which under what condition
   study.image_size = 224  # pixels a side of exported pictures
+  # The server that asks people, job `study`.
+  study.host = ""  # address to listen on: '' for this machine alone; 0.0.0.0 for all, with a token
+  study.port = 8000  # 0 for one that is free
+  study.token = ""  # that the invitation link carries; made up where one is needed
+  study.certificate = ""  # file for https, unless something before the server does it
+  study.certificate_key = ""  # its key
+  study.public_url = ""  # how subjects reach it, where that is not its own address
+  study.design_of_subjects = "within"  # within: each sees all conditions; between: each sees one
+  study.items_per_subject = config_dict.placeholder(int)  # all that are exported
+  study.max_subjects = 500  # who take part or have finished
+  study.closes = ""  # 2027-01-31, or 2027-01-31T18:00: nobody begins after that, in UTC
+  study.drop_out_hours = 24.0  # without an answer, until the place is given to another
+  study.title = "A study of image pairs"  # at the top of all pages
+  study.contact = ""  # whom to write to: a name and an address
+  study.consent = ""  # paragraphs of the page of consent; a text for all by default
   return config

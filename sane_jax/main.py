@@ -26,6 +26,7 @@ JOBS = (
   "compare_generators",
   "evaluate",
   "simulate_study",
+  "study",
   "benchmark",
   "benchmark_input",
 )

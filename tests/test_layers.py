@@ -24,6 +24,7 @@ JOBS = {
   "explain_matches",
   "compare_generators",
   "simulate_study",
+  "study",
 }
 SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",

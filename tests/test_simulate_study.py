@@ -1,6 +1,7 @@
 """The job on tiny data: what it writes, what it skips, and that nothing shown tells the answers."""
 
 import csv
+import hashlib
 import io
 import json
 import pathlib
@@ -9,10 +10,11 @@ from unittest import mock
 import ml_collections
 import numpy as np
 import pytest
+import study_export
 import tiny_data
 from PIL import Image
 
-from sane_jax import forward_simulation, simulate_study
+from sane_jax import simulate_study
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
 from sane_jax.forward_simulation import CONDITIONS
@@ -23,7 +25,7 @@ WAYS = ("random", "predicted", "sane")
 def make_config(workdir, **fields):
   study = {
     "folder": "study", "key": 0, "num_items": 120, "min_gap": 0.3, "exchanges": 1,
-    "num_exported": 10, "num_subjects": 5, "image_size": 64,
+    "num_exported": 10, "num_practice": 3, "num_checks": 2, "num_subjects": 5, "image_size": 64,
   }  # fmt: skip
   assert not set(fields) - set(study)
   return ml_collections.ConfigDict(
@@ -124,12 +126,17 @@ def test_what_is_exported_is_what_the_split_holds(study):
     )
   }
   rows = rows_of(workdir / "study" / "export" / "key" / "answers.csv")
-  assert len(rows) == 10
+  assert sorted(row["kind"] for row in rows) == ["check"] * 2 + ["item"] * 10 + ["practice"] * 3
   for row in rows:
-    a, b = (scores[row[f"query_{side}"], row[f"reference_{side}"]] for side in "ab")
+    twice = [row[f"query_{side}"] == row[f"reference_{side}"] for side in "ab"]
+    assert sum(twice) == (row["kind"] == "check")
+    a, b = (
+      1.0 if same else scores[row[f"query_{side}"], row[f"reference_{side}"]]
+      for side, same in zip("ab", twice, strict=True)
+    )
     assert (float(row["score_a"]), float(row["score_b"])) == pytest.approx((a, b), rel=1e-4)
     assert row["answer"] == ("A" if a > b else "B")
-  assert [row["answer"] for row in rows].count("A") == 5
+  assert [row["answer"] for row in rows if row["kind"] == "item"].count("A") == 5
 
 
 def test_pairs_with_an_image_that_can_not_be_read_are_left_out(study):
@@ -206,6 +213,8 @@ def test_material_that_does_not_do_is_named(tmp_path, test_split, fields, messag
   ("fields", "message"),
   [
     ({"num_exported": 1}, r"--config\.study\.num_exported is 2 or more; given 1"),
+    ({"num_practice": -1}, r"--config\.study\.num_practice is 0 or more"),
+    ({"num_checks": -1}, r"--config\.study\.num_checks is 0 or more"),
     ({"num_subjects": 0}, r"--config\.study\.num_subjects is 1 or more"),
     ({"image_size": 8}, r"--config\.study\.image_size is 48 or more"),
     ({"min_gap": 0.0}, r"--config\.study\.min_gap.* is above 0"),
@@ -242,43 +251,57 @@ def contents(folder):
 
 
 @pytest.fixture
-def exported(rng, tmp_path):
-  """Items of noise, and a function that exports them with other answers."""
-  count, size = 24, 48
-  material = forward_simulation.Material(
-    images=rng.integers(0, 256, (2 * count, size, size, 3)).astype(np.uint8),
-    queries=np.arange(count),
-    references=count + np.arange(count),
-    scores=rng.normal(size=count),
-    saliency=rng.normal(size=(count, 8, 8)).astype(np.float32),
-    attributes={way: rng.integers(3, size=count) for way in WAYS},
-    activations={way: rng.random((count, 4, 4)).astype(np.float16) for way in WAYS},
-    attribute_names=("red", "an attribute whose name goes on and on and on", "naïve $x_1$ 青"),
+def exported(tmp_path):
+  """Questions on noise, and a function that exports them with other answers."""
+  material = study_export.make_material(41)
+  questions = simulate_study.Questions(
+    items=study_export.make_items(material, np.random.default_rng(0).permutation(24)),
+    practice=study_export.make_items(material, range(24, 34)),
+    checks=np.arange(34, 40).reshape(-1, 2),
+    check_answers=np.array([0, 1, 1]),
+    example=40,
   )
-  pairs = rng.permutation(count).reshape(-1, 2)
-  answers = (material.scores[pairs[:, 1]] > material.scores[pairs[:, 0]]).astype(int)
-  items = forward_simulation.Items(pairs, answers, answers * 0, answers * 0, 0.01)
 
-  def export(name, material=material, items=items, **options):
+  def export(name, material=material, questions=questions, **options):
     options = {"key": 3, "num_subjects": 10, **options}
-    simulate_study.export_study(tmp_path / name, material, items, **options)
+    simulate_study.export_study(tmp_path / name, material, questions, **options)
     return contents(tmp_path / name)
 
-  return material, items, export
+  return material, questions, export
+
+
+def kinds_of(folder):
+  return {row["item"]: row["kind"] for row in rows_of(folder / "items.csv")}
 
 
 def test_nothing_that_is_shown_depends_on_the_answers(exported):
-  material, items, export = exported
+  material, questions, export = exported
+  items = questions.items
   first = export("first")
   second = export(
     "second",
     material._replace(scores=-5 * material.scores),
-    items._replace(answers=1 - items.answers, halves=1 - items.halves, min_gap=7.0),
+    questions._replace(
+      items=items._replace(answers=1 - items.answers, halves=1 - items.halves, min_gap=7.0)
+    ),
     image_names=[f"photo {n}" for n in range(len(material.images))],
   )
   assert [name for name in first if first[name] != second[name]] == ["key/answers.csv"]
   assert set(first) == set(second)
-  assert len([name for name in first if name.startswith("items/")]) == 12 * 5
+  pictures = [name for name in first if name.startswith("items/")]
+  assert len(pictures) == 2 * (12 * 5 + 5 * 5 + 3)
+
+
+def test_of_the_answers_only_those_of_practice_lie_outside_the_key(exported, tmp_path):
+  _, _, export = exported
+  export("study")
+  folder = tmp_path / "study"
+  practice = rows_of(folder / "practice.csv")
+  kinds = kinds_of(folder)
+  assert {kinds[row["item"]] for row in practice} == {"practice"}
+  assert len(practice) == 5
+  right = {row["item"]: row["answer"] for row in rows_of(folder / "key" / "answers.csv")}
+  assert all(right[row["item"]] == row["answer"] for row in practice)
 
 
 def test_names_and_orders_are_blind(exported, tmp_path):
@@ -286,46 +309,83 @@ def test_names_and_orders_are_blind(exported, tmp_path):
   shown = {n: d for n, d in export("study").items() if not n.startswith("key/")}
   words = {*CONDITIONS, "answer,", "score"} - {"nothing", "map", "random"}
   for name, data in shown.items():
-    if name == "README.md":
+    if name in ("README.md", "practice.csv"):
       continue
-    assert not any(word in name for word in CONDITIONS)
+    assert not any(word in name for word in set(CONDITIONS) - {"map"})
     if name.endswith(".csv"):
-      assert not any(word.encode() in data for word in words | set(CONDITIONS)), name
+      assert not any(word.encode() in data for word in words | {"random", "nothing"}), name
   names = [name.split("/")[1:] for name in shown if name.startswith("items/")]
-  assert len({file for _, file in names}) == len(names)
+  files = {(item, file[:-6]) for item, file in names}
+  assert len({file for _, file in files}) == len(files)
   # Whether an item comes first by name says nothing of the order of the pairs that were given.
   order = [row["item"] for row in rows_of(tmp_path / "study" / "key" / "answers.csv")]
   assert order == sorted(order)
   listed = [(row["item"], row["file"]) for row in rows_of(tmp_path / "study" / "items.csv")]
   assert listed == sorted(listed)
-  assert sorted(listed) == sorted(map(tuple, names))
+  assert sorted(listed) == sorted(files)
   kinds = rows_of(tmp_path / "study" / "key" / "conditions.csv")
+  assert sorted((row["item"], row["file"]) for row in kinds) == listed
   places = {kind: [] for kind in CONDITIONS}
+  checks = {item for item, kind in kinds_of(tmp_path / "study").items() if kind == "check"}
   files = {item: sorted(f for i, f in listed if i == item) for item, _ in listed}
   for row in kinds:
-    places[row["condition"]].append(files[row["item"]].index(row["file"]))
+    if row["item"] not in checks:
+      places[row["condition"]].append(files[row["item"]].index(row["file"]))
   assert all(len(set(p)) > 1 for p in places.values())  # no condition has a place of its own
 
 
-def test_pictures_are_of_one_size_and_bare(exported, tmp_path):
+def test_a_letter_stands_for_a_condition(exported, tmp_path):
+  _, _, export = exported
+  mapped = []
+  for key in range(4):
+    export(f"study {key}", key=key)
+    folder = tmp_path / f"study {key}"
+    rows = {row["file"]: row for row in rows_of(folder / "items.csv")}
+    letters = {}
+    for row in rows_of(folder / "key" / "conditions.csv"):
+      given = rows[row["file"]]
+      if given["kind"] == "check":
+        assert (given["group"], row["condition"]) == ("", "nothing")
+      else:
+        letters.setdefault(given["group"], set()).add(row["condition"])
+      assert given["map"] == str(int(CONDITIONS[row["condition"]].map))
+      assert bool(given["attribute_a"]) == bool(CONDITIONS[row["condition"]].attribute)
+    assert len(letters) == 5
+    assert all(len(conditions) == 1 for conditions in letters.values())
+    mapped.append(tuple(next(iter(letters[letter])) for letter in sorted(letters)))
+  assert len(set(mapped)) > 1  # the letter itself says nothing
+
+
+def test_pictures_are_bare(exported, tmp_path):
+  """Their size tells what the condition shows, as the picture does, and nothing more."""
   _, _, export = exported
   export("study")
-  sizes = set()
+  conditions = {
+    row["file"]: CONDITIONS[row["condition"]]
+    for row in rows_of(tmp_path / "study" / "key" / "conditions.csv")
+  }
   for path in (tmp_path / "study" / "items").rglob("*.png"):
     with Image.open(path) as picture:
       picture.load()
-      sizes.add((picture.size, picture.mode))
+      assert picture.size == (104, 104 if conditions[path.stem[:-2]].map else 48)
+      assert picture.mode == "RGBA"
       assert not picture.info
       assert not picture.getexif()
-  assert len(sizes) == 1
+
+
+def pictures_of(folder, item, file):
+  return [np.asarray(Image.open(folder / "items" / item / f"{file}_{side}.png")) for side in "ab"]
 
 
 def test_the_key_is_right(exported, tmp_path):
-  material, items, export = exported
+  material, questions, export = exported
   names = [f"photo {n}" for n in range(len(material.images))]
   export("study", image_names=names)
-  rows = rows_of(tmp_path / "study" / "key" / "answers.csv")
+  folder = tmp_path / "study"
+  answers = rows_of(folder / "key" / "answers.csv")
+  rows = [row for row in answers if row["kind"] == "item"]
   assert len(rows) == 12
+  items = questions.items
   by_query = {names[material.queries[pair[0]]]: index for index, pair in enumerate(items.pairs)}
   order = [by_query[row["query_a"]] for row in rows]
   assert sorted(order) == list(range(12))
@@ -335,28 +395,52 @@ def test_the_key_is_right(exported, tmp_path):
     assert row["reference_b"] == names[material.references[b]]
     assert row["answer"] == ("A" if float(row["score_a"]) > float(row["score_b"]) else "B")
     assert float(row["score_a"]) == pytest.approx(material.scores[a], rel=1e-4)
-  # The picture of the condition 'nothing' shows the four images where they belong, and no more.
+  # The picture of the condition 'nothing' shows the two images where they belong, and no more.
   row, index = rows[0], order[0]
-  kinds = rows_of(tmp_path / "study" / "key" / "conditions.csv")
-  pictures = {
-    k["condition"]: np.asarray(Image.open(tmp_path / "study" / "items" / k["item"] / k["file"]))
-    for k in kinds
+  of = {
+    k["condition"]: k["file"]
+    for k in rows_of(folder / "key" / "conditions.csv")
     if k["item"] == row["item"]
   }
-  plain = pictures["nothing"]
-  left, top, size = 10, 32, 48
-  np.testing.assert_array_equal(
-    plain[top : top + size, left : left + size],
-    material.images[material.queries[items.pairs[index, 0]]],
-  )
-  start = left + 2 * size + 10 + 3 * 10 + size + 10
-  np.testing.assert_array_equal(
-    plain[top : top + size, start : start + size],
-    material.images[material.references[items.pairs[index, 1]]],
-  )
-  ink = {name: np.mean(picture[top + size :] < 250) for name, picture in pictures.items()}
-  assert ink["nothing"] < 0.02 < ink["map"] < min(ink["random"], ink["sane"])
-  assert len({p.tobytes() for p in pictures.values()}) >= 4
+  shown = {kind: pictures_of(folder, row["item"], file) for kind, file in of.items()}
+  size, gap = 48, 8
+  for kind, pictures in shown.items():
+    for side, pair in enumerate(items.pairs[index]):
+      above = pictures[side][:size]
+      images = material.images[[material.queries[pair], material.references[pair]]]
+      np.testing.assert_array_equal(above[:, :size, :3], images[0])
+      np.testing.assert_array_equal(above[:, size + gap :, :3], images[1])
+      assert not above[:, size : size + gap, 3].any()
+      assert len(pictures[side]) == (2 * size + gap if CONDITIONS[kind].map else size)
+      if CONDITIONS[kind].map:
+        ink = pictures[side][size + gap :, :, 3].mean(axis=0) > 0
+        assert ink[:size].all()
+        assert ink[size + gap :].all() == bool(CONDITIONS[kind].attribute)
+  assert len({pictures[0].tobytes() for pictures in shown.values()}) >= 4
+
+
+def test_checks_show_an_image_twice(exported, tmp_path):
+  _, _, export = exported
+  export("study")
+  folder = tmp_path / "study"
+  files = {row["item"]: row["file"] for row in rows_of(folder / "key" / "conditions.csv")}
+  checks = [r for r in rows_of(folder / "key" / "answers.csv") if r["kind"] == "check"]
+  assert sorted(row["answer"] for row in checks) == ["A", "B", "B"]
+  for row in checks:
+    same = [
+      np.array_equal(picture[:, :48], picture[:, 56:])
+      for picture in pictures_of(folder, row["item"], files[row["item"]])
+    ]
+    assert same == [row["answer"] == "A", row["answer"] == "B"]
+
+
+def test_what_belongs_together_has_one_fingerprint(exported, tmp_path):
+  _, _, export = exported
+  one, other = export("study"), export("other", key=4)
+  assert one["fingerprint.json"] == one["key/fingerprint.json"]
+  assert one["fingerprint.json"] != other["fingerprint.json"]
+  mark = json.loads(one["fingerprint.json"])
+  assert mark["items"] == hashlib.sha256(one["items.csv"]).hexdigest()
 
 
 def test_subjects_take_turns(exported, tmp_path):
@@ -384,21 +468,57 @@ def test_the_same_key_makes_the_same_files(exported):
   _, _, export = exported
   first, again, other = export("first"), export("again"), export("other", key=4)
   assert first == again
-  assert not set(first) & set(other) - {n for n in first if not n.startswith("items/")}
+  assert not set(first) & set(other) & {n for n in first if n.startswith("items/")}
+
+
+def draw(scores, **options):
+  count = len(scores)
+  options = {"count": 21, "min_gap": 0.2, **options}
+  return simulate_study.draw_export(
+    0, np.arange(count), count + np.arange(count), scores, **options
+  )
 
 
 def test_export_draws_as_many_left_as_right(rng):
-  scores = rng.normal(size=200)
-  items = simulate_study.draw_export(
-    0, np.arange(200), 200 + np.arange(200), scores, count=21, min_gap=0.2
-  )
+  items = draw(rng.normal(size=200)).items
   assert len(items.answers) == 20
   assert items.answers.sum() == 10
   assert len(np.unique(items.pairs)) == 40  # no pair is shown twice
   assert set(items.halves) == {0, 1}
 
 
-def test_names_are_cut_to_the_width_of_the_picture():
-  font = mock.Mock(getlength=len)
-  assert simulate_study._fitted("  red \n dress ", font, 20) == "red dress"
-  assert simulate_study._fitted("an endless name", font, 8) == "an endl…"
+def test_practice_and_the_example_are_of_other_pairs(rng):
+  scores = rng.normal(size=300)
+  drawn = draw(scores, num_practice=5, num_checks=3)
+  assert len(drawn.practice.answers) == 5
+  counted, practice = set(drawn.items.pairs.flat), set(drawn.practice.pairs.flat)
+  assert not counted & practice
+  assert drawn.example not in counted | practice
+  higher = scores[drawn.practice.pairs].argmax(axis=1)
+  np.testing.assert_array_equal(higher, drawn.practice.answers)
+  assert drawn.checks.shape == (3, 2)
+  assert scores[drawn.checks[:, 1]].max() <= np.quantile(scores, 0.25)
+  assert sorted(drawn.check_answers) == [0, 0, 1]
+
+
+def test_practice_shows_other_images_where_there_are_enough(rng):
+  """Each image is of two pairs; a draw that did not look would meet some of them again."""
+  count = 400
+  queries = np.arange(count) // 2
+  references = count + np.arange(count)
+  scores = rng.normal(size=count)
+  drawn = simulate_study.draw_export(
+    0, queries, references, scores, count=20, min_gap=0.2, num_practice=10
+  )
+  images = [set(queries[part.pairs].flat) for part in (drawn.items, drawn.practice)]
+  assert not images[0] & images[1]
+
+
+def test_pairs_are_found_again_in_a_smaller_material(rng):
+  drawn = draw(rng.normal(size=300), num_practice=5, num_checks=3)
+  used = np.unique(drawn.pairs())
+  again = drawn.renumbered(used)
+  np.testing.assert_array_equal(used[again.items.pairs], drawn.items.pairs)
+  np.testing.assert_array_equal(used[again.practice.pairs], drawn.practice.pairs)
+  np.testing.assert_array_equal(used[again.checks], drawn.checks)
+  assert used[again.example] == drawn.example

@@ -1,0 +1,1 @@
+"""The user study as a web application."""
