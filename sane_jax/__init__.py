@@ -12,7 +12,7 @@ _hosts.use_all_cores()  # before anything starts JAX's back end
 
 from sane_jax.datasets.images import ImageError  # noqa: E402
 from sane_jax.explainer import Explainer  # noqa: E402
-from sane_jax.explanation import Effects, Explanation  # noqa: E402
+from sane_jax.explanation import Effects, Embedding, Explanation  # noqa: E402
 from sane_jax.explanation_index import ExplanationIndex  # noqa: E402
 from sane_jax.metrics import insertion_deletion  # noqa: E402
 from sane_jax.models.model import (  # noqa: E402
@@ -41,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
   "Effects",
+  "Embedding",
   "Explainer",
   "Explanation",
   "ExplanationIndex",

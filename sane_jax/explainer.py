@@ -15,7 +15,16 @@ import numpy as np
 from sane_jax import engine as engine_lib
 from sane_jax import ranker as ranker_lib
 from sane_jax.datasets import images as images_lib
-from sane_jax.explanation import Effects, Explanation, Photo, ReferenceSide, SaliencyMap
+from sane_jax.explanation import (
+  Effects,
+  Embedding,
+  Explanation,
+  Photo,
+  ReferenceSide,
+  SaliencyMap,
+  unit_embedding,
+  wrong_size,
+)
 from sane_jax.models import model as model_lib
 from sane_jax.models.model import Model
 from sane_jax.ops import designs, fills, learned_mask
@@ -109,7 +118,8 @@ class Explainer:
       [0, 1], or an image; the design's own by default. Names joined by +, as in 'mean+blur', take
       turns from one pair of masks to the next: the map is then no single fill's.
     key: seed or typed JAX key. All masks are a function of it: the same key, the same answer.
-    mode: 'fixed' perturbs the query alone, 'both' the reference as well.
+    mode: 'fixed' perturbs the query alone, 'both' the reference as well; a reference that is an
+      embedding can't be perturbed and stays as it is.
     chunk_size: at most this many masked images exist at once; 'fastest' finds it by trying.
     devices: JAX devices that share each chunk; all local ones by default.
     on_progress: called with (images done, images in all) while a long pass runs.
@@ -223,6 +233,16 @@ class Explainer:
     """
     if isinstance(source, Photo):
       return source
+    if isinstance(source, Embedding):
+      raise ValueError(
+        f"an image is expected, and {source.name[:60]!r} is an embedding: it has no regions to"
+        " hide. Embeddings are references: explain(image, reference_embedding=vector)"
+      )
+    if getattr(source, "ndim", None) == 1:
+      raise images_lib.ImageError(
+        f"an image is expected, given a vector of shape {source.shape}; where it is the embedding"
+        " of a reference, give it as reference_embedding=vector or sane_jax.Embedding(vector, name)"
+      )
     if name is None:
       is_path = isinstance(source, str | os.PathLike)
       name = os.path.basename(os.fspath(source)) if is_path else ""
@@ -239,6 +259,14 @@ class Explainer:
     """Unit embeddings [n d] of whole images; one encoder pass each."""
     self._needs_embeddings("embed")
     return engine_lib.embed_images(self.engine, np.stack([self.photo(i).pixels for i in images]))
+
+  def reference_embeddings(self, references: Sequence[Any]) -> np.ndarray:
+    """Unit embeddings [r d] of whole references: a pass an image, none for an `Embedding`."""
+    images = [r for r in references if not isinstance(r, Embedding)]
+    embedded = iter(self.embed(images) if images else ())
+    return np.stack(
+      [unit_embedding(r).vector if isinstance(r, Embedding) else next(embedded) for r in references]
+    )
 
   def _fill(self, photo: Photo) -> np.ndarray:
     """What hides the image [f h w 3]; a learned mask has one fill [h w 3]."""
@@ -289,6 +317,7 @@ class Explainer:
             f"these effects were measured with {name}={image.settings[name]!r}, and this explainer"
             f" has {name}={value!r}: measure them anew from the image"
           )
+      _check_sizes(directions, len(image.whole))
       return image
     self._needs_embeddings("effects")
     if self._learned:
@@ -296,6 +325,7 @@ class Explainer:
     photo = self.photo(image)
     before = self.encoder_passes
     whole = self.embed([photo])[0]
+    _check_sizes(directions, len(whole))
     masking = self._masking(photo, whole)
     notes, design, settings = [], self.design, self.settings
     if self.tolerance is None:
@@ -440,30 +470,58 @@ class Explainer:
 
   # --- explanations -------------------------------------------------------------------------------
 
-  def explain(self, query: Any, reference: Any) -> Explanation:
+  def explain(
+    self, query: Any, reference: Any = None, *, reference_embedding: Any = None,
+    reference_name: str = "embedding",
+  ) -> Explanation:  # fmt: skip
     """Why the model gives `query` and `reference` their score.
 
     Costs N masked passes and one for each whole image; with mode 'both', K more for the masked
     reference. The map on the reference, and the correspondence, cost as much again, when asked
     for.
 
+    With e(q) the query's unit embedding, the score against an embedding v is e(q) · v / ‖v‖. It
+    costs no pass, is never perturbed (mode 'both' does what 'fixed' does), and has no map and no
+    correspondence.
+
     Args:
       query: path, PIL image, uint8 array, float array in [0, 1], or `effects` of an image.
-      reference: likewise.
+      reference: likewise; or an `Embedding`.
+      reference_embedding: instead of `reference`: a vector [d] in the model's space, as of a text
+        in a text-image model. Short for `Embedding(reference_embedding, reference_name)`.
+      reference_name: what to call it; of a text, the text.
 
     Raises:
       ImageError: an image can't be read.
       ModelError: the model's output is no embedding or score.
+      ValueError: an embedding of another size than the model's, zero or not finite; a model that
+        gives nothing but scores; not exactly one reference.
     """
+    if (reference is None) == (reference_embedding is None):
+      raise ValueError(
+        "explain takes one reference: an image or sane_jax.Embedding(vector, name), or"
+        f" reference_embedding=vector; given {'neither' if reference is None else 'both'}"
+      )
+    if reference is None:
+      reference = Embedding(reference_embedding, reference_name)
     return self.explain_many(query, [reference])[0]
 
-  def explain_many(self, query: Any, references: Sequence[Any]) -> list[Explanation]:
-    """Why `query` matches each of `references`: one pass over its masks serves them all.
+  def explain_many(
+    self, query: Any, references: Sequence[Any] = (), *, reference_embeddings: Any = ()
+  ) -> list[Explanation]:
+    """Why `query` matches each reference: one pass over its masks serves them all.
 
     Each explanation's `encoder_passes` are those that it rests on, shared ones included;
     `Explainer.encoder_passes` counts what was really spent.
+
+    Args:
+      query: as for `explain`.
+      references: images, `effects` of images, or `Embedding`s, in any company.
+      reference_embeddings: further references, after those: vectors [r d], or a list of vectors
+        and `Embedding`s.
     """
-    if not len(references):
+    references = [*references, *as_embeddings(reference_embeddings)]
+    if not references:
       raise ValueError("explain_many needs at least one reference; given none")
     if self._learned:
       return self.explain_pairs([(query, reference) for reference in references])
@@ -486,13 +544,17 @@ class Explainer:
   def contrast(self, query: Any, a: Any, b: Any) -> Explanation:
     """Why `query` matches `a` rather than `b`: the map of s(query, a) − s(query, b).
 
-    `score` is that difference; the explanation's reference is `a` and its contrast `b`.
+    `score` is that difference; the explanation's reference is `a` and its contrast `b`. Each is an
+    image, `effects` of one, or an `Embedding`.
     """
     if self._learned:
       raise ValueError("contrast needs a design of masks, not learned_mask; use design='hadamard'")
     if self._scores_only:
       return self._explain_scores(query, [a, b], contrast=True)[0]
     one, other = self._side(a), self._side(b)
+    if one.whole.shape != other.whole.shape:
+      of_image = next((s for s in (one, other) if isinstance(s.photo, Photo)), one)
+      _check_sizes([one.directions, other.directions], len(of_image.whole))
     measured = self._effects(query, [one.directions - other.directions])
     side = dataclasses.replace(
       one,
@@ -507,6 +569,10 @@ class Explainer:
   def _side(self, reference: Any) -> "_Side":
     """A reference: its whole embedding, and those that the query's effects are read against."""
     before = self.encoder_passes
+    if isinstance(reference, Embedding):
+      self._needs_embeddings("a reference embedding")
+      reference = unit_embedding(reference)
+      return _Side(reference, reference.vector, reference.vector[None], None, 0)
     if isinstance(reference, Effects):
       photo, whole, measured = reference.photo, reference.whole, self.effects(reference)
     else:
@@ -520,9 +586,11 @@ class Explainer:
     return _Side(photo, whole, directions, measured, passes)
 
   def _explanation(self, measured: Effects, side: "_Side", saliency: SaliencyMap) -> Explanation:
+    photo = side.photo
+
     def reference_side() -> ReferenceSide:
       before = self.encoder_passes
-      other = side.effects if side.effects is not None else self.effects(side.photo)
+      other = side.effects if side.effects is not None else self.effects(photo)
       query = self._side(measured)
       saliency = self._read(other, [query.directions])[0]
       labels = np.asarray(other.cells.labels)
@@ -534,15 +602,15 @@ class Explainer:
 
     return Explanation(
       query=measured.photo,
-      reference=side.photo,
+      reference=photo,
       score=float(measured.whole @ side.whole),
       saliency=saliency,
       grid=self.design.grid,
       query_cells=np.asarray(measured.cells.labels),
-      settings=measured.settings | {"mode": self.mode},
+      settings=measured.settings | {"mode": self.mode if isinstance(photo, Photo) else "fixed"},
       warnings=_warn([*measured.notes, *saliency.notes]),
       passes=measured.passes + side.passes,
-      make_reference_side=reference_side,
+      make_reference_side=reference_side if isinstance(photo, Photo) else None,
       ranker=self.ranker,
       embeddings=(measured.whole, side.whole),
       effects=measured,
@@ -554,6 +622,8 @@ class Explainer:
     self, query: Any, references: Sequence[Any], contrast: bool = False
   ) -> list[Explanation]:
     """Every reference scores every masked query: N passes each, N·K when both are masked."""
+    if any(isinstance(reference, Embedding) for reference in references):
+      self._needs_embeddings("a reference embedding")
     photo, others = self.photo(query), [self.photo(r) for r in references]
     before = self.encoder_passes
     whole = np.array([self.scores(photo.pixels[None], o.pixels)[0] for o in others])
@@ -628,24 +698,43 @@ class Explainer:
 
   def _explain_learned(self, pairs: Sequence[tuple[Any, Any]]) -> list[Explanation]:
     """All pairs' masks in one loop; a pair's result does not depend on its company."""
-    photos = [(self.photo(query), self.photo(reference)) for query, reference in pairs]
-    sides = 2 if self.mode == "both" else 1
+    photos = [
+      (
+        self.photo(query),
+        unit_embedding(reference) if isinstance(reference, Embedding) else self.photo(reference),
+      )
+      for query, reference in pairs
+    ]
 
     def learn() -> list[Explanation]:
-      out: list[Explanation] = []
-      size = max(1, self.engine.chunk // sides)  # images alive at a time: one a side and a pair
-      for begin in range(0, len(photos), size):
-        out += self._learn(photos[begin : begin + size])
-      return out
+      out: dict[int, Explanation] = {}
+      for both in (False, True):  # an embedding is not masked: those are fixed in any mode
+        some = [
+          i for i, (_, reference) in enumerate(photos)
+          if both == (self.mode == "both" and isinstance(reference, Photo))
+        ]  # fmt: skip
+        size = max(1, self.engine.chunk // (1 + both))  # images alive: one a side and a pair
+        for begin in range(0, len(some), size):
+          these = some[begin : begin + size]
+          out |= zip(these, self._learn([photos[i] for i in these], both), strict=True)
+      return [out[i] for i in range(len(photos))]
 
     return engine_lib.halving(self.engine, learn)
 
-  def _learn(self, photos: list[tuple[Photo, Photo]]) -> list[Explanation]:
-    settings, both, model = self.design, self.mode == "both", self.model
+  def _learn(
+    self, photos: Sequence[tuple[Photo, Photo | Embedding]], both: bool
+  ) -> list[Explanation]:
+    settings, model = self.design, self.model
     before = self.encoder_passes
     queries, references = zip(*photos, strict=True)
-    wholes = [self.embed(list(side)) for side in (queries, references)]
+    of_queries = self.embed(list(queries))
+    _check_sizes(
+      [r.vector[None] for r in references if isinstance(r, Embedding)], of_queries.shape[1]
+    )
+    wholes = of_queries, self.reference_embeddings(references)
     whole_passes = self.encoder_passes - before
+    # What is not masked has no picture to show: the query's stands there, and is not looked at.
+    shown = [r if isinstance(r, Photo) else q for q, r in photos]
 
     def stack(arrays):
       return jnp.asarray(np.stack(arrays))
@@ -654,8 +743,8 @@ class Explainer:
       jnp.broadcast_to(self.key, (len(photos),)),
       stack([p.pixels for p in queries]),
       stack([self._fill(p) for p in queries]),
-      stack([p.pixels for p in references]),
-      stack([self._fill(p) for p in references]),
+      stack([p.pixels for p in shown]),
+      stack([self._fill(p) for p in shown]),
       jnp.asarray(wholes[1]),
     )
     state = learned_mask.start(settings, len(photos), both=both)
@@ -682,7 +771,9 @@ class Explainer:
 
     out = []
     for pair, (query, reference) in enumerate(photos):
-      other = functools.partial(self._learned_reference_side, query, reference, labels)
+      other = None
+      if isinstance(reference, Photo):
+        other = functools.partial(self._learned_reference_side, query, reference, labels)
       explanation = Explanation(
         query=query,
         reference=reference,
@@ -690,7 +781,7 @@ class Explainer:
         saliency=saliency(pair, 0),
         grid=grid,
         query_cells=labels,
-        settings=self.settings,
+        settings=self.settings | {"mode": MODES[both]},
         warnings=_warn([] if np.isfinite(masks[pair]).all() else ["the mask holds NaN"]),
         passes=whole_passes // len(photos) + settings.num_steps * (1 + both),
         make_reference_side=other,
@@ -705,7 +796,7 @@ class Explainer:
   def _learned_reference_side(self, query: Photo, reference: Photo, labels) -> ReferenceSide:
     """The same with the roles exchanged."""
     before = self.encoder_passes
-    swapped = self._learn([(reference, query)])[0]
+    swapped = self._learn([(reference, query)], self.mode == "both")[0]
     return ReferenceSide(swapped.saliency, labels, None, None, self.encoder_passes - before)
 
 
@@ -713,11 +804,40 @@ class Explainer:
 class _Side:
   """A reference as the query's effects are read against it."""
 
-  photo: Photo
+  photo: Photo | Embedding
   whole: np.ndarray
   directions: np.ndarray  # [k d]: the whole's embedding, or those of its masked versions
   effects: Effects | None
   passes: int
+
+
+def as_embeddings(given: Any) -> list[Embedding]:
+  """Embeddings of vectors [r d], or of a list of vectors and `Embedding`s.
+
+  Raises:
+    ValueError: one vector where many are expected, or something else.
+  """
+  if given is None:
+    return []
+  alone = isinstance(given, Embedding) or not hasattr(given, "__len__")
+  if not alone and len(given) and not isinstance(given[0], Embedding):
+    alone = np.ndim(given[0]) == 0
+  if alone:
+    raise ValueError(
+      "reference_embeddings are vectors [r d], or a list of vectors and of"
+      " sane_jax.Embedding(vector, name); given one alone: put it into a list"
+    )
+  return [
+    one if isinstance(one, Embedding) else Embedding(one, f"embedding {number}")
+    for number, one in enumerate(given)
+  ]
+
+
+def _check_sizes(directions: Sequence[np.ndarray] | None, size: int) -> None:
+  """Raises ValueError unless references [k d] have the size of the model's embeddings."""
+  for rows in directions or ():
+    if rows.shape[1] != size:
+      raise ValueError(wrong_size("a reference embedding", rows.shape[1], size))
 
 
 def _warn(notes: list[str]) -> list[str]:

@@ -34,6 +34,65 @@ class Photo:
     return np.round(self.pixels * 255).astype(np.uint8)
 
 
+class Embedding(NamedTuple):
+  """A vector in a model's space that stands for a reference, as of a text in a text-image model.
+
+  Given wherever a reference is. It has no regions: nothing of it is perturbed, and it has no map.
+
+  Attributes:
+    vector: [d], finite and not zero; it is brought to length 1 where it is used.
+    name: what to call it; of a text, the text.
+  """
+
+  vector: Any
+  name: str = "embedding"
+
+
+def unit_embedding(given: Any, size: int | None = None) -> Embedding:
+  """The embedding with its vector at length 1, float32; of `size` numbers, where that is known.
+
+  Raises:
+    ValueError: no vector, another size, a zero vector or one that is not finite.
+  """
+  vector, name = given if isinstance(given, Embedding) else (given, Embedding(None).name)
+  name = str(name)
+  try:
+    array = np.asarray(vector, np.float64)
+  except (TypeError, ValueError, RuntimeError) as error:
+    raise ValueError(
+      f"the embedding {name[:60]!r} is {type(vector).__name__}; a vector [d] of numbers is"
+      " expected, such as a row of what a text model gives, on the host (of torch:"
+      f" .detach().cpu().numpy()): {error}"
+    ) from error
+  if array.ndim == 2 and len(array) == 1:
+    array = array[0]  # one row of a batch
+  if array.ndim != 1 or not array.size:
+    raise ValueError(
+      f"the embedding {name[:60]!r} has shape {np.shape(vector)}; one vector [d] is expected. Many"
+      " of them go to explain_many(query, reference_embeddings=...)"
+    )
+  if size is not None and len(array) != size:
+    raise ValueError(wrong_size(f"the embedding {name[:60]!r}", len(array), size))
+  if not np.isfinite(array).all():
+    raise ValueError(
+      f"the embedding {name[:60]!r} holds NaN or infinity in"
+      f" {int((~np.isfinite(array)).sum())} of its {len(array)} numbers"
+    )
+  largest = np.abs(array).max()
+  if not largest > 0:
+    raise ValueError(f"the embedding {name[:60]!r} is zero: it has no direction to compare with")
+  array = array / largest  # tiny numbers have no square
+  return Embedding((array / np.linalg.norm(array)).astype(np.float32), name)
+
+
+def wrong_size(what: str, given: int, size: int) -> str:
+  """Says that an embedding is not of the model's space."""
+  return (
+    f"{what} has shape ({given},), and the model's embeddings have dimension {size}: is it of the"
+    " same model, and after its projection to the shared space?"
+  )
+
+
 class SaliencyMap(NamedTuple):
   """A signed map with its standard error, over pixels [h w] and over cells [c]."""
 
@@ -91,7 +150,8 @@ class Explanation:
 
   Attributes:
     query, reference: the images as the model saw them (`contrast`: what the reference is
-      preferred to, for `Explainer.contrast`).
+      preferred to, for `Explainer.contrast`). A reference, and a contrast, may be an `Embedding`,
+      of length 1: then there is no map on it, and no correspondence.
     score: cosine similarity of the two; for a contrast, the difference of two.
     grid: (rows, columns) of the cells, row-major; None for superpixels and learned masks.
     query_cells: [h w], the cell of each pixel of the query.
@@ -100,7 +160,7 @@ class Explanation:
   """
 
   query: Photo
-  reference: Photo
+  reference: Photo | Embedding
   score: float
   saliency: SaliencyMap
   grid: tuple[int, int] | None
@@ -109,7 +169,7 @@ class Explanation:
   warnings: list[str]
   passes: int
   make_reference_side: Callable[[], ReferenceSide] | None = dataclasses.field(repr=False)
-  contrast: Photo | None = None
+  contrast: Photo | Embedding | None = None
   seconds: float | None = None
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
   ranker: ranker_lib.Ranker | None = dataclasses.field(default=None, repr=False)
@@ -133,6 +193,11 @@ class Explanation:
   @property
   def reference_side(self) -> ReferenceSide:
     if self._reference_side is None:
+      if self.make_reference_side is None and isinstance(self.reference, Embedding):
+        raise ValueError(
+          f"the reference {self.reference.name[:60]!r} is an embedding: it has no regions, so there"
+          " is no map on it and no correspondence with it"
+        )
       if self.make_reference_side is None:
         raise ValueError("this explanation has no map on the reference")
       self._reference_side = self.make_reference_side()
@@ -264,7 +329,7 @@ class Explanation:
       query_name=self.query.name or "query",
       reference_name=self.reference.name or "reference",
       query=self.query.uint8,
-      reference=self.reference.uint8,
+      reference=_picture(self.reference),
       score=self.score,
       saliency_map=self.saliency_map,
       standard_error=self.standard_error,
@@ -280,7 +345,7 @@ class Explanation:
       command=self.snippet(),
       warnings=self.warnings,
       contrast_name=None if self.contrast is None else (self.contrast.name or "contrast"),
-      contrast=None if self.contrast is None else self.contrast.uint8,
+      contrast=_picture(self.contrast),
     )
 
   def snippet(self) -> str:
@@ -290,13 +355,13 @@ class Explanation:
     lines = [f"design={options['design']!r}"]
     lines += [f"{k}={v!r}" for k, v in options.items() if k not in skip]
     lines += [f"fill={options['fill']!r}", f"mode={options['mode']!r}", f"key={options['key'][-1]}"]
-    names = [p.name or w for p, w in ((self.query, "query"), (self.reference, "reference"))]
+    given = [_as_code(self.query, "query"), _as_code(self.reference, "reference")]
     call = "explain"
     if self.contrast is not None:
-      names, call = [*names, self.contrast.name or "contrast"], "contrast"
+      given, call = [*given, _as_code(self.contrast, "contrast")], "contrast"
     return (
       f"explainer = sane_jax.Explainer(model, {', '.join(lines)})\n"
-      f"explainer.{call}({', '.join(map(repr, names))})"
+      f"explainer.{call}({', '.join(given)})"
     )
 
   def plot(self):
@@ -305,10 +370,14 @@ class Explanation:
 
   def to_html(self, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the pair as one self-contained page, and returns its path."""
-    title = f"{self.query.name or 'query'} and {self.reference.name or 'reference'}"
     path = files.at(path)
-    files.write_bytes(path, report.render_page([self.view()], title=title).encode())
+    files.write_bytes(path, report.render_page([self.view()], title=self._title).encode())
     return path
+
+  @property
+  def _title(self) -> str:
+    names = self.query.name or "query", self.reference.name or "reference"
+    return " and ".join(name if len(name) <= 80 else f"{name[:79]}…" for name in names)
 
   def record(self) -> dict[str, Any]:
     """Everything but the arrays, for JSON."""
@@ -341,7 +410,8 @@ class Explanation:
     view = self.view()
     arrays: dict[str, Any] = {
       "query": view.query,
-      "reference": view.reference,
+      **_reference_array(self.reference, "reference"),
+      **_reference_array(self.contrast, "contrast"),
       "saliency_map": self.saliency_map,
       "standard_error": self.standard_error,
       "cell_values": self.saliency.cells,
@@ -357,7 +427,7 @@ class Explanation:
     np.savez_compressed(buffer, **arrays)
     files.write_bytes(folder / "maps.npz", buffer.getvalue())
     files.write_bytes(folder / "figure.png", report.figure_png(view))
-    page = report.render_page([view], title=f"{view.query_name} and {view.reference_name}")
+    page = report.render_page([view], title=self._title)
     files.write_bytes(folder / "index.html", page.encode())
     text = json.dumps(self.record(), indent=2, allow_nan=False)
     files.write_bytes(folder / "explanation.json", f"{text}\n".encode())
@@ -366,6 +436,27 @@ class Explanation:
   def _repr_png_(self) -> bytes:
     """Notebooks show the figure."""
     return report.figure_png(self.view())
+
+
+def _picture(side: Photo | Embedding | None) -> np.ndarray | None:
+  """The picture [h w 3] uint8 of a side that has one."""
+  return side.uint8 if isinstance(side, Photo) else None
+
+
+def _as_code(side: Photo | Embedding, otherwise: str) -> str:
+  """How a side is given in Python."""
+  if isinstance(side, Embedding):
+    return f"sane_jax.Embedding(vector, {side.name!r})"
+  return repr(side.name or otherwise)
+
+
+def _reference_array(side: Photo | Embedding | None, name: str) -> dict[str, np.ndarray]:
+  """What is saved of a side, by its name in the file."""
+  if side is None:
+    return {}
+  if isinstance(side, Embedding):
+    return {f"{name}_embedding": np.asarray(side.vector)}
+  return {name: side.uint8}
 
 
 def _page_cells(shape: tuple[int, int], grid: tuple[int, int]):

@@ -8,7 +8,7 @@ import numpy as np
 
 from sane_jax import engine as engine_lib
 from sane_jax.explainer import Explainer
-from sane_jax.explanation import Explanation, Photo
+from sane_jax.explanation import Embedding, Explanation, Photo
 from sane_jax.ops import fills
 from sane_jax.ops import insertion_deletion as curves_lib
 from sane_jax.ops.insertion_deletion import NUM_THRESHOLDS, Curves
@@ -33,7 +33,8 @@ def insertion_deletion(
 
   Args:
     explainer: whose model is asked; its encoder passes are counted on.
-    explanations: of pairs. A NaN in a map ranks as the least salient.
+    explanations: of pairs; the score against a reference that is an embedding v is the cosine with
+      v. A NaN in a map ranks as the least salient.
     background: 'white' (255, the paper's for Polyvore), 'grey' (127, for AwA2), 'mean', 'black',
       'blur', a colour or an image.
     perturb: 'query', 'reference' (by the map on the reference), or 'both' at once.
@@ -42,12 +43,19 @@ def insertion_deletion(
     Raw cosine scores, insertion and deletion, [b 101] each.
 
   Raises:
-    ValueError: unknown `perturb` or background; no explanations.
+    ValueError: unknown `perturb` or background; no explanations; `perturb` a reference that is an
+      embedding.
   """
   if perturb not in ("query", "reference", "both"):
     raise ValueError(f"perturb is 'query', 'reference' or 'both'; given {perturb!r}")
   if not len(explanations):
     raise ValueError("insertion_deletion needs at least one explanation; given none")
+  texts = [e.reference.name for e in explanations if isinstance(e.reference, Embedding)]
+  if texts and perturb != "query":
+    raise ValueError(
+      f"perturb={perturb!r} needs pixels of the reference, and {texts[0][:60]!r} is an embedding;"
+      " use perturb='query'"
+    )
   rows = [
     _curves(explainer, explanations[i : i + GROUP], background, perturb)
     for i in range(0, len(explanations), GROUP)
@@ -68,7 +76,7 @@ def _curves(explainer, explanations, background, perturb):
     else:
       moving = explainer.embed(queries)[:, None]
     if perturb == "query":
-      still = explainer.embed(references)[:, None]
+      still = explainer.reference_embeddings(references)[:, None]
     else:
       maps = [e.reference_saliency_map for e in explanations]
       still = _embeddings(explainer, references, maps, background)

@@ -20,6 +20,7 @@ from sane_jax.report.page import (
   overlay,
   overlay_activation,
   saliency_colors,
+  shorten,
 )
 from sane_jax.report.tables import one_line
 
@@ -31,6 +32,7 @@ _OPACITY = 0.8
 _MUTED = "#5d5a54"
 _PANEL, _GAP, _MARGIN, _HEAD, _FOOT = 2.5, 0.12, 0.15, 0.85, 0.55  # inches
 _CAPTION, _LINE = 9, 0.18  # points of its letters, inches of its lines
+_TEXT_SIZES = (15, 12, 9, 7)  # points, the largest that a text fits its panel with
 _BAR_GROUND = 0.83  # grey behind the colour bar's transparent middle
 
 
@@ -43,10 +45,10 @@ def _shorten(name: str, length: int) -> str:
 
 
 class _Panel(NamedTuple):
-  """One picture, with a name under it or the bar of its colours."""
+  """One picture, with a name under it or the bar of its colours; a text where there is none."""
 
   title: str
-  image: np.ndarray
+  image: np.ndarray | None
   name: str = ""
   bar: Callable[["Axes"], None] | None = None
 
@@ -75,7 +77,8 @@ def draw_figure(pair: PairView) -> "Figure":
   panels = _panels(pair)
 
   # Laid out in inches: panels of one height, as wide as their images are.
-  widths = [_PANEL * min(max(p.image.shape[1] / p.image.shape[0], 0.5), 2) for p in panels]
+  shapes = [(1, 1) if p.image is None else p.image.shape for p in panels]
+  widths = [_PANEL * min(max(shape[1] / shape[0], 0.5), 2) for shape in shapes]
   width = sum(widths) + _GAP * (len(panels) - 1) + 2 * _MARGIN
   figure = Figure(figsize=(width, 1), dpi=150, facecolor="white")
   FigureCanvasAgg(figure)
@@ -91,11 +94,14 @@ def draw_figure(pair: PairView) -> "Figure":
   left = _MARGIN
   for panel, width in zip(panels, widths, strict=True):
     axes = add_axes(left, foot, width, _PANEL)
-    axes.imshow(panel.image, interpolation="lanczos")
+    if panel.image is None:
+      _draw_text(figure, axes, panel.name, width)
+    else:
+      axes.imshow(panel.image, interpolation="lanczos")
     # Names are text, never mathematics: a file name may hold dollar signs.
     title = _shorten(panel.title, int(11 * width))
     axes.set_title(title, fontsize=9, loc="left", pad=4, parse_math=False)
-    if panel.name:
+    if panel.name and panel.image is not None:
       name = _shorten(panel.name, int(13 * width))
       axes.set_xlabel(name, fontsize=8, color=_MUTED, loc="left", parse_math=False)
     elif panel.bar is not None:
@@ -110,7 +116,7 @@ def draw_figure(pair: PairView) -> "Figure":
     at = (_MARGIN / size[0], 1 - inches_from_top / size[1])
     figure.text(*at, text, va="top", **style)
 
-  kind = "Score" if pair.contrast is None else "Score difference"
+  kind = "Score" if pair.contrast_name is None else "Score difference"
   write(0.14, f"{kind} {format_score(pair)}", fontsize=13, weight="bold")
   write(0.42, _notes(pair), fontsize=8, color=_MUTED)
   for number, line in enumerate(caption):
@@ -144,19 +150,36 @@ def _panels(pair: PairView) -> list[_Panel]:
   for attribute in pair.attributes[:1]:
     painted = overlay_activation(mute(pair.query), attribute.activation_map, opacity=_OPACITY)
     panels.append(_Panel(attribute.name, painted, bar=_draw_activation_bar))
-  if pair.reference_saliency_map is None:
+  if pair.reference is None or pair.reference_saliency_map is None:
     panels.append(_Panel("Reference", pair.reference, pair.reference_name))
   else:
     painted = _paint(pair.reference, pair.reference_saliency_map, limit)
     panels.append(_Panel("Reference, saliency map", painted, pair.reference_name))
-  if pair.contrast is not None:
+  if pair.contrast_name is not None:
     panels.append(_Panel("Rather than", pair.contrast, pair.contrast_name or ""))
   return panels
 
 
-def _wrap(figure: "Figure", text: str, inches: float) -> list[str]:
-  """Lines of a caption that are at most so wide as they are drawn; long words are broken."""
-  drawn = figure.text(0, 0, "", fontsize=_CAPTION, parse_math=False)
+def _draw_text(figure: "Figure", axes: "Axes", text: str, inches: float) -> None:
+  """Draws a text in place of a picture: as large as it fits, and the start of what never does."""
+  text = shorten(text, 2000)
+  axes.set_facecolor("#f0eeea")
+  lines, size, most = [""], _TEXT_SIZES[0], 1
+  for size in _TEXT_SIZES:
+    lines, most = _wrap(figure, text, 0.9 * inches, size), int(0.9 * _PANEL / (1.3 * size / 72))
+    if len(lines) <= most:
+      break
+  if len(lines) > most:
+    lines = [*lines[: most - 1], f"{lines[most - 1][:-1]}…"]
+  axes.text(
+    0.05, 0.5, "\n".join(lines), fontsize=size, va="center", linespacing=1.3, parse_math=False,
+    transform=axes.transAxes,
+  )  # fmt: skip
+
+
+def _wrap(figure: "Figure", text: str, inches: float, size: float = _CAPTION) -> list[str]:
+  """Lines of a text that are at most so wide as they are drawn; long words are broken."""
+  drawn = figure.text(0, 0, "", fontsize=size, parse_math=False)
 
   def fits(line: str) -> bool:
     drawn.set_text(line)

@@ -34,6 +34,7 @@ _NO_CELL = 0xFFFF
 _NO_VALUE = -128
 _THUMBNAIL_PX = 72
 _MOST_ATTRIBUTES = 6  # the first and its runners-up
+_TITLE = 120  # characters of a text that a heading holds
 
 # Opaque colours from weak to strong. Orange against blue stays apart under every common colour
 # blindness, and all darken towards their end, so strength survives a grey print. Green is for
@@ -73,7 +74,8 @@ class PairView(NamedTuple):
     query_name: what to call the query, often its file name.
     reference_name: what to call the reference.
     query: [h w 3] uint8, as the model saw it.
-    reference: [h2 w2 3] uint8, as the model saw it.
+    reference: [h2 w2 3] uint8, as the model saw it. None for an embedding, as of a text: the page
+      shows its name in place of the picture.
     score: the score of the pair, or with a contrast the score's difference.
     saliency_map: [h w], signed: above 0 raises the score, below 0 lowers it, NaN is unknown.
     standard_error: [h w], at least 0, in the saliency map's unit.
@@ -88,8 +90,8 @@ class PairView(NamedTuple):
     settings: what the explanation was made with: design, number of masks, fill, key, model, ...
     command: a shell line or Python snippet that makes this explanation again.
     warnings: what a reader should know before trusting the map.
-    contrast_name: set with `contrast`: why the reference rather than this image.
-    contrast: [h3 w3 3] uint8.
+    contrast_name: if set, the question is why the reference rather than this.
+    contrast: [h3 w3 3] uint8; None where that is an embedding, or nothing.
     attributes: what explains the match, best first; the page shows the first and five runners-up.
     attribute_margin: total of the first less that of the second.
     sentence: why the two match, in words.
@@ -99,7 +101,7 @@ class PairView(NamedTuple):
   query_name: str
   reference_name: str
   query: np.ndarray
-  reference: np.ndarray
+  reference: np.ndarray | None
   score: float
   saliency_map: np.ndarray
   standard_error: np.ndarray
@@ -130,13 +132,13 @@ def check_pair(pair: PairView) -> None:
 
   for field in ("query", "reference", "contrast"):
     image = getattr(pair, field)
-    if image is None and field == "contrast":
+    if image is None and field != "query":
       continue
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
       fail(f"{field} must be uint8 [h w 3], got {image.dtype} {list(image.shape)}")
-  if (pair.contrast is None) != (pair.contrast_name is None):
-    fail("give contrast and contrast_name together")
+  if pair.contrast is not None and pair.contrast_name is None:
+    fail("a contrast needs its contrast_name")
   for field, image in (
     ("saliency_map", pair.query),
     ("standard_error", pair.query),
@@ -150,6 +152,8 @@ def check_pair(pair: PairView) -> None:
         fail(f"{field} must be given")
       continue
     array = np.asarray(getattr(pair, field))
+    if image is None:
+      fail(f"{field} is given, and the reference has no picture")
     if array.shape != image.shape[:2]:
       fail(f"{field} must be {list(image.shape[:2])} as its image, got {list(array.shape)}")
     if field.endswith("cells"):
@@ -281,9 +285,15 @@ def mute(image: np.ndarray) -> np.ndarray:
 
 def format_score(pair: PairView) -> str:
   """The score with three decimals, as scores are compared; signed where it is a difference."""
+  is_difference = pair.contrast_name is not None
   if not math.isfinite(pair.score) or not 5e-4 <= abs(pair.score) < 1000:
-    return format_number(pair.score, signed=pair.contrast is not None)
-  return f"{float(pair.score):{'+' if pair.contrast is not None else ''}.3f}".replace("-", "−")
+    return format_number(pair.score, signed=is_difference)
+  return f"{float(pair.score):{'+' if is_difference else ''}.3f}".replace("-", "−")
+
+
+def shorten(text: str, length: int) -> str:
+  """The start of a text, where it is longer."""
+  return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
 
 
 def _format_setting(value: Any) -> str:
@@ -375,14 +385,16 @@ def _pair_data(pair: PairView) -> dict[str, Any]:
   data["query"] = _side(
     pair.query, pair.saliency_map, pair.standard_error, pair.query_cells, limit, error_limit
   )
-  data["reference"] = _side(
-    pair.reference,
-    pair.reference_saliency_map,
-    pair.reference_standard_error,
-    pair.reference_cells,
-    limit,
-    error_limit,
-  )
+  data["reference"] = None
+  if pair.reference is not None:
+    data["reference"] = _side(
+      pair.reference,
+      pair.reference_saliency_map,
+      pair.reference_standard_error,
+      pair.reference_cells,
+      limit,
+      error_limit,
+    )
   if pair.correspondence is not None:
     matrix = np.asarray(pair.correspondence, np.float64)
     largest_entry = largest(matrix)
@@ -561,21 +573,26 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
     ("query", "Query", pair.query_name, pair.query, pair.saliency_map),
     ("reference", "Reference", pair.reference_name, pair.reference, pair.reference_saliency_map),
   ]
-  if pair.contrast is not None:
+  if pair.contrast_name is not None:
     images.append(("contrast", "Rather than", pair.contrast_name, pair.contrast, None))
   return {
     "number": number,
     "pair": pair,
+    # A text may be as long as it likes, and is whole where its picture would be.
+    "reference_title": (
+      shorten(pair.reference_name, _TITLE) if pair.reference is None else pair.reference_name
+    ),
+    "contrast_title": (
+      shorten(pair.contrast_name or "", _TITLE) if pair.contrast is None else pair.contrast_name
+    ),
     "name": f"{pair.query_name} {pair.reference_name} {pair.contrast_name or ''}".strip(),
     "images": [
       {
         "side": side,
         "kicker": kicker,
         "name": name,
-        "url": _data_url(image),
-        "thumbnail": _data_url(image, thumbnail=True),
-        "height": image.shape[0],
-        "width": image.shape[1],
+        "is_text": image is None,
+        **(_shown_text(name) if image is None else _shown_image(image)),
         "has_map": saliency_map is not None,
       }
       for side, kicker, name, image, saliency_map in images
@@ -593,6 +610,20 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
     "settings": [(name, _format_setting(value)) for name, value in pair.settings.items()],
     "data": _json_block(_pair_data(pair)),
   }
+
+
+def _shown_image(image: np.ndarray) -> dict[str, Any]:
+  return {
+    "url": _data_url(image),
+    "thumbnail": _data_url(image, thumbnail=True),
+    "height": image.shape[0],
+    "width": image.shape[1],
+  }
+
+
+def _shown_text(text: str) -> dict[str, Any]:
+  """How large a text is set: a few words as a poster, a page as print."""
+  return {"size": "short" if len(text) <= 60 else "medium" if len(text) <= 300 else "long"}
 
 
 def _lookup_table(colors: np.ndarray) -> list[int]:
