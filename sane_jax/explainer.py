@@ -22,8 +22,6 @@ from sane_jax.explanation import (
   Photo,
   ReferenceSide,
   SaliencyMap,
-  unit_embedding,
-  wrong_size,
 )
 from sane_jax.models import model as model_lib
 from sane_jax.models.model import Model
@@ -118,8 +116,7 @@ class Explainer:
       [0, 1], or an image; the design's own by default. Names joined by +, as in 'mean+blur', take
       turns from one pair of masks to the next: the map is then no single fill's.
     key: seed or typed JAX key. All masks are a function of it: the same key, the same answer.
-    mode: 'fixed' perturbs the query alone, 'both' the reference as well; a reference that is an
-      embedding can't be perturbed and stays as it is.
+    mode: 'fixed' perturbs the query alone, 'both' the reference as well.
     chunk_size: at most this many masked images exist at once; 'fastest' finds it by trying.
     devices: JAX devices that share each chunk; all local ones by default.
     on_progress: called with (images done, images in all) while a long pass runs.
@@ -233,16 +230,6 @@ class Explainer:
     """
     if isinstance(source, Photo):
       return source
-    if isinstance(source, Embedding):
-      raise ValueError(
-        f"an image is expected, and {source.name[:60]!r} is an embedding: it has no regions to"
-        " hide. Embeddings are references: explain(image, reference_embedding=vector)"
-      )
-    if getattr(source, "ndim", None) == 1:
-      raise images_lib.ImageError(
-        f"an image is expected, given a vector of shape {source.shape}; where it is the embedding"
-        " of a reference, give it as reference_embedding=vector or sane_jax.Embedding(vector, name)"
-      )
     if name is None:
       is_path = isinstance(source, str | os.PathLike)
       name = os.path.basename(os.fspath(source)) if is_path else ""
@@ -259,14 +246,6 @@ class Explainer:
     """Unit embeddings [n d] of whole images; one encoder pass each."""
     self._needs_embeddings("embed")
     return engine_lib.embed_images(self.engine, np.stack([self.photo(i).pixels for i in images]))
-
-  def reference_embeddings(self, references: Sequence[Any]) -> np.ndarray:
-    """Unit embeddings [r d] of whole references: a pass an image, none for an `Embedding`."""
-    images = [r for r in references if not isinstance(r, Embedding)]
-    embedded = iter(self.embed(images) if images else ())
-    return np.stack(
-      [unit_embedding(r).vector if isinstance(r, Embedding) else next(embedded) for r in references]
-    )
 
   def _fill(self, photo: Photo) -> np.ndarray:
     """What hides the image [f h w 3]; a learned mask has one fill [h w 3]."""
@@ -310,6 +289,7 @@ class Explainer:
     Without directions, until the effects on every axis are, taken together.
     """
     if isinstance(image, Effects):
+      self._check_space(image.whole, directions)
       anyway = {"mode"} if self.tolerance is None else {"mode", "num_masks"}
       for name, value in self.settings.items():
         if name not in anyway and image.settings[name] != value:
@@ -317,7 +297,6 @@ class Explainer:
             f"these effects were measured with {name}={image.settings[name]!r}, and this explainer"
             f" has {name}={value!r}: measure them anew from the image"
           )
-      _check_sizes(directions, len(image.whole))
       return image
     self._needs_embeddings("effects")
     if self._learned:
@@ -325,7 +304,7 @@ class Explainer:
     photo = self.photo(image)
     before = self.encoder_passes
     whole = self.embed([photo])[0]
-    _check_sizes(directions, len(whole))
+    self._check_space(whole, directions)
     masking = self._masking(photo, whole)
     notes, design, settings = [], self.design, self.settings
     if self.tolerance is None:
@@ -347,6 +326,16 @@ class Explainer:
       photo, design, self.key, settings, masking.cells, moments, whole,
       self.encoder_passes - before, tuple(notes),
     )  # fmt: skip
+
+  def _check_space(self, whole: np.ndarray, directions: Sequence[np.ndarray] | None) -> None:
+    """Raises ValueError unless the directions [k d] are of the space of the image's embedding."""
+    for rows in directions or ():
+      if rows.shape[1] != len(whole):
+        raise ValueError(
+          f"a reference embedding has {rows.shape[1]} numbers, and the embeddings of"
+          f" {self.model.name} have {len(whole)}: it is of another model's space. Embed the text"
+          " with the other half of the same model"
+        )
 
   def _moments_until(
     self, masking: effects_lib.Masking, whole: np.ndarray, directions: Sequence[np.ndarray] | None
@@ -472,7 +461,7 @@ class Explainer:
 
   def explain(
     self, query: Any, reference: Any = None, *, reference_embedding: Any = None,
-    reference_name: str = "embedding",
+    reference_name: str = "",
   ) -> Explanation:  # fmt: skip
     """Why the model gives `query` and `reference` their score.
 
@@ -480,48 +469,32 @@ class Explainer:
     reference. The map on the reference, and the correspondence, cost as much again, when asked
     for.
 
-    With e(q) the query's unit embedding, the score against an embedding v is e(q) · v / ‖v‖. It
-    costs no pass, is never perturbed (mode 'both' does what 'fixed' does), and has no map and no
-    correspondence.
-
     Args:
       query: path, PIL image, uint8 array, float array in [0, 1], or `effects` of an image.
-      reference: likewise; or an `Embedding`.
-      reference_embedding: instead of `reference`: a vector [d] in the model's space, as of a text
-        in a text-image model. Short for `Embedding(reference_embedding, reference_name)`.
-      reference_name: what to call it; of a text, the text.
+      reference: likewise; or an `Embedding`, here and wherever a reference is taken.
+      reference_embedding: [d] in the model's space, in place of a reference: that of a text, for a
+        model of texts and images. It has no regions: there is no map on it, and mode 'both' masks
+        the query alone.
+      reference_name: what to call it: the text.
 
     Raises:
       ImageError: an image can't be read.
       ModelError: the model's output is no embedding or score.
-      ValueError: an embedding of another size than the model's, zero or not finite; a model that
-        gives nothing but scores; not exactly one reference.
+      ValueError: a reference and an embedding, or neither; an embedding of another space.
     """
     if (reference is None) == (reference_embedding is None):
-      raise ValueError(
-        "explain takes one reference: an image or sane_jax.Embedding(vector, name), or"
-        f" reference_embedding=vector; given {'neither' if reference is None else 'both'}"
-      )
-    if reference is None:
+      raise ValueError("explain takes a reference or a reference_embedding, one of the two")
+    if reference_embedding is not None:
       reference = Embedding(reference_embedding, reference_name)
     return self.explain_many(query, [reference])[0]
 
-  def explain_many(
-    self, query: Any, references: Sequence[Any] = (), *, reference_embeddings: Any = ()
-  ) -> list[Explanation]:
-    """Why `query` matches each reference: one pass over its masks serves them all.
+  def explain_many(self, query: Any, references: Sequence[Any]) -> list[Explanation]:
+    """Why `query` matches each of `references`: one pass over its masks serves them all.
 
     Each explanation's `encoder_passes` are those that it rests on, shared ones included;
     `Explainer.encoder_passes` counts what was really spent.
-
-    Args:
-      query: as for `explain`.
-      references: images, `effects` of images, or `Embedding`s, in any company.
-      reference_embeddings: further references, after those: vectors [r d], or a list of vectors
-        and `Embedding`s.
     """
-    references = [*references, *as_embeddings(reference_embeddings)]
-    if not references:
+    if not len(references):
       raise ValueError("explain_many needs at least one reference; given none")
     if self._learned:
       return self.explain_pairs([(query, reference) for reference in references])
@@ -544,8 +517,7 @@ class Explainer:
   def contrast(self, query: Any, a: Any, b: Any) -> Explanation:
     """Why `query` matches `a` rather than `b`: the map of s(query, a) − s(query, b).
 
-    `score` is that difference; the explanation's reference is `a` and its contrast `b`. Each is an
-    image, `effects` of one, or an `Embedding`.
+    `score` is that difference; the explanation's reference is `a` and its contrast `b`.
     """
     if self._learned:
       raise ValueError("contrast needs a design of masks, not learned_mask; use design='hadamard'")
@@ -553,14 +525,17 @@ class Explainer:
       return self._explain_scores(query, [a, b], contrast=True)[0]
     one, other = self._side(a), self._side(b)
     if one.whole.shape != other.whole.shape:
-      of_image = next((s for s in (one, other) if isinstance(s.photo, Photo)), one)
-      _check_sizes([one.directions, other.directions], len(of_image.whole))
+      raise ValueError(
+        f"the two references have {len(one.whole)} and {len(other.whole)} numbers: they are not"
+        " embeddings of one space"
+      )
     measured = self._effects(query, [one.directions - other.directions])
     side = dataclasses.replace(
       one,
       directions=one.directions - other.directions,
       whole=one.whole - other.whole,
       passes=one.passes + other.passes,
+      notes=tuple(dict.fromkeys([*one.notes, *other.notes])),
     )
     explanation = self._explanation(measured, side, self._read(measured, [side.directions])[0])
     explanation.contrast = other.photo
@@ -570,9 +545,10 @@ class Explainer:
     """A reference: its whole embedding, and those that the query's effects are read against."""
     before = self.encoder_passes
     if isinstance(reference, Embedding):
-      self._needs_embeddings("a reference embedding")
-      reference = unit_embedding(reference)
-      return _Side(reference, reference.vector, reference.vector[None], None, 0)
+      notes = ()
+      if self.mode == "both":
+        notes = ("the reference is an embedding, which can't be masked: only the query was",)
+      return _Side(reference, reference.unit, reference.unit[None], None, 0, notes)
     if isinstance(reference, Effects):
       photo, whole, measured = reference.photo, reference.whole, self.effects(reference)
     else:
@@ -586,11 +562,9 @@ class Explainer:
     return _Side(photo, whole, directions, measured, passes)
 
   def _explanation(self, measured: Effects, side: "_Side", saliency: SaliencyMap) -> Explanation:
-    photo = side.photo
-
     def reference_side() -> ReferenceSide:
       before = self.encoder_passes
-      other = side.effects if side.effects is not None else self.effects(photo)
+      other = side.effects if side.effects is not None else self.effects(side.photo)
       query = self._side(measured)
       saliency = self._read(other, [query.directions])[0]
       labels = np.asarray(other.cells.labels)
@@ -600,17 +574,18 @@ class Explainer:
       valid = (np.asarray(measured.cells.valid), np.asarray(other.cells.valid))
       return ReferenceSide(saliency, labels, (measured.matrix, other.matrix), valid, spent)
 
+    has_regions = isinstance(side.photo, Photo)
     return Explanation(
       query=measured.photo,
-      reference=photo,
+      reference=side.photo,
       score=float(measured.whole @ side.whole),
       saliency=saliency,
       grid=self.design.grid,
       query_cells=np.asarray(measured.cells.labels),
-      settings=measured.settings | {"mode": self.mode if isinstance(photo, Photo) else "fixed"},
-      warnings=_warn([*measured.notes, *saliency.notes]),
+      settings=measured.settings | {"mode": self.mode},
+      warnings=_warn([*measured.notes, *side.notes, *saliency.notes]),
       passes=measured.passes + side.passes,
-      make_reference_side=reference_side if isinstance(photo, Photo) else None,
+      make_reference_side=reference_side if has_regions else None,
       ranker=self.ranker,
       embeddings=(measured.whole, side.whole),
       effects=measured,
@@ -698,43 +673,40 @@ class Explainer:
 
   def _explain_learned(self, pairs: Sequence[tuple[Any, Any]]) -> list[Explanation]:
     """All pairs' masks in one loop; a pair's result does not depend on its company."""
-    photos = [
-      (
-        self.photo(query),
-        unit_embedding(reference) if isinstance(reference, Embedding) else self.photo(reference),
-      )
-      for query, reference in pairs
-    ]
+    sides = 2 if self.mode == "both" else 1
+    photos: list[tuple[Photo, Photo | Embedding]] = []
+    for query, reference in pairs:
+      if not isinstance(reference, Embedding):
+        reference = self.photo(reference)
+      elif sides == 2:
+        raise ValueError(
+          "a learned mask of mode 'both' lies over both images, and an embedding is none; use"
+          " mode='fixed'"
+        )
+      photos.append((self.photo(query), reference))
 
     def learn() -> list[Explanation]:
-      out: dict[int, Explanation] = {}
-      for both in (False, True):  # an embedding is not masked: those are fixed in any mode
-        some = [
-          i for i, (_, reference) in enumerate(photos)
-          if both == (self.mode == "both" and isinstance(reference, Photo))
-        ]  # fmt: skip
-        size = max(1, self.engine.chunk // (1 + both))  # images alive: one a side and a pair
-        for begin in range(0, len(some), size):
-          these = some[begin : begin + size]
-          out |= zip(these, self._learn([photos[i] for i in these], both), strict=True)
-      return [out[i] for i in range(len(photos))]
+      out: list[Explanation] = []
+      size = max(1, self.engine.chunk // sides)  # images alive at a time: one a side and a pair
+      for begin in range(0, len(photos), size):
+        out += self._learn(photos[begin : begin + size])
+      return out
 
     return engine_lib.halving(self.engine, learn)
 
-  def _learn(
-    self, photos: Sequence[tuple[Photo, Photo | Embedding]], both: bool
-  ) -> list[Explanation]:
-    settings, model = self.design, self.model
+  def _learn(self, photos: list[tuple[Photo, Photo | Embedding]]) -> list[Explanation]:
+    settings, both, model = self.design, self.mode == "both", self.model
     before = self.encoder_passes
     queries, references = zip(*photos, strict=True)
+    images = [r for r in references if isinstance(r, Photo)]
+    embedded = iter(self.embed(images) if images else ())
+    towards = [next(embedded) if isinstance(r, Photo) else r.unit for r in references]
     of_queries = self.embed(list(queries))
-    _check_sizes(
-      [r.vector[None] for r in references if isinstance(r, Embedding)], of_queries.shape[1]
-    )
-    wholes = of_queries, self.reference_embeddings(references)
+    self._check_space(of_queries[0], [t[None] for t in towards])
+    wholes = [of_queries, np.stack(towards)]
     whole_passes = self.encoder_passes - before
-    # What is not masked has no picture to show: the query's stands there, and is not looked at.
-    shown = [r if isinstance(r, Photo) else q for q, r in photos]
+    # Of an embedding nothing is shown, and with mode 'fixed' of no reference.
+    shown = [r if isinstance(r, Photo) else q for q, r in zip(queries, references, strict=True)]
 
     def stack(arrays):
       return jnp.asarray(np.stack(arrays))
@@ -781,7 +753,7 @@ class Explainer:
         saliency=saliency(pair, 0),
         grid=grid,
         query_cells=labels,
-        settings=self.settings | {"mode": MODES[both]},
+        settings=self.settings,
         warnings=_warn([] if np.isfinite(masks[pair]).all() else ["the mask holds NaN"]),
         passes=whole_passes // len(photos) + settings.num_steps * (1 + both),
         make_reference_side=other,
@@ -796,7 +768,7 @@ class Explainer:
   def _learned_reference_side(self, query: Photo, reference: Photo, labels) -> ReferenceSide:
     """The same with the roles exchanged."""
     before = self.encoder_passes
-    swapped = self._learn([(reference, query)], self.mode == "both")[0]
+    swapped = self._learn([(reference, query)])[0]
     return ReferenceSide(swapped.saliency, labels, None, None, self.encoder_passes - before)
 
 
@@ -809,35 +781,7 @@ class _Side:
   directions: np.ndarray  # [k d]: the whole's embedding, or those of its masked versions
   effects: Effects | None
   passes: int
-
-
-def as_embeddings(given: Any) -> list[Embedding]:
-  """Embeddings of vectors [r d], or of a list of vectors and `Embedding`s.
-
-  Raises:
-    ValueError: one vector where many are expected, or something else.
-  """
-  if given is None:
-    return []
-  alone = isinstance(given, Embedding) or not hasattr(given, "__len__")
-  if not alone and len(given) and not isinstance(given[0], Embedding):
-    alone = np.ndim(given[0]) == 0
-  if alone:
-    raise ValueError(
-      "reference_embeddings are vectors [r d], or a list of vectors and of"
-      " sane_jax.Embedding(vector, name); given one alone: put it into a list"
-    )
-  return [
-    one if isinstance(one, Embedding) else Embedding(one, f"embedding {number}")
-    for number, one in enumerate(given)
-  ]
-
-
-def _check_sizes(directions: Sequence[np.ndarray] | None, size: int) -> None:
-  """Raises ValueError unless references [k d] have the size of the model's embeddings."""
-  for rows in directions or ():
-    if rows.shape[1] != size:
-      raise ValueError(wrong_size("a reference embedding", rows.shape[1], size))
+  notes: tuple[str, ...] = ()
 
 
 def _warn(notes: list[str]) -> list[str]:

@@ -34,63 +34,37 @@ class Photo:
     return np.round(self.pixels * 255).astype(np.uint8)
 
 
-class Embedding(NamedTuple):
-  """A vector in a model's space that stands for a reference, as of a text in a text-image model.
-
-  Given wherever a reference is. It has no regions: nothing of it is perturbed, and it has no map.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedding:
+  """A reference that is no image: a vector in the model's space, such as that of a text.
 
   Attributes:
-    vector: [d], finite and not zero; it is brought to length 1 where it is used.
-    name: what to call it; of a text, the text.
+    vector: [d], of any length but 0; what counts is where it points.
+    name: what to call it: the text.
   """
 
-  vector: Any
-  name: str = "embedding"
+  vector: Float[np.ndarray, " d"]
+  name: str = ""
 
+  @functools.cached_property
+  def unit(self) -> Float[np.ndarray, " d"]:
+    """[d] float32, of length 1.
 
-def unit_embedding(given: Any, size: int | None = None) -> Embedding:
-  """The embedding with its vector at length 1, float32; of `size` numbers, where that is known.
-
-  Raises:
-    ValueError: no vector, another size, a zero vector or one that is not finite.
-  """
-  vector, name = given if isinstance(given, Embedding) else (given, Embedding(None).name)
-  name = str(name)
-  try:
-    array = np.asarray(vector, np.float64)
-  except (TypeError, ValueError, RuntimeError) as error:
-    raise ValueError(
-      f"the embedding {name[:60]!r} is {type(vector).__name__}; a vector [d] of numbers is"
-      " expected, such as a row of what a text model gives, on the host (of torch:"
-      f" .detach().cpu().numpy()): {error}"
-    ) from error
-  if array.ndim == 2 and len(array) == 1:
-    array = array[0]  # one row of a batch
-  if array.ndim != 1 or not array.size:
-    raise ValueError(
-      f"the embedding {name[:60]!r} has shape {np.shape(vector)}; one vector [d] is expected. Many"
-      " of them go to explain_many(query, reference_embeddings=...)"
-    )
-  if size is not None and len(array) != size:
-    raise ValueError(wrong_size(f"the embedding {name[:60]!r}", len(array), size))
-  if not np.isfinite(array).all():
-    raise ValueError(
-      f"the embedding {name[:60]!r} holds NaN or infinity in"
-      f" {int((~np.isfinite(array)).sum())} of its {len(array)} numbers"
-    )
-  largest = np.abs(array).max()
-  if not largest > 0:
-    raise ValueError(f"the embedding {name[:60]!r} is zero: it has no direction to compare with")
-  array = array / largest  # tiny numbers have no square
-  return Embedding((array / np.linalg.norm(array)).astype(np.float32), name)
-
-
-def wrong_size(what: str, given: int, size: int) -> str:
-  """Says that an embedding is not of the model's space."""
-  return (
-    f"{what} has shape ({given},), and the model's embeddings have dimension {size}: is it of the"
-    " same model, and after its projection to the shared space?"
-  )
+    Raises:
+      ValueError: it is no vector of finite numbers, or of zero length.
+    """
+    vector = np.asarray(self.vector, np.float64)
+    what = f"the reference embedding {self.name!r}" if self.name else "the reference embedding"
+    if vector.ndim != 1 or not len(vector):
+      raise ValueError(
+        f"{what} is one vector [d]; given an array {list(vector.shape)}. Several are given as"
+        " several references"
+      )
+    length = np.linalg.norm(vector)
+    if not np.isfinite(length) or length == 0:
+      why = "zeros alone" if length == 0 else "NaN or infinity"
+      raise ValueError(f"{what} holds {why}: it points nowhere; look at what made it")
+    return (vector / length).astype(np.float32)
 
 
 class SaliencyMap(NamedTuple):
@@ -150,8 +124,7 @@ class Explanation:
 
   Attributes:
     query, reference: the images as the model saw them (`contrast`: what the reference is
-      preferred to, for `Explainer.contrast`). A reference, and a contrast, may be an `Embedding`,
-      of length 1: then there is no map on it, and no correspondence.
+      preferred to, for `Explainer.contrast`); a reference may be an `Embedding`, which has no map.
     score: cosine similarity of the two; for a contrast, the difference of two.
     grid: (rows, columns) of the cells, row-major; None for superpixels and learned masks.
     query_cells: [h w], the cell of each pixel of the query.
@@ -193,13 +166,9 @@ class Explanation:
   @property
   def reference_side(self) -> ReferenceSide:
     if self._reference_side is None:
-      if self.make_reference_side is None and isinstance(self.reference, Embedding):
-        raise ValueError(
-          f"the reference {self.reference.name[:60]!r} is an embedding: it has no regions, so there"
-          " is no map on it and no correspondence with it"
-        )
       if self.make_reference_side is None:
-        raise ValueError("this explanation has no map on the reference")
+        why = ": an embedding has no regions" if isinstance(self.reference, Embedding) else ""
+        raise ValueError(f"this explanation has no map on the reference{why}")
       self._reference_side = self.make_reference_side()
     return self._reference_side
 
@@ -345,7 +314,7 @@ class Explanation:
       command=self.snippet(),
       warnings=self.warnings,
       contrast_name=None if self.contrast is None else (self.contrast.name or "contrast"),
-      contrast=_picture(self.contrast),
+      contrast=None if self.contrast is None else _picture(self.contrast),
     )
 
   def snippet(self) -> str:
@@ -355,10 +324,14 @@ class Explanation:
     lines = [f"design={options['design']!r}"]
     lines += [f"{k}={v!r}" for k, v in options.items() if k not in skip]
     lines += [f"fill={options['fill']!r}", f"mode={options['mode']!r}", f"key={options['key'][-1]}"]
-    given = [_as_code(self.query, "query"), _as_code(self.reference, "reference")]
-    call = "explain"
-    if self.contrast is not None:
-      given, call = [*given, _as_code(self.contrast, "contrast")], "contrast"
+    sides = {"query": self.query, "reference": self.reference, "contrast": self.contrast}
+    given = []
+    for side, shown in sides.items():
+      if isinstance(shown, Embedding):
+        given.append(f"sane_jax.Embedding(vector, {shown.name[:80]!r})")
+      elif shown is not None:
+        given.append(repr(shown.name or side))
+    call = "explain" if self.contrast is None else "contrast"
     return (
       f"explainer = sane_jax.Explainer(model, {', '.join(lines)})\n"
       f"explainer.{call}({', '.join(given)})"
@@ -371,13 +344,14 @@ class Explanation:
   def to_html(self, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the pair as one self-contained page, and returns its path."""
     path = files.at(path)
-    files.write_bytes(path, report.render_page([self.view()], title=self._title).encode())
+    files.write_bytes(path, report.render_page([self.view()], title=self._title()).encode())
     return path
 
-  @property
   def _title(self) -> str:
-    names = self.query.name or "query", self.reference.name or "reference"
-    return " and ".join(name if len(name) <= 80 else f"{name[:79]}…" for name in names)
+    name = self.reference.name or "reference"
+    if isinstance(self.reference, Embedding):
+      name = f"“{report.shorten(name)}”"
+    return f"{self.query.name or 'query'} and {name}"
 
   def record(self) -> dict[str, Any]:
     """Everything but the arrays, for JSON."""
@@ -410,13 +384,15 @@ class Explanation:
     view = self.view()
     arrays: dict[str, Any] = {
       "query": view.query,
-      **_reference_array(self.reference, "reference"),
-      **_reference_array(self.contrast, "contrast"),
       "saliency_map": self.saliency_map,
       "standard_error": self.standard_error,
       "cell_values": self.saliency.cells,
       "query_cells": self.query_cells,
     }
+    if isinstance(self.reference, Embedding):
+      arrays["reference_embedding"] = self.reference.unit
+    else:
+      arrays["reference"] = view.reference
     if view.reference_saliency_map is not None:
       arrays["reference_saliency_map"] = view.reference_saliency_map
       arrays["reference_standard_error"] = view.reference_standard_error
@@ -427,7 +403,7 @@ class Explanation:
     np.savez_compressed(buffer, **arrays)
     files.write_bytes(folder / "maps.npz", buffer.getvalue())
     files.write_bytes(folder / "figure.png", report.figure_png(view))
-    page = report.render_page([view], title=self._title)
+    page = report.render_page([view], title=self._title())
     files.write_bytes(folder / "index.html", page.encode())
     text = json.dumps(self.record(), indent=2, allow_nan=False)
     files.write_bytes(folder / "explanation.json", f"{text}\n".encode())
@@ -438,25 +414,8 @@ class Explanation:
     return report.figure_png(self.view())
 
 
-def _picture(side: Photo | Embedding | None) -> np.ndarray | None:
-  """The picture [h w 3] uint8 of a side that has one."""
-  return side.uint8 if isinstance(side, Photo) else None
-
-
-def _as_code(side: Photo | Embedding, otherwise: str) -> str:
-  """How a side is given in Python."""
-  if isinstance(side, Embedding):
-    return f"sane_jax.Embedding(vector, {side.name!r})"
-  return repr(side.name or otherwise)
-
-
-def _reference_array(side: Photo | Embedding | None, name: str) -> dict[str, np.ndarray]:
-  """What is saved of a side, by its name in the file."""
-  if side is None:
-    return {}
-  if isinstance(side, Embedding):
-    return {f"{name}_embedding": np.asarray(side.vector)}
-  return {name: side.uint8}
+def _picture(side: Photo | Embedding) -> np.ndarray | None:
+  return None if isinstance(side, Embedding) else side.uint8
 
 
 def _page_cells(shape: tuple[int, int], grid: tuple[int, int]):

@@ -31,7 +31,6 @@ from sane_jax.explanation import (
   Photo,
   ReferenceSide,
   SaliencyMap,
-  unit_embedding,
 )
 from sane_jax.models.model import ModelError
 from sane_jax.ops import designs, effects
@@ -54,9 +53,6 @@ class ExplanationIndex:
 
       index = sane_jax.ExplanationIndex.build("runs/index", explainer, photos)
       maps = index.maps("a.jpg", ["b.jpg", "c.jpg"])     # [2 rows columns], no encoder
-
-  A reference may be an `Embedding` wherever it may be an id, as of a text in a text-image model:
-  nothing of it is perturbed, so both modes give one map.
 
   Args:
     folder: where `build`, or the job build_index, left it: a path, or a URL of a key-value store
@@ -170,39 +166,30 @@ class ExplanationIndex:
       self._whole[part] = self._index.arrays[part].read().result()
     return self._whole[part]
 
-  def _vectors(self, query: Any, references: Sequence[Any], reference_embeddings: Any, space: int):
-    """Of references, then of vectors: the query's space for each [r], and their embeddings [r d].
-
-    The first are compared in the space they share with the query, the vectors in `space`.
-    """
-    references, vectors, of_vectors = self._parted(references, reference_embeddings, space)
+  def _vectors(self, query: Any, references: Sequence[Any], part: str = "embeddings"):
+    """Embeddings [r d] of references in the space they share with the query."""
     rows = self._all_rows(references)
-    slots, found = self._index.types[rows], self._array()[rows, self._index.types[self._row(query)]]
-    if not len(of_vectors):
-      return slots, found
-    total = len(rows) + len(vectors)
-    out = np.zeros((total, vectors.shape[1]), np.float32), np.full(total, space)
-    seen = np.setdiff1d(np.arange(total), of_vectors)
-    out[0][seen], out[1][seen], out[0][of_vectors] = found, slots, vectors
-    return out[1], out[0]
+    slot = self._index.types[self._row(query)]
+    return rows, self._array(part)[rows, slot]
 
-  def _parted(self, references: Sequence[Any], reference_embeddings: Any, space: int):
-    """References without the embeddings among them; all vectors [v d]; their places among all."""
-    found: list[tuple[int, Embedding]] = []
-    if not (isinstance(references, np.ndarray) and references.dtype.kind in "iu"):
-      found = [(i, r) for i, r in enumerate(references) if isinstance(r, Embedding)]
-      if found:
-        references = [r for r in references if not isinstance(r, Embedding)]
-    further = explainer_lib.as_embeddings(reference_embeddings)
-    first = len(references) + len(found)
-    found += enumerate(further, first)
-    _, spaces, size = self._index.embeddings.shape
-    if found and not 0 <= space < spaces:
-      raise ValueError(f"the model of this index has {spaces} spaces, from 0 on; given {space}")
-    vectors = np.zeros((len(found), size), np.float32)
-    for place, (_, one) in enumerate(found):
-      vectors[place] = unit_embedding(one, size).vector
-    return references, vectors, np.array([i for i, _ in found], int)
+  def _towards(self, reference: Embedding) -> np.ndarray:
+    """[d] of a reference that is no image.
+
+    Raises:
+      ValueError: it is of another model's space, or the index has several.
+    """
+    _, num_types, size = self._index.embeddings.shape
+    if num_types > 1:
+      raise ValueError(
+        f"the index in {self.folder} has {num_types} spaces, one a type of image, and an embedding"
+        " is of one: explain it with sane_jax.Explainer and a model of that condition"
+      )
+    if len(reference.unit) != size:
+      raise ValueError(
+        f"a reference embedding has {len(reference.unit)} numbers, and those of the index in"
+        f" {self.folder} have {size}: it is of another model's space"
+      )
+    return reference.unit
 
   # --- what is asked ------------------------------------------------------------------------------
 
@@ -210,70 +197,55 @@ class ExplanationIndex:
     """Unit embeddings [n d] float32, for the index that searches; in one of the model's spaces."""
     return self._array("embeddings")[self._all_rows(names), space]
 
-  def scores(
-    self, query: Any, references: Sequence[Any] = (), *, reference_embeddings: Any = (),
-    space: int = 0,
-  ) -> np.ndarray:  # fmt: skip
-    """Cosine similarity of the query with each reference [r]; arguments as of `maps`."""
-    slots, vectors = self._vectors(query, references, reference_embeddings, space)
-    return (self._array()[self._row(query), slots] * vectors).sum(axis=1)
+  def scores(self, query: Any, references: Sequence[Any]) -> np.ndarray:
+    """Cosine similarity of the query with each reference [r]; see `maps` for what they may be."""
+    if any(isinstance(r, Embedding) for r in references):
+      own = self._array()[self._row(query), 0]
+      each = [
+        own @ self._towards(r) if isinstance(r, Embedding) else self.scores(query, [r])[0]
+        for r in references
+      ]
+      return np.asarray(each, np.float32)
+    rows, vectors = self._vectors(query, references)
+    return (self._array()[self._row(query), self._index.types[rows]] * vectors).sum(axis=1)
 
-  def nearest(self, query: Any, count: int, *, space: int = 0) -> list[str]:
-    """Ids of the `count` images most like the query, without itself. Compares with all of them.
-
-    Args:
-      query: id, or position in `ids`; or an `Embedding`, as of a text that is searched for.
-      count: at most so many.
-      space: of the model's, in which an embedding is compared.
-    """
+  def nearest(self, query: Any, count: int) -> list[str]:
+    """Ids of the `count` images most like the query, without itself. Compares with all of them."""
+    row = self._row(query)
     every = self._array()
-    others = np.array([np.linalg.norm(every[:, 0], axis=1) > 0]).ravel()
-    if isinstance(query, Embedding):
-      _, vectors, _ = self._parted([query], (), space)
-      scores = every[:, space] @ vectors[0]
-    else:
-      row = self._row(query)
-      scores = (every[row, self._index.types] * every[:, self._index.types[row]]).sum(axis=1)
-      others[row] = False
-    scores = np.where(others, scores, -np.inf)
+    scores = (every[row, self._index.types] * every[:, self._index.types[row]]).sum(axis=1)
+    known = np.array([np.linalg.norm(every[:, 0], axis=1) > 0]).ravel()
+    scores = np.where(known & (np.arange(len(scores)) != row), scores, -np.inf)
     count = min(count, int(np.isfinite(scores).sum()))
     top = np.argpartition(-scores, max(count - 1, 0))[:count]
     return [self.ids[r] for r in top[np.argsort(-scores[top], kind="stable")]]
 
-  def maps(
-    self, query: Any, references: Sequence[Any] = (), *, mode: str = "fixed",
-    reference_embeddings: Any = (), space: int = 0,
-  ) -> np.ndarray:  # fmt: skip
+  def maps(self, query: Any, references: Sequence[Any], *, mode: str = "fixed") -> np.ndarray:
     """Saliency maps [r rows columns] of the query against each reference; signed.
 
     Args:
       query: id, or position in `ids`.
-      references: likewise, or `Embedding`s; as many as there are.
+      references: likewise; as many as there are; or `Embedding`s.
       mode: 'fixed' perturbs the query, 'both' the reference as well (an index that was built by an
         explainer of that mode).
-      reference_embeddings: further references, after those: vectors [v d], or a list of vectors
-        and `Embedding`s.
-      space: of the model's, in which embeddings are compared.
 
     Raises:
       KeyError: an id that is not there, or could not be read.
-      ValueError: an unknown mode, or one that the index was not built for; an embedding of another
-        size than the model's, zero or not finite.
+      ValueError: an unknown mode, or one that the index was not built for.
     """
     if mode not in explainer_lib.MODES:
       raise ValueError(f"the mode is 'fixed' or 'both'; given {mode!r}")
-    references, vectors, of_vectors = self._parted(references, reference_embeddings, space)
+    if any(isinstance(r, Embedding) for r in references):
+      each = [
+        (self.effect_matrix(query) @ self._towards(r)).reshape(self.grid)
+        if isinstance(r, Embedding)
+        else self.maps(query, [r], mode=mode)[0]
+        for r in references
+      ]
+      return np.stack(each)
     rows = self._all_rows(references)
     part = "embeddings" if mode == "fixed" else "masked"
-    position, every = self._position(query), self._array(part)
-    found = effect_index.read_maps(self._index, position, rows, every)
-    if not len(of_vectors):
-      return found
-    matrix = effect_index.read_effects(self._index, position, np.array([space]))[0]
-    out = np.zeros((len(rows) + len(vectors), *self.grid), np.float32)
-    out[np.setdiff1d(np.arange(len(out)), of_vectors)] = found
-    out[of_vectors] = (vectors @ matrix.T).reshape(-1, *self.grid)
-    return out
+    return effect_index.read_maps(self._index, self._position(query), rows, self._array(part))
 
   def contrast(self, query: Any, a: Any, b: Any) -> np.ndarray:
     """Why the query matches `a` rather than `b`: the map of s(query, a) − s(query, b)."""
@@ -281,53 +253,56 @@ class ExplanationIndex:
     return first - second
 
   def effect_matrix(self, query: Any, reference: Any = None) -> np.ndarray:
-    """E [c d] of an image, in the space it shares with the reference, an image of the index."""
+    """E [c d] of an image, in the space it shares with the reference."""
     slot = 0 if reference is None else int(self._index.types[self._row(reference)])
     return effect_index.read_effects(self._index, self._position(query), np.array([slot]))[0]
 
   def correspondence(self, query: Any, reference: Any) -> np.ndarray:
     """Which region of the query matches which of the reference [c c]; see `Explanation`."""
-    if isinstance(reference, Embedding):
-      raise ValueError(
-        f"{reference.name[:60]!r} is an embedding: it has no regions that could match any"
-      )
     matrices = self.effect_matrix(query, reference), self.effect_matrix(reference, query)
     return np.asarray(effects.correspondence(*map(jnp.asarray, matrices)))
 
-  def standard_errors(
-    self, query: Any, references: Sequence[Any] = (), *, reference_embeddings: Any = (),
-    space: int = 0,
-  ) -> np.ndarray:  # fmt: skip
+  def standard_errors(self, query: Any, references: Sequence[Any]) -> np.ndarray:
     """Standard error [r] of each map's cells: the jackknife's over replicates, pooled over cells.
 
-    Arguments as of `maps`. NaN where the design has a single replicate, whose spread nobody sees.
+    NaN where the design has a single replicate, whose spread nobody sees.
 
     Raises:
       ValueError: the index was built without.
     """
     if "spread" not in self._index.arrays:
       raise ValueError(f"the index in {self.folder} was built without standard errors")
-    slots, vectors = self._vectors(query, references, reference_embeddings, space)
-    slots, which = np.unique(slots, return_inverse=True)
+    if any(isinstance(r, Embedding) for r in references):
+      vectors = np.stack(
+        [
+          self._towards(r) if isinstance(r, Embedding) else self._vectors(query, [r])[1][0]
+          for r in references
+        ]
+      )
+      rows = np.zeros(len(references), int)  # an index of one space
+    else:
+      rows, vectors = self._vectors(query, references)
+    slots, which = np.unique(self._index.types[rows], return_inverse=True)
     spread = self._index.arrays["spread"].oindex[self._position(query), slots].read().result()
     spread = spread.astype(np.float32)
     errors = [np.linalg.norm(v @ spread[s]) for v, s in zip(vectors, which, strict=True)]
-    return np.asarray(errors, np.float32).reshape(len(which))
+    return np.asarray(errors, np.float32).reshape(len(rows))
 
   def explain(self, query: Any, reference: Any) -> Explanation:
     """The pair as an `Explanation`: maps of both sides, correspondence, pages and figures.
 
+    The reference may be an `Embedding`: then there is a map on the query alone.
+
     The two images are read again, from the paths that the index was built of; the encoder is not.
-    The reference may be an `Embedding`: then there is no map on it, and no correspondence.
 
     Raises:
       KeyError: as `maps`.
       ValueError: the index was built of arrays, or by the job of a data set: no paths are known.
     """
-    design, photo = self._design(), self._photo(query)
-    is_image = not isinstance(reference, Embedding)
-    other = self._photo(reference) if is_image else unit_embedding(reference)
-    cells = designs.grid_cells(photo.pixels.shape[:2], self.grid)
+    design = self._design()
+    shown = self._photo(query)
+    other = reference if isinstance(reference, Embedding) else self._photo(reference)
+    cells = designs.grid_cells(shown.pixels.shape[:2], self.grid)
     labels = np.asarray(cells.labels)
 
     def saliency(one: Any, other: Any) -> SaliencyMap:
@@ -345,10 +320,10 @@ class ExplanationIndex:
       return ReferenceSide(saliency(reference, query), labels, matrices, valid, 0)
 
     return Explanation(
-      query=photo, reference=other, score=float(self.scores(query, [reference])[0]),
+      query=shown, reference=other, score=float(self.scores(query, [reference])[0]),
       saliency=saliency(query, reference), grid=self.grid, query_cells=labels,
       settings=self.settings, warnings=[], passes=0,
-      make_reference_side=reference_side if is_image else None,
+      make_reference_side=None if isinstance(reference, Embedding) else reference_side,
     )  # fmt: skip
 
   def _design(self) -> Any:

@@ -33,8 +33,7 @@ def insertion_deletion(
 
   Args:
     explainer: whose model is asked; its encoder passes are counted on.
-    explanations: of pairs; the score against a reference that is an embedding v is the cosine with
-      v. A NaN in a map ranks as the least salient.
+    explanations: of pairs. A NaN in a map ranks as the least salient.
     background: 'white' (255, the paper's for Polyvore), 'grey' (127, for AwA2), 'mean', 'black',
       'blur', a colour or an image.
     perturb: 'query', 'reference' (by the map on the reference), or 'both' at once.
@@ -43,18 +42,16 @@ def insertion_deletion(
     Raw cosine scores, insertion and deletion, [b 101] each.
 
   Raises:
-    ValueError: unknown `perturb` or background; no explanations; `perturb` a reference that is an
+    ValueError: unknown `perturb` or background; no explanations; pixels of a reference that is an
       embedding.
   """
   if perturb not in ("query", "reference", "both"):
     raise ValueError(f"perturb is 'query', 'reference' or 'both'; given {perturb!r}")
   if not len(explanations):
     raise ValueError("insertion_deletion needs at least one explanation; given none")
-  texts = [e.reference.name for e in explanations if isinstance(e.reference, Embedding)]
-  if texts and perturb != "query":
+  if perturb != "query" and any(isinstance(e.reference, Embedding) for e in explanations):
     raise ValueError(
-      f"perturb={perturb!r} needs pixels of the reference, and {texts[0][:60]!r} is an embedding;"
-      " use perturb='query'"
+      f"an embedding has no pixels to perturb; give perturb='query', not {perturb!r}"
     )
   rows = [
     _curves(explainer, explanations[i : i + GROUP], background, perturb)
@@ -76,7 +73,10 @@ def _curves(explainer, explanations, background, perturb):
     else:
       moving = explainer.embed(queries)[:, None]
     if perturb == "query":
-      still = explainer.reference_embeddings(references)[:, None]
+      images = [r for r in references if isinstance(r, Photo)]
+      embedded = iter(explainer.embed(images) if images else ())
+      still = np.stack([next(embedded) if isinstance(r, Photo) else r.unit for r in references])
+      still = still[:, None]
     else:
       maps = [e.reference_saliency_map for e in explanations]
       still = _embeddings(explainer, references, maps, background)

@@ -1,4 +1,4 @@
-"""Who may import whom: structs < ops < models, datasets, report < shared < jobs < main."""
+"""Who may import whom: structs < ops < models, datasets, report < shared < web < jobs < main."""
 
 import ast
 import pathlib
@@ -36,6 +36,7 @@ LAYERS = [
   {"ops"},
   {"models", "datasets", "report"},
   SHARED,
+  {"web"},
   JOBS,
   {"main"},
 ]

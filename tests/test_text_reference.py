@@ -1,417 +1,213 @@
-"""A reference may be any embedding in the model's space, as of a text: what is then so."""
+"""A reference that is a vector: the answers are those of an image with that embedding."""
 
 import json
 
-import jax
+import encoders
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sane_jax
-from sane_jax import metrics
-from sane_jax.explanation import unit_embedding
-from sane_jax.explanation_index import ExplanationIndex
-from tests import encoders
-
-SIZE = encoders.SIZE
-HOSTILE = {
-  "markup": "</script><script>window.pwned=1</script> \"'<b>&amp;",
-  "right to left": "حذاء أحمر \u202e evil",
-  "long": "a red shoe " * 1000,
-  "none": "",
-}
-DESIGNS = [
-  sane_jax.Hadamard(num_masks=128, grid=(4, 4)),
-  sane_jax.Rise(num_masks=60, grid=(4, 4)),
-  sane_jax.SlidingWindow(grid=(5, 5)),
-  sane_jax.Lime(num_masks=100, grid=(4, 4)),
-  sane_jax.KernelShap(num_masks=101, grid=(4, 4)),
-]
+from sane_jax import report
 
 
-def model(seed=0):
-  return sane_jax.from_jax(encoders.nonlinear, encoders.nonlinear_params(seed), image_size=SIZE)
+@pytest.fixture(scope="module")
+def model():
+  return sane_jax.from_jax(
+    encoders.nonlinear, encoders.nonlinear_params(), image_size=28, name="small"
+  )
 
 
-def explainer_of(design="hadamard", **options):
-  if design == "hadamard":
-    design = DESIGNS[0]
-  return sane_jax.Explainer(model(), design=design, **options)
+def make(model, **options):
+  return sane_jax.Explainer(model, **{"num_masks": 64, "grid": (4, 4)} | options)
 
 
-def same(first, second):
-  np.testing.assert_array_equal(first.saliency.cells, second.saliency.cells)
-  np.testing.assert_array_equal(first.saliency_map, second.saliency_map)
-  np.testing.assert_array_equal(first.standard_error, second.standard_error)
-
-
-# --- explaining -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("design", DESIGNS, ids=lambda d: type(d).__name__)
-def test_the_embedding_of_an_image_explains_as_the_image_does(photos, design):
-  explainer = explainer_of(design)
-  of_image = explainer.explain(photos[0], photos[1])
-  (vector,) = explainer.embed(photos[1:2])
+@pytest.mark.parametrize("design", ["hadamard", "rise", "kernel_shap", "sliding_window", "lime"])
+def test_a_vector_is_worth_an_image_of_that_embedding(model, photos, design):
+  options = {"grid": (4, 4)} if design in ("hadamard", "rise", "kernel_shap") else {}
+  masks = {"sliding_window": None, "kernel_shap": 65}.get(design, 64)
+  explainer = sane_jax.Explainer(model, design=design, num_masks=masks, **options)
+  vector = explainer.embed([photos[1]])[0]
+  image = explainer.explain(photos[0], photos[1])
   before = explainer.encoder_passes
-  # Its length is of no account: a text model's vectors have any.
-  e = explainer.explain(photos[0], reference_embedding=7.5 * vector, reference_name="a red shoe")
-  np.testing.assert_allclose(e.saliency.cells, of_image.saliency.cells, atol=1e-6)
-  np.testing.assert_allclose(e.standard_error, of_image.standard_error, atol=1e-6)
-  assert e.score == pytest.approx(of_image.score, abs=1e-6)
-  assert e.reference.name == "a red shoe"
-  np.testing.assert_allclose(e.reference.vector, vector, atol=1e-6)
-  spent = explainer.encoder_passes - before
-  assert e.encoder_passes == spent == design.num_masks + 1  # the reference costs none
-  assert of_image.encoder_passes == spent + 1
-  as_value = explainer.explain(photos[0], sane_jax.Embedding(vector, "a red shoe"))
-  np.testing.assert_allclose(as_value.saliency.cells, e.saliency.cells, atol=1e-6)
+  text = explainer.explain(photos[0], reference_embedding=37 * vector, reference_name="a text")
+  assert text.score == pytest.approx(image.score, abs=1e-6)
+  np.testing.assert_allclose(text.saliency_map, image.saliency_map, atol=1e-6)
+  np.testing.assert_allclose(text.standard_error, image.standard_error, atol=1e-6)
+  assert explainer.encoder_passes - before == text.encoder_passes == image.encoder_passes - 1
 
 
-def test_a_text_names_a_region_that_is_planted():
-  """Axis 0 of this model is the red of one corner: a text that points along it finds the corner."""
-  region = ((0, 7), (21, 28))
-  planted = sane_jax.from_jax(
-    lambda _, x: encoders.one_region(region, x), None, image_size=SIZE, name="corner"
-  )
-  design = sane_jax.Hadamard(grid=(4, 4), smoothing=0.0)
-  explainer = sane_jax.Explainer(planted, design=design, fill="mean")
-  query = np.full((SIZE, SIZE, 3), 0.2, np.float32)
-  query[:7, 21:, 0] = 1
-  red = explainer.explain(query, reference_embedding=[1, 0, 0, 0], reference_name="red")
-  other = np.delete(red.saliency.cells, 3)
-  assert red.saliency.cells[3] > 0.1
-  assert np.abs(other).max() < 1e-5
-  blue = explainer.explain(query, reference_embedding=[0, 0, 1, 0], reference_name="blue")
-  assert blue.saliency.cells[3] < -0.1  # red there takes it away from blue
-  against = explainer.contrast(
-    query, sane_jax.Embedding([1, 0, 0, 0], "red"), sane_jax.Embedding([0, 0, 1, 0], "blue")
-  )
-  np.testing.assert_allclose(
-    against.saliency.cells, red.saliency.cells - blue.saliency.cells, atol=1e-6
-  )
-  assert against.score == pytest.approx(red.score - blue.score, abs=1e-6)
-
-
-def test_images_and_embeddings_share_one_pass(photos):
-  explainer = explainer_of()
-  vectors = explainer.embed(photos[1:4])
-  before = explainer.encoder_passes
-  found = explainer.explain_many(
-    photos[0], [photos[1], sane_jax.Embedding(vectors[1], "two")], reference_embeddings=vectors[2:]
-  )
-  assert explainer.encoder_passes - before == 128 + 1 + 1
-  assert [e.reference.name for e in found] == ["", "two", "embedding 0"]
-  for e, photo in zip(found, photos[1:4], strict=True):
-    want = explainer.explain(photos[0], photo)
-    np.testing.assert_allclose(e.saliency.cells, want.saliency.cells, atol=1e-6)
-  only = explainer.explain_many(photos[0], reference_embeddings=vectors)
-  assert [e.reference.name for e in only] == [f"embedding {i}" for i in range(3)]
-  named = explainer.explain_many(
-    photos[0], reference_embeddings=[vectors[0], sane_jax.Embedding(vectors[1], "two")]
-  )
-  assert [e.reference.name for e in named] == ["embedding 0", "two"]
-
-
-def test_effects_serve_texts_without_a_pass(photos):
-  explainer = explainer_of()
-  effects = explainer.effects(photos[0])
-  before = explainer.encoder_passes
-  e = explainer.explain(effects, reference_embedding=np.arange(6.0))
-  assert explainer.encoder_passes == before
-  same(e, explainer.explain(photos[0], reference_embedding=np.arange(6.0)))
-
-
-@pytest.mark.parametrize("kinds", ["image text", "text image", "text text"])
-@pytest.mark.parametrize("mode", ["fixed", "both"])
-def test_contrasts_of_images_and_texts(photos, kinds, mode):
-  explainer = explainer_of(mode=mode)
-  vectors = explainer.embed(photos[1:3])
-  a, b = (
-    photo if kind == "image" else sane_jax.Embedding(vector, f"text {n}")
-    for n, (kind, photo, vector) in enumerate(zip(kinds.split(), photos[1:3], vectors, strict=True))
-  )
-  e = explainer.contrast(photos[0], a, b)
-  one, other = (explainer.explain(photos[0], x) for x in (a, b))
-  np.testing.assert_allclose(e.saliency.cells, one.saliency.cells - other.saliency.cells, atol=1e-6)
-  assert e.score == pytest.approx(one.score - other.score, abs=1e-6)
-  view = e.view()
-  assert (view.reference is None) == (kinds.split()[0] == "text")
-  assert (view.contrast is None) == (kinds.split()[1] == "text")
-  assert e.snippet().count("sane_jax.Embedding(vector") == kinds.count("text")
-
-
-def test_an_embedding_is_not_perturbed(photos):
-  both, fixed = explainer_of(mode="both"), explainer_of()
-  (vector,) = fixed.embed(photos[1:2])
-  e = both.explain(photos[0], reference_embedding=vector)
-  same(e, fixed.explain(photos[0], reference_embedding=vector))
-  assert e.settings["mode"] == "fixed"  # which is what was done
-  # In the company of an image each has its own mode.
-  of_image, of_vector = both.explain_many(photos[0], [photos[1]], reference_embeddings=[vector])
-  assert [of_image.settings["mode"], of_vector.settings["mode"]] == ["both", "fixed"]
-  np.testing.assert_allclose(of_vector.saliency.cells, e.saliency.cells, atol=1e-6)
-  assert np.abs(of_image.saliency.cells - of_vector.saliency.cells).max() > 1e-3
-
-
-def test_a_tolerance_looks_at_the_map_against_the_vector(photos):
-  vector = np.arange(6.0)
-  explainer = explainer_of(sane_jax.Rise(grid=(4, 4)), tolerance=0.2)
+def test_against_brute_force(photos):
+  """The direction enters the score alone: the map towards v is the map of e · v."""
+  params = encoders.nonlinear_params()
+  model = sane_jax.from_jax(encoders.nonlinear, params, image_size=28, name="small")
+  vector = np.array([1.0, -2, 0.5, 0, 3, 1])
+  options = {"grid": (6, 6), "window": 8 / 28, "padding": 0.0}
+  explainer = sane_jax.Explainer(model, design="sliding_window", fill="white", **options)
   e = explainer.explain(photos[0], reference_embedding=vector)
-  again = explainer_of(sane_jax.Rise(num_masks=e.settings["num_masks"], grid=(4, 4)))
-  np.testing.assert_allclose(
-    again.explain(photos[0], reference_embedding=vector).saliency.cells, e.saliency.cells, atol=1e-6
-  )
-  assert e.settings["num_masks"] < explainer.design.num_masks
+  unit = vector / np.linalg.norm(vector)
+  whole = encoders.nonlinear_unit_float64(params, photos[:1])[0] @ unit
+  assert e.score == pytest.approx(whole, abs=1e-6)
+  hidden = photos[0].copy()
+  hidden[4:12, 8:16] = 1
+  drop = whole - encoders.nonlinear_unit_float64(params, hidden[None])[0] @ unit
+  assert e.saliency.cells.reshape(e.grid)[1, 2] == pytest.approx(drop, abs=1e-5)
 
 
-def test_learned_masks_follow_gradients_to_a_vector(photos):
-  design = sane_jax.LearnedMask(num_steps=15, cells=4)
-  for mode in ("fixed", "both"):
-    explainer = explainer_of(design, mode=mode)
-    (vector,) = explainer.embed(photos[1:2])
-    pairs = [
-      (photos[0], sane_jax.Embedding(vector, "text")),
-      (photos[0], photos[1]),
-      (photos[2], sane_jax.Embedding(vector, "text")),
-    ]
-    of_text, of_image, third = explainer.explain_pairs(pairs)
-    fixed = explainer_of(design).explain(photos[0], photos[1])
-    np.testing.assert_allclose(of_text.saliency.cells, fixed.saliency.cells, atol=1e-5)
-    assert [e.settings["mode"] for e in (of_text, of_image)] == ["fixed", mode]
-    moved = np.abs(of_image.saliency.cells - of_text.saliency.cells).max()
-    assert moved > 1e-3 if mode == "both" else moved < 1e-5
-    assert third.query.pixels is not of_text.query.pixels
-    with pytest.raises(ValueError, match="is an embedding"):
-      _ = of_text.reference_saliency_map
-    assert of_image.reference_saliency_map.shape == (SIZE, SIZE)
-  with pytest.raises(ValueError, match=r"shape \(3,\).*dimension 6"):
-    explainer.explain(photos[0], reference_embedding=[1, 2, 3])
+def test_texts_and_images_side_by_side(model, photos):
+  explainer = make(model)
+  vector = sane_jax.Embedding(np.arange(1.0, 7), "a striped shirt")
+  before = explainer.encoder_passes
+  text, image = explainer.explain_many(photos[0], [vector, photos[1]])
+  assert explainer.encoder_passes - before == 64 + 2
+  rather = explainer.contrast(photos[0], vector, photos[1])
+  np.testing.assert_allclose(rather.saliency_map, text.saliency_map - image.saliency_map, atol=1e-6)
+  assert rather.score == pytest.approx(text.score - image.score, abs=1e-6)
+  other = explainer.contrast(photos[0], photos[1], vector)
+  np.testing.assert_allclose(other.saliency_map, -rather.saliency_map, atol=1e-6)
+  assert other.contrast.name == "a striped shirt"
+  assert other.reference_saliency_map.shape == (28, 28)
+  effects = explainer.effects(photos[0])
+  again = explainer.explain(effects, vector)
+  np.testing.assert_allclose(again.saliency_map, text.saliency_map, atol=1e-7)
 
 
-# --- what is refused ------------------------------------------------------------------------------
+def test_it_has_no_regions(model, photos):
+  e = make(model).explain(photos[0], reference_embedding=np.ones(6), reference_name="red")
+  for ask in (
+    lambda: e.reference_saliency_map,
+    lambda: e.correspondence,
+    lambda: e.reference_cells,
+  ):
+    with pytest.raises(ValueError, match="embedding has no regions"):
+      ask()
+
+
+def test_both_images_perturbed_says_that_one_can_not_be(model, photos):
+  vector = sane_jax.Embedding(np.arange(1.0, 7), "text")
+  with pytest.warns(UserWarning, match="only the query was"):
+    both = make(model, mode="both").explain(photos[0], vector)
+  fixed = make(model).explain(photos[0], vector)
+  np.testing.assert_array_equal(both.saliency_map, fixed.saliency_map)
+  assert any("only the query was" in text for text in both.warnings)
+
+
+def test_a_learned_mask_follows_a_vector(model, photos):
+  explainer = sane_jax.Explainer(model, design="learned_mask", num_steps=20)
+  vector = explainer.embed([photos[1]])[0]
+  image = explainer.explain(photos[0], photos[1])
+  text = explainer.explain(photos[0], reference_embedding=vector)
+  np.testing.assert_allclose(text.saliency_map, image.saliency_map, atol=1e-5)
+  both = sane_jax.Explainer(model, design="learned_mask", num_steps=20, mode="both")
+  with pytest.raises(ValueError, match="mode='fixed'"):
+    both.explain(photos[0], reference_embedding=vector)
 
 
 @pytest.mark.parametrize(
-  ("vector", "told"),
+  ("vector", "words"),
   [
-    (np.zeros(6), "is zero"),
-    ([1, np.nan, 0, 0, 0, np.inf], "NaN or infinity in 2 of its 6"),
-    ([1, 2, 3], r"shape \(3,\), and the model's embeddings have dimension 6"),
-    (np.ones((2, 6)), r"shape \(2, 6\); one vector \[d\]"),
-    (3.0, "one vector"),
-    ([], "one vector"),
-    ("a red shoe", "is str; a vector"),
-    (["a"] * 6, "is list; a vector"),
+    (np.ones(5), "has 5 numbers, and the embeddings of small have 6"),
+    (np.zeros(6), "zeros alone"),
+    (np.array([1, np.nan, 0, 0, 0, 0]), "NaN"),
+    (np.ones((2, 6)), r"one vector \[d\]; given an array \[2, 6\]"),
+    (np.zeros(0), "one vector"),
   ],
 )
-def test_what_is_no_embedding_of_the_model_is_refused(photos, vector, told):
-  explainer = explainer_of()
-  for refused in (
-    lambda: explainer.explain(photos[0], reference_embedding=vector, reference_name="shoe"),
-    lambda: explainer.explain_many(photos[0], [photos[1], sane_jax.Embedding(vector, "shoe")]),
-    lambda: explainer.contrast(photos[0], sane_jax.Embedding(vector, "shoe"), photos[1]),
-    lambda: explainer.contrast(photos[0], photos[1], sane_jax.Embedding(vector, "shoe")),
-  ):
-    with pytest.raises(ValueError, match=told):
-      refused()
-  assert explainer.encoder_passes < 10  # nobody waited for the masks
+@pytest.mark.parametrize("design", ["hadamard", "learned_mask"])
+def test_what_is_no_vector_of_that_space(model, photos, vector, words, design):
+  options = {"num_masks": 128} if design == "hadamard" else {"num_steps": 2}
+  explainer = sane_jax.Explainer(model, design=design, **options)
+  with pytest.raises(ValueError, match=words):
+    explainer.explain(photos[0], reference_embedding=vector, reference_name="a text")
+  assert explainer.encoder_passes <= 1, "refused before any mask is spent"
 
 
-def test_what_else_is_refused(photos):
-  explainer = explainer_of()
-  vector = np.arange(6.0)
-  with pytest.raises(ValueError, match=r"one reference.*given neither"):
-    explainer.explain(photos[0])
-  with pytest.raises(ValueError, match=r"one reference.*given both"):
-    explainer.explain(photos[0], photos[1], reference_embedding=vector)
-  with pytest.raises(ValueError, match="has no regions to hide"):
-    explainer.explain(sane_jax.Embedding(vector, "text"), photos[1])
-  with pytest.raises(sane_jax.ImageError, match="reference_embedding=vector"):
-    explainer.explain(photos[0], vector)
-  with pytest.raises(ValueError, match="put it into a list"):
-    explainer.explain_many(photos[0], reference_embeddings=vector)
-  with pytest.raises(ValueError, match="put it into a list"):
-    explainer.explain_many(photos[0], reference_embeddings=sane_jax.Embedding(vector))
-  with pytest.raises(ValueError, match="at least one reference"):
-    explainer.explain_many(photos[0], reference_embeddings=np.zeros((0, 6)))
-  scores = sane_jax.from_score(lambda q, r: q.mean((1, 2, 3)), image_size=SIZE, name="scorer")
-  for ask in (
-    lambda e: e.explain(photos[0], reference_embedding=vector),
-    lambda e: e.contrast(photos[0], photos[1], sane_jax.Embedding(vector)),
-  ):
-    with pytest.raises(ValueError, match="scorer gives nothing but scores"):
-      ask(sane_jax.Explainer(scores))
+def test_a_reference_or_an_embedding(model, photos):
+  for given in ({}, {"reference": photos[1], "reference_embedding": np.ones(6)}):
+    with pytest.raises(ValueError, match="one of the two"):
+      make(model).explain(photos[0], **given)
+  scores = sane_jax.from_score(lambda queries, reference: np.ones(len(queries)), image_size=28)
+  with pytest.raises(ValueError, match="nothing but scores"):
+    sane_jax.Explainer(scores).explain(photos[0], reference_embedding=np.ones(6))
 
 
-def test_any_scale_of_numbers_has_a_direction():
-  for scale in (1e-300, 1.0, 1e300):
-    found = unit_embedding([3 * scale, 4 * scale]).vector
-    np.testing.assert_allclose(found, [0.6, 0.8], rtol=1e-6)
-  assert unit_embedding(np.ones((1, 4))).vector.shape == (4,)  # one row of a batch
+def test_pixels_of_the_query_inserted_and_deleted(model, photos):
+  explainer = make(model)
+  vector = explainer.embed([photos[1]])[0]
+  pairs = [
+    explainer.explain(photos[0], photos[1]),
+    explainer.explain(photos[0], reference_embedding=vector),
+  ]
+  curves = sane_jax.insertion_deletion(explainer, pairs)
+  for curve in curves:
+    np.testing.assert_allclose(curve[0], curve[1], atol=1e-5)
+  with pytest.raises(ValueError, match="no pixels to perturb"):
+    sane_jax.insertion_deletion(explainer, pairs, perturb="both")
 
 
-# --- what is made of it ---------------------------------------------------------------------------
+NASTY = "</script><script>window.pwned=1</script> \u202eright to left, $x^2$ " + "long " * 2000
 
 
-def test_there_is_no_side_of_the_reference(photos):
-  e = explainer_of().explain(photos[0], reference_embedding=np.arange(6.0), reference_name="shoe")
-  for part in ("reference_saliency_map", "reference_standard_error", "reference_cells"):
-    with pytest.raises(ValueError, match="'shoe' is an embedding: it has no regions"):
-      getattr(e, part)
-  with pytest.raises(ValueError, match="no correspondence"):
-    _ = e.correspondence
-
-
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_everything_is_made_for_any_text(photos, tmp_path, text):
-  e = explainer_of().explain(photos[0], reference_embedding=np.arange(6.0), reference_name=text)
-  e.save(tmp_path)
-  record = json.loads((tmp_path / "explanation.json").read_text())
-  assert record["reference"] == text
-  with np.load(tmp_path / "maps.npz") as arrays:
-    assert not {"reference", "correspondence"} & {*arrays.files}
-    np.testing.assert_allclose(np.linalg.norm(arrays["reference_embedding"]), 1, rtol=1e-6)
-  assert (tmp_path / "figure.png").stat().st_size > 10_000
-  page = (tmp_path / "index.html").read_text()
-  assert "window.pwned=1</script>" not in page
-  assert (tmp_path / "index.html").read_text() == e.to_html(tmp_path / "again.html").read_text()
-  assert e.plot().axes
-  namespace = {"sane_jax": sane_jax, "model": model(), "vector": np.arange(6.0), "query": photos[0]}
-  code = e.snippet().replace("explain('query'", "explain(query")
-  last = code.splitlines()[-1]
-  exec(code.removesuffix(last), namespace)  # what the page tells to run
-  same(eval(last, namespace), e)
-
-
-def test_insertion_and_deletion_against_a_text(photos):
-  explainer = explainer_of()
-  vectors = explainer.embed(photos[1:3])
-  of_images = explainer.explain_many(photos[0], photos[1:3])
-  of_texts = explainer.explain_many(photos[0], reference_embeddings=vectors)
-  want = metrics.insertion_deletion(explainer, of_images)
-  for mixed in (of_texts, [of_images[0], of_texts[1]], [of_texts[0], of_images[1]]):
-    found = metrics.insertion_deletion(explainer, mixed)
-    np.testing.assert_allclose(found.insertion, want.insertion, atol=1e-5)
-    np.testing.assert_allclose(found.deletion, want.deletion, atol=1e-5)
-  for perturb in ("reference", "both"):
-    with pytest.raises(ValueError, match="'embedding 0' is an embedding; use perturb='query'"):
-      metrics.insertion_deletion(explainer, of_texts, perturb=perturb)
-
-
-def test_attributes_explain_a_text(photos):
-  """Sensitivity is v·(e(r) − s e(q)): of the reference it needs the embedding alone."""
-  seen = []
-
-  def ranker(image, saliency, embeddings):
-    seen.append(embeddings)
-    raise RuntimeError
-
-  explainer = explainer_of(attributes=ranker)
-  vector = np.arange(6.0)
-  e = explainer.explain(photos[0], reference_embedding=vector)
-  with pytest.raises(RuntimeError):
-    _ = e.attributes
-  query, reference = seen[0]
-  np.testing.assert_allclose(reference, vector / np.linalg.norm(vector), rtol=1e-6)
-  np.testing.assert_allclose(query, explainer.embed(photos[:1])[0], atol=1e-6)
-
-
-# --- of an index ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def index(tmp_path, photos):
-  explainer = explainer_of(mode="both")
-  images = {f"photo {n}": photo for n, photo in enumerate(photos)}
-  return ExplanationIndex.build(tmp_path / "index", explainer, images)
-
-
-def test_an_index_explains_texts(index, photos):
-  explainer = explainer_of()
-  vectors = np.random.default_rng(1).normal(size=(3, 6))
-  want = explainer.explain_many(photos[0], reference_embeddings=vectors)
-  cells = np.array([e.saliency.cells for e in want])
-  named = [sane_jax.Embedding(v, f"text {n}") for n, v in enumerate(vectors)]
-  for mode in ("fixed", "both"):
-    for found in (
-      index.maps("photo 0", named, mode=mode),
-      index.maps("photo 0", reference_embeddings=vectors, mode=mode),
-      index.maps("photo 0", named[:1], reference_embeddings=[vectors[1], named[2]], mode=mode),
-    ):
-      np.testing.assert_allclose(found.reshape(3, -1), cells, atol=2e-3)
-  np.testing.assert_allclose(
-    index.scores("photo 0", reference_embeddings=vectors), [e.score for e in want], atol=1e-6
+def test_everything_that_is_written_of_it(model, photos, tmp_path):
+  e = make(model).explain(photos[0], reference_embedding=np.ones(6), reference_name=NASTY)
+  folder = e.save(tmp_path / "why")
+  page = (folder / "index.html").read_text()
+  assert "<script>window.pwned" not in page
+  assert page.count("long ") < 2 * 2000 + 100, "once where it is read, shortened in headings"
+  with np.load(folder / "maps.npz") as arrays:
+    np.testing.assert_allclose(np.linalg.norm(arrays["reference_embedding"]), 1, atol=1e-6)
+    assert "reference" not in arrays.files
+  assert json.loads((folder / "explanation.json").read_text())["reference"] == NASTY
+  short = make(model).explain(photos[0], reference_embedding=np.ones(6), reference_name="a shoe")
+  assert "sane_jax.Embedding(vector, 'a shoe')" in short.snippet()
+  assert report.figure_png(short.view()) != report.figure_png(
+    short.view()._replace(reference_name="a boot")
   )
-  contrast = index.contrast("photo 0", *named[:2]).ravel()
-  np.testing.assert_allclose(contrast, cells[0] - cells[1], atol=4e-3)
-  (error,) = index.standard_errors("photo 0", named[:1])
-  pooled = np.sqrt((want[0].saliency.cell_errors ** 2).mean())
-  assert error == pytest.approx(pooled, rel=0.3)
 
 
-def test_an_index_takes_ids_and_texts_in_any_order(index):
-  vectors = index.embeddings(["photo 1", "photo 2", "photo 3"])
-  text = [sane_jax.Embedding(4 * v, "text") for v in vectors]
-  want = "photo 1", "photo 2", "photo 3"
-  for mixed, more in (
-    ((text[0], "photo 2", text[2]), ()),
-    (("photo 1", text[1], "photo 3"), ()),
-    (("photo 1", text[1]), vectors[2:]),
-    (np.array([1, 2]), vectors[2:]),
-  ):
-    for ask in (index.maps, index.scores, index.standard_errors):
-      found = ask("photo 0", mixed, reference_embeddings=more)
-      np.testing.assert_allclose(found, ask("photo 0", want), atol=1e-6)
+def test_an_index_answers_texts(model, photos, tmp_path):
+  explainer = make(model)
+  named = {str(number): photo for number, photo in enumerate(photos)}
+  index = sane_jax.ExplanationIndex.build(tmp_path / "index", explainer, named)
+  vector = explainer.embed([photos[3]])[0]
+  text = sane_jax.Embedding(5 * vector, "like the fourth")
+  maps = index.maps("0", [text, "1", "3"])
+  np.testing.assert_allclose(maps, index.maps("0", ["3", "1", "3"]), atol=1e-6)
+  np.testing.assert_allclose(
+    index.scores("0", [text, "1"]), index.scores("0", ["3", "1"]), atol=1e-6
+  )
+  np.testing.assert_allclose(
+    index.standard_errors("0", [text, "1"]), index.standard_errors("0", ["3", "1"]), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    index.contrast("0", text, "1"), index.contrast("0", "3", "1"), atol=1e-6
+  )
+  with pytest.raises(ValueError, match="another model's space"):
+    index.maps("0", [sane_jax.Embedding(np.ones(4))])
 
 
-def test_an_index_is_searched_by_a_text(index):
-  every = index.embeddings(index.ids)
-  vector = every[3] + 0.1 * every[1]
-  order = np.argsort(-(every @ vector))
-  want = [index.ids[i] for i in order]
-  assert index.nearest(sane_jax.Embedding(vector, "text"), 3) == want[:3]
-  assert index.nearest(sane_jax.Embedding(vector, "text"), 99) == want  # none is left out
-  assert "photo 3" in index.nearest(sane_jax.Embedding(every[3], "itself"), 1)
-
-
-def test_an_index_refuses_what_is_no_embedding_of_its_model(index):
-  for ask in (
-    lambda v: index.maps("photo 0", [sane_jax.Embedding(v, "text")]),
-    lambda v: index.maps("photo 0", reference_embeddings=[v]),
-    lambda v: index.scores("photo 0", reference_embeddings=[v]),
-    lambda v: index.nearest(sane_jax.Embedding(v, "text"), 2),
-  ):
-    with pytest.raises(ValueError, match=r"shape \(5,\).*dimension 6"):
-      ask(np.ones(5))
-    with pytest.raises(ValueError, match="is zero"):
-      ask(np.zeros(6))
-  with pytest.raises(ValueError, match="1 spaces, from 0 on; given 1"):
-    index.maps("photo 0", reference_embeddings=[np.ones(6)], space=1)
-  with pytest.raises(ValueError, match="no regions that could match"):
-    index.correspondence("photo 0", sane_jax.Embedding(np.ones(6), "text"))
-
-
-def test_an_index_of_files_shows_a_text(tmp_path, photos):
+def test_an_index_of_photos_explains_a_text_as_a_page(model, photos, tmp_path):
   from PIL import Image
 
-  explainer = explainer_of()
-  for n in range(2):
-    Image.fromarray(np.uint8(255 * photos[n])).save(tmp_path / f"{n}.png")
-  paths = [str(tmp_path / f"{n}.png") for n in range(2)]
-  index = ExplanationIndex.build(tmp_path / "index", explainer, paths)
-  vector = np.arange(6.0)
-  e = index.explain(paths[0], sane_jax.Embedding(vector, "a red shoe"))
-  want = explainer.explain(paths[0], reference_embedding=vector)
-  np.testing.assert_allclose(e.saliency.cells, want.saliency.cells, atol=2e-3)
-  assert e.score == pytest.approx(want.score, abs=1e-6)
-  assert "a red shoe" in e.to_html(tmp_path / "page.html").read_text()
-  with pytest.raises(ValueError, match="no regions"):
-    _ = e.correspondence
-
-
-def test_the_keys_of_jax_make_no_difference(photos):
-  e, typed = (
-    explainer_of(key=key).explain(photos[0], reference_embedding=np.arange(6.0))
-    for key in (3, jax.random.key(3))
+  paths = []
+  for number in range(2):
+    paths.append(tmp_path / f"{number}.png")
+    Image.fromarray(np.uint8(255 * photos[number])).save(paths[-1])
+  index = sane_jax.ExplanationIndex.build(tmp_path / "index", make(model), paths)
+  text = sane_jax.Embedding(np.arange(1.0, 7), "<b>a shoe</b>")
+  e = index.explain(str(paths[0]), text)
+  np.testing.assert_allclose(
+    e.saliency.cells.reshape(4, 4), index.maps(str(paths[0]), [text])[0], atol=1e-6
   )
-  same(e, typed)
+  assert "&lt;b&gt;a shoe" in e.to_html(tmp_path / "why.html").read_text()
+
+
+def test_gradients_do_not_flow_where_there_are_none(photos):
+  """A JAX model that keeps its embedding's length: the vector's own length is of no account."""
+  model = sane_jax.from_jax(
+    lambda params, images: images.mean(axis=(1, 2)) + params, jnp.zeros(3), image_size=28,
+    name="colour",
+  )  # fmt: skip
+  explainer = make(model)
+  one, ten = (explainer.explain(photos[0], reference_embedding=s * np.ones(3)) for s in (1, 10))
+  np.testing.assert_array_equal(one.saliency_map, ten.saliency_map)

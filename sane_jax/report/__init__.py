@@ -1,7 +1,7 @@
 """Showing explained pairs: an interactive page and a static figure; and tables of results."""
 
 from sane_jax.report.figure import draw_figure, figure_png
-from sane_jax.report.page import AttributeView, PairView, mute, overlay, render_page
+from sane_jax.report.page import AttributeView, PairView, mute, overlay, render_page, shorten
 from sane_jax.report.tables import Interval, Table
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
   "mute",
   "overlay",
   "render_page",
+  "shorten",
 ]

@@ -20,7 +20,6 @@ from sane_jax.report.page import (
   overlay,
   overlay_activation,
   saliency_colors,
-  shorten,
 )
 from sane_jax.report.tables import one_line
 
@@ -32,7 +31,7 @@ _OPACITY = 0.8
 _MUTED = "#5d5a54"
 _PANEL, _GAP, _MARGIN, _HEAD, _FOOT = 2.5, 0.12, 0.15, 0.85, 0.55  # inches
 _CAPTION, _LINE = 9, 0.18  # points of its letters, inches of its lines
-_TEXT_SIZES = (15, 12, 9, 7)  # points, the largest that a text fits its panel with
+_INSET = 0.15  # inches around a text
 _BAR_GROUND = 0.83  # grey behind the colour bar's transparent middle
 
 
@@ -45,10 +44,10 @@ def _shorten(name: str, length: int) -> str:
 
 
 class _Panel(NamedTuple):
-  """One picture, with a name under it or the bar of its colours; a text where there is none."""
+  """One picture, with a name under it or the bar of its colours."""
 
   title: str
-  image: np.ndarray | None
+  image: np.ndarray | None  # None for a text, which is the name
   name: str = ""
   bar: Callable[["Axes"], None] | None = None
 
@@ -95,7 +94,7 @@ def draw_figure(pair: PairView) -> "Figure":
   for panel, width in zip(panels, widths, strict=True):
     axes = add_axes(left, foot, width, _PANEL)
     if panel.image is None:
-      _draw_text(figure, axes, panel.name, width)
+      _write_text(axes, _wrap(figure, panel.name, width - 2 * _INSET), width)
     else:
       axes.imshow(panel.image, interpolation="lanczos")
     # Names are text, never mathematics: a file name may hold dollar signs.
@@ -150,36 +149,21 @@ def _panels(pair: PairView) -> list[_Panel]:
   for attribute in pair.attributes[:1]:
     painted = overlay_activation(mute(pair.query), attribute.activation_map, opacity=_OPACITY)
     panels.append(_Panel(attribute.name, painted, bar=_draw_activation_bar))
-  if pair.reference is None or pair.reference_saliency_map is None:
+  if pair.reference is None:
+    panels.append(_Panel("Reference, a text", None, pair.reference_name))
+  elif pair.reference_saliency_map is None:
     panels.append(_Panel("Reference", pair.reference, pair.reference_name))
   else:
     painted = _paint(pair.reference, pair.reference_saliency_map, limit)
     panels.append(_Panel("Reference, saliency map", painted, pair.reference_name))
   if pair.contrast_name is not None:
-    panels.append(_Panel("Rather than", pair.contrast, pair.contrast_name or ""))
+    panels.append(_Panel("Rather than", pair.contrast, pair.contrast_name))
   return panels
 
 
-def _draw_text(figure: "Figure", axes: "Axes", text: str, inches: float) -> None:
-  """Draws a text in place of a picture: as large as it fits, and the start of what never does."""
-  text = shorten(text, 2000)
-  axes.set_facecolor("#f0eeea")
-  lines, size, most = [""], _TEXT_SIZES[0], 1
-  for size in _TEXT_SIZES:
-    lines, most = _wrap(figure, text, 0.9 * inches, size), int(0.9 * _PANEL / (1.3 * size / 72))
-    if len(lines) <= most:
-      break
-  if len(lines) > most:
-    lines = [*lines[: most - 1], f"{lines[most - 1][:-1]}…"]
-  axes.text(
-    0.05, 0.5, "\n".join(lines), fontsize=size, va="center", linespacing=1.3, parse_math=False,
-    transform=axes.transAxes,
-  )  # fmt: skip
-
-
-def _wrap(figure: "Figure", text: str, inches: float, size: float = _CAPTION) -> list[str]:
-  """Lines of a text that are at most so wide as they are drawn; long words are broken."""
-  drawn = figure.text(0, 0, "", fontsize=size, parse_math=False)
+def _wrap(figure: "Figure", text: str, inches: float) -> list[str]:
+  """Lines of a caption that are at most so wide as they are drawn; long words are broken."""
+  drawn = figure.text(0, 0, "", fontsize=_CAPTION, parse_math=False)
 
   def fits(line: str) -> bool:
     drawn.set_text(line)
@@ -199,6 +183,17 @@ def _wrap(figure: "Figure", text: str, inches: float, size: float = _CAPTION) ->
       lines[-1] += letter
   drawn.remove()
   return lines
+
+
+def _write_text(axes: "Axes", lines: list[str], width: float) -> None:
+  """A text where a picture would be; what has no room is cut, and an ellipsis says so."""
+  axes.set_facecolor("#f0eeea")
+  room = int((_PANEL - 2 * _INSET) / _LINE)
+  if len(lines) > room:
+    lines = [*lines[: room - 1], f"{lines[room - 1]} …"]
+  for number, line in enumerate(lines):
+    at = (_INSET / width, 1 - (_INSET + number * _LINE) / _PANEL)
+    axes.text(*at, line, transform=axes.transAxes, va="top", fontsize=_CAPTION, parse_math=False)
 
 
 def _paint(image: np.ndarray, saliency_map: np.ndarray, limit: float) -> np.ndarray:

@@ -375,7 +375,7 @@
       const data = JSON.parse(part(this.root, "pair-data").textContent);
       const [query, reference] = await Promise.all([
         unpackSide(data.query),
-        data.reference && unpackSide(data.reference),
+        unpackSide(data.reference),
       ]);
       const matrix = data.correspondence;
       if (matrix) matrix.codes = await unpack(matrix.codes, Int8Array);
@@ -445,9 +445,7 @@
       hint.className = "idle";
       hint.textContent = this.hasCorrespondence
         ? "Point at a region of either image, or use the arrow keys on it, to see its value and what it matches in the other."
-        : this.stages.length > 1
-          ? "Point at either image, or use the arrow keys on it, to see values."
-          : "Point at the image, or use the arrow keys on it, to see values.";
+        : "Point at either image, or use the arrow keys on it, to see values.";
       this.readout.replaceChildren(hint);
     }
 

@@ -33,8 +33,9 @@ _OPACITY = 0.8
 _NO_CELL = 0xFFFF
 _NO_VALUE = -128
 _THUMBNAIL_PX = 72
+_HEADING = 120  # letters of a text in a heading; the whole of it stands in its own place
+_BLANK = np.zeros((1, 1, 3), np.uint8)  # where there is no picture
 _MOST_ATTRIBUTES = 6  # the first and its runners-up
-_TITLE = 120  # characters of a text that a heading holds
 
 # Opaque colours from weak to strong. Orange against blue stays apart under every common colour
 # blindness, and all darken towards their end, so strength survives a grey print. Green is for
@@ -74,8 +75,7 @@ class PairView(NamedTuple):
     query_name: what to call the query, often its file name.
     reference_name: what to call the reference.
     query: [h w 3] uint8, as the model saw it.
-    reference: [h2 w2 3] uint8, as the model saw it. None for an embedding, as of a text: the page
-      shows its name in place of the picture.
+    reference: [h2 w2 3] uint8, as the model saw it; None for a text, which `reference_name` is.
     score: the score of the pair, or with a contrast the score's difference.
     saliency_map: [h w], signed: above 0 raises the score, below 0 lowers it, NaN is unknown.
     standard_error: [h w], at least 0, in the saliency map's unit.
@@ -90,8 +90,8 @@ class PairView(NamedTuple):
     settings: what the explanation was made with: design, number of masks, fill, key, model, ...
     command: a shell line or Python snippet that makes this explanation again.
     warnings: what a reader should know before trusting the map.
-    contrast_name: if set, the question is why the reference rather than this.
-    contrast: [h3 w3 3] uint8; None where that is an embedding, or nothing.
+    contrast_name: set with `contrast`: why the reference rather than this image.
+    contrast: [h3 w3 3] uint8; None for a text.
     attributes: what explains the match, best first; the page shows the first and five runners-up.
     attribute_margin: total of the first less that of the second.
     sentence: why the two match, in words.
@@ -138,7 +138,7 @@ def check_pair(pair: PairView) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
       fail(f"{field} must be uint8 [h w 3], got {image.dtype} {list(image.shape)}")
   if pair.contrast is not None and pair.contrast_name is None:
-    fail("a contrast needs its contrast_name")
+    fail("give contrast_name with contrast")
   for field, image in (
     ("saliency_map", pair.query),
     ("standard_error", pair.query),
@@ -151,9 +151,9 @@ def check_pair(pair: PairView) -> None:
       if field in ("saliency_map", "standard_error"):
         fail(f"{field} must be given")
       continue
-    array = np.asarray(getattr(pair, field))
     if image is None:
-      fail(f"{field} is given, and the reference has no picture")
+      fail(f"{field} has no image to lie over: the reference is a text")
+    array = np.asarray(getattr(pair, field))
     if array.shape != image.shape[:2]:
       fail(f"{field} must be {list(image.shape[:2])} as its image, got {list(array.shape)}")
     if field.endswith("cells"):
@@ -285,15 +285,9 @@ def mute(image: np.ndarray) -> np.ndarray:
 
 def format_score(pair: PairView) -> str:
   """The score with three decimals, as scores are compared; signed where it is a difference."""
-  is_difference = pair.contrast_name is not None
   if not math.isfinite(pair.score) or not 5e-4 <= abs(pair.score) < 1000:
-    return format_number(pair.score, signed=is_difference)
-  return f"{float(pair.score):{'+' if is_difference else ''}.3f}".replace("-", "−")
-
-
-def shorten(text: str, length: int) -> str:
-  """The start of a text, where it is longer."""
-  return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
+    return format_number(pair.score, signed=pair.contrast_name is not None)
+  return f"{float(pair.score):{'+' if pair.contrast_name is not None else ''}.3f}".replace("-", "−")
 
 
 def _format_setting(value: Any) -> str:
@@ -385,16 +379,14 @@ def _pair_data(pair: PairView) -> dict[str, Any]:
   data["query"] = _side(
     pair.query, pair.saliency_map, pair.standard_error, pair.query_cells, limit, error_limit
   )
-  data["reference"] = None
-  if pair.reference is not None:
-    data["reference"] = _side(
-      pair.reference,
-      pair.reference_saliency_map,
-      pair.reference_standard_error,
-      pair.reference_cells,
-      limit,
-      error_limit,
-    )
+  data["reference"] = _side(
+    _BLANK if pair.reference is None else pair.reference,
+    pair.reference_saliency_map,
+    pair.reference_standard_error,
+    pair.reference_cells,
+    limit,
+    error_limit,
+  )
   if pair.correspondence is not None:
     matrix = np.asarray(pair.correspondence, np.float64)
     largest_entry = largest(matrix)
@@ -575,24 +567,22 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
   ]
   if pair.contrast_name is not None:
     images.append(("contrast", "Rather than", pair.contrast_name, pair.contrast, None))
+  # Of a text, which may be long, its beginning is enough to find and to sort it by.
+  names = [name if image is not None else shorten(name) for _, _, name, image, _ in images]
   return {
     "number": number,
     "pair": pair,
-    # A text may be as long as it likes, and is whole where its picture would be.
-    "reference_title": (
-      shorten(pair.reference_name, _TITLE) if pair.reference is None else pair.reference_name
-    ),
-    "contrast_title": (
-      shorten(pair.contrast_name or "", _TITLE) if pair.contrast is None else pair.contrast_name
-    ),
-    "name": f"{pair.query_name} {pair.reference_name} {pair.contrast_name or ''}".strip(),
+    "name": " ".join(names),
     "images": [
       {
         "side": side,
         "kicker": kicker,
         "name": name,
-        "is_text": image is None,
-        **(_shown_text(name) if image is None else _shown_image(image)),
+        "url": "" if image is None else _data_url(image),
+        "thumbnail": "" if image is None else _data_url(image, thumbnail=True),
+        "height": 1 if image is None else image.shape[0],
+        "width": 1 if image is None else image.shape[1],
+        "heading": name if image is not None else f"“{shorten(name)}”",
         "has_map": saliency_map is not None,
       }
       for side, kicker, name, image, saliency_map in images
@@ -603,8 +593,7 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
     "limit": format_number(limit),
     "ranking": _ranking(pair) if pair.attributes else None,
     "search": " ".join(
-      [pair.query_name, pair.reference_name, pair.contrast_name or "", pair.kind]
-      + [attribute.name for attribute in pair.attributes[:_MOST_ATTRIBUTES]]
+      [*names, pair.kind] + [attribute.name for attribute in pair.attributes[:_MOST_ATTRIBUTES]]
     ),
     "sentence": bind_units(pair.sentence),
     "settings": [(name, _format_setting(value)) for name, value in pair.settings.items()],
@@ -612,18 +601,10 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
   }
 
 
-def _shown_image(image: np.ndarray) -> dict[str, Any]:
-  return {
-    "url": _data_url(image),
-    "thumbnail": _data_url(image, thumbnail=True),
-    "height": image.shape[0],
-    "width": image.shape[1],
-  }
-
-
-def _shown_text(text: str) -> dict[str, Any]:
-  """How large a text is set: a few words as a poster, a page as print."""
-  return {"size": "short" if len(text) <= 60 else "medium" if len(text) <= 300 else "long"}
+def shorten(text: str) -> str:
+  """A text for a heading: one line of its beginning."""
+  text = " ".join(text.split())
+  return text if len(text) <= _HEADING else f"{text[: _HEADING - 1].rstrip()}…"
 
 
 def _lookup_table(colors: np.ndarray) -> list[int]:

@@ -598,8 +598,8 @@ def test_a_pair_at_224_pixels_takes_at_most_200_kilobytes():
     ({"query_cells": np.full((12, 16), -2)}, r"query_cells must lie in \[-1, 65535\)"),
     ({"reference_cells": None}, "correspondence needs query_cells and reference_cells"),
     ({"correspondence": np.zeros((4, 9))}, r"at least \[9, 4\] .* got \[4, 9\]"),
-    ({"contrast": np.zeros((3, 3, 3), np.uint8)}, "a contrast needs its contrast_name"),
-    ({"reference": None}, "reference_saliency_map is given, and the reference has no picture"),
+    ({"contrast": np.zeros((4, 4, 3), np.uint8)}, "give contrast_name with contrast"),
+    ({"reference": None}, "reference_saliency_map has no image to lie over"),
     (
       {"attributes": make_attributes("striped", size=(16, 12))},
       r"activation_map of 'striped' must be \[12, 16\] as the query, got \[16, 12\]",

@@ -1,0 +1,1 @@
+"""Web applications: the user study and the live viewer (extra `web`)."""
