@@ -138,7 +138,8 @@ def load_comparison(path: pathlib.Path) -> report.ComparisonView | None:
   try:
     fields: dict[str, Any] = json.loads(arrays.pop("_text").tobytes())
     fields["matches"] = [report.RegionMatch(*match) for match in fields["matches"]]
-    view = report.ComparisonView(**fields, **arrays)
+    fields.update(arrays)
+    view = report.ComparisonView(**fields)
     report.render_comparisons([view], title="")  # whatever is wrong with it shows here
     return view
   except Exception:

@@ -136,21 +136,42 @@ def _finding(view: ComparisonView) -> str:
       )
     return "No region’s difference is beyond what the draw of masks makes."
   more = int((view.significant & (view.difference > 0)).sum())
-  parts = []
-  if more:
-    parts.append(f"{more} where A’s score rests more on it")
-  if count - more:
-    parts.append(f"{count - more} where B’s does")
   noun = "region differs" if count == 1 else "regions differ"
-  return f"{count} of {cells} {noun}: {', '.join(parts)}."
+  if more in (0, count):
+    name = "A" if more else "B"
+    return f"{count} of {cells} {noun}: {name}’s score rests more on {_them(count)}."
+  return (
+    f"{count} of {cells} {noun}: A’s score rests more on {more} of them, B’s on {count - more}."
+  )
+
+
+def _them(count: int) -> str:
+  return "it" if count == 1 else "them"
+
+
+def _painted_difference(view: ComparisonView) -> np.ndarray:
+  """The cells' differences [h w] over the photo, NaN beyond them."""
+  h, w = view.picture.shape[:2]
+  rows, columns = view.difference.shape
+  top, left, bottom, right = view.frame
+  places = []
+  for size, count, low, high in ((h, rows, top, bottom), (w, columns, left, right)):
+    share = ((np.arange(size) + 0.5) / size - low) / (high - low)
+    places.append((np.clip((share * count).astype(int), 0, count - 1), (share < 0) | (share > 1)))
+  (row, above), (column, beside) = places
+  out = np.asarray(view.difference, np.float64)[row[:, None], column[None]]
+  out[above[:, None] | beside[None]] = np.nan
+  return out
 
 
 def _card(number: int, view: ComparisonView) -> dict[str, Any]:
-  limit = largest(view.pixel_maps)
-  between = largest(view.pixel_maps[0] - view.pixel_maps[1])
+  # Where both see the photo: what one alone sees has nothing to be compared with.
+  both = np.isfinite(view.pixel_maps).all(axis=0)
+  limit = largest(*(np.where(both, m, np.nan) for m in view.pixel_maps))
+  between = largest(view.difference)
   muted = mute(view.picture)
   painted = [overlay(muted, m, limit=limit) for m in view.pixel_maps]
-  difference = overlay(muted, view.pixel_maps[0] - view.pixel_maps[1], limit=between)
+  difference = overlay(muted, _painted_difference(view), limit=between)
   height, width = view.picture.shape[:2]
 
   def marks(model: int, side: str, picture: np.ndarray) -> list[dict[str, Any]]:
