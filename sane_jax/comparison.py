@@ -208,7 +208,7 @@ def compare(
     if reference_photo is not None:
       other = explainer.photo(reference_photo, reference_name)
     found.append(explainer.explain(of_query, other))
-  region = _intersection(*frames, photo.shape[:2])
+  region = _intersection(frames[0], frames[1], photo.shape)
   grid = _common_grid(measured, frames, region)
   values, left_out = [], []
   for one, e, frame in zip(measured, found, frames, strict=True):

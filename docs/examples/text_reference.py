@@ -4,10 +4,10 @@
   python docs/examples/text_reference.py
 
 Nothing is downloaded: the model (transformers' CLIPModel) is made here and learns in some 20 s of
-one core that "a red circle" goes with pictures that hold one. Then pictures of two shapes are explained
-by the caption of one of them. The true shape is known, so it is counted how often the map's
-strongest point lies in its quarter of the picture: by chance one time in four. With
-weights from elsewhere the same three steps do; see docs/text.md.
+one core that "a red circle" goes with pictures that hold one. Then pictures of two shapes are
+explained by the caption of one of them. The true shape is known, so it is counted how often the
+map's strongest point lies in its quarter of the picture: by chance one time in four. With weights
+from elsewhere the same three steps do; see docs/text.md.
 """
 
 import itertools
@@ -128,8 +128,12 @@ def train(clip: transformers.CLIPModel, steps: int, batch: int = 64, seed: int =
 
 
 def point(explainer: sane_jax.Explainer, clip, count: int, seed: int = 1) -> tuple[float, float]:
-  """Of `count` new pictures and a caption each: how often the map's top pixel lies in the quarter of
-  the caption's shape, and how often in that of the other."""
+  """How often the map of a picture lies on what its caption names.
+
+  Returns:
+    Of `count` new pictures, the share whose map's top pixel is in the quarter of the caption's
+    shape, and that in the quarter of the other.
+  """
   rng = np.random.default_rng(seed)
   hits = np.zeros(2)
   with torch.inference_mode():
