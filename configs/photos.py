@@ -11,6 +11,10 @@
   python -m sane_jax.main --config=configs/photos.py --config.photos=FOLDER --config.job=build_index
       measures every photo once; sane_jax.ExplanationIndex("runs/photos/index") then explains any
       two of them without the model. Run again, it appends the photos that are new
+  python -m sane_jax.main --config=configs/photos.py --config.job=compare_models \
+      --config.query=A.jpg --config.reference=B.jpg --config.other_model=MODEL
+      where the reasons of two models differ, with error bars: WORKDIR/compare_models/index.html;
+      with --config.pairs or --config.photos for all of those
 
 Writes WORKDIR/explain/index.html, a PNG a pair and explanations.json. Interrupted, the same command
 goes on where it stopped.
@@ -26,7 +30,7 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "explain"  # explain build_index
+  config.job = "explain"  # explain build_index compare_models
   config.workdir = "runs/photos"  # where results go; or gs://... or s3://...
 
   # What is explained; at most one of (query and reference), photos, pairs.
@@ -47,6 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
   # The model: a name, or module:function for your own (the function returns a sane_jax.Model).
   config.model = "efficientnet_lite0"
   config.image_size = 224  # side in pixels of what the model sees
+  config.other_model = ""  # likewise: what compare_models compares it with
+  config.other_image_size = config_dict.placeholder(int)  # side of what that sees; image_size
 
   # The explanation.
   config.design = "hadamard"  # rise sliding_window lime kernel_shap hadamard learned_mask random

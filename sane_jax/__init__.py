@@ -10,6 +10,7 @@ from sane_jax import hosts as _hosts
 
 _hosts.use_all_cores()  # before anything starts JAX's back end
 
+from sane_jax.comparison import Comparison, compare  # noqa: E402
 from sane_jax.datasets.images import ImageError  # noqa: E402
 from sane_jax.explainer import Explainer  # noqa: E402
 from sane_jax.explanation import Effects, Embedding, Explanation  # noqa: E402
@@ -40,6 +41,7 @@ from sane_jax.ranker import load_attributes  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+  "Comparison",
   "Effects",
   "Embedding",
   "Explainer",
@@ -56,6 +58,7 @@ __all__ = [
   "Rise",
   "SlidingWindow",
   "bootstrap_interval",
+  "compare",
   "from_jax",
   "from_numpy",
   "from_onnx",

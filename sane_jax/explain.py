@@ -62,7 +62,7 @@ def run(config: Any) -> None:
   explainer = make_explainer(config)
   failures: Failures = []
   _learn_attributes(config, explainer, failures)
-  tasks = _tasks(config, explainer, failures)
+  tasks = list_tasks(config, explainer, failures)
   effects = _EffectsCache(explainer)
   drawn: set[int] = set()  # numbers of the pairs whose figures are there
   if processes.count() > 1:
@@ -151,7 +151,8 @@ def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> 
 # --- what to explain ------------------------------------------------------------------------------
 
 
-def _tasks(config: Any, explainer: Explainer, failures: Failures) -> list[Task]:
+def list_tasks(config: Any, explainer: Explainer, failures: Failures) -> list[Task]:
+  """The pairs that a config names; what is wrong with some of them joins the failures."""
   asked = [k for k in ("query", "photos", "pairs") if config[k]]
   if len(asked) > 1:
     raise ValueError(f"give one of query, photos and pairs; given {' and '.join(asked)}")
@@ -317,11 +318,12 @@ def _command(config: Any, task: Task, explanation: Explanation) -> str:
   for name in ("model", "image_size", "design", "num_masks", "grid", "fill", "mode", "key"):
     if config[name] is not None:
       fields[name] = config[name]
-  options = " ".join(f"--config.{k}={_quoted(v)}" for k, v in fields.items())
+  options = " ".join(f"--config.{k}={quoted(v)}" for k, v in fields.items())
   return f"python -m sane_jax.main --config=configs/photos.py {options}"
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
+  """A setting as a shell takes it."""
   return shlex.quote(
     str(tuple(value)).replace(" ", "") if isinstance(value, list | tuple) else str(value)
   )

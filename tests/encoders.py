@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+import sane_jax
+
 SIZE = 28
 
 
@@ -47,3 +49,12 @@ def one_region(region, images):
   (top, bottom), (left, right) = region
   colour = images[:, top:bottom, left:right].mean(axis=(1, 2))
   return jnp.concatenate([colour, 0.3 * jnp.ones((images.shape[0], 1))], axis=1)
+
+
+def small_model(image_size):
+  """For the command line: tests.encoders:small_model."""
+  return sane_jax.from_jax(nonlinear, nonlinear_params(0), image_size=image_size, name="small")
+
+
+def other_model(image_size):
+  return sane_jax.from_jax(nonlinear, nonlinear_params(1), image_size=image_size, name="other")

@@ -23,6 +23,7 @@ JOBS = {
   "tune_ranking",
   "explain_matches",
   "compare_generators",
+  "compare_models",
   "simulate_study",
   "study",
 }
@@ -30,7 +31,7 @@ SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
   "sharding", "recognition", "effect_index", "attribute_reader", "attribute_effects", "pair_terms",
   "concept_prior", "clustering", "forward_simulation", "ranker", "spaces", "sanity_checks",
-  "photo_attributes", "explanation_index", "processes",
+  "photo_attributes", "explanation_index", "processes", "comparison",
 }  # fmt: skip
 LAYERS = [
   {"hosts", "files"},
@@ -46,6 +47,7 @@ LAYERS = [
 ALLOWED = {
   ("benchmark", "compare_generators"),
   ("build_index", "explain"),
+  ("compare_models", "explain"),
   ("evaluate", "compare_generators"),
   ("benchmark_input", "train_similarity"),
 }

@@ -1,6 +1,8 @@
 """A reference that is a vector: the answers are those of an image with that embedding."""
 
 import json
+import pathlib
+import runpy
 
 import encoders
 import jax.numpy as jnp
@@ -211,3 +213,19 @@ def test_gradients_do_not_flow_where_there_are_none(photos):
   explainer = make(model)
   one, ten = (explainer.explain(photos[0], reference_embedding=s * np.ones(3)) for s in (1, 10))
   np.testing.assert_array_equal(one.saliency_map, ten.saliency_map)
+
+
+@pytest.mark.torch
+@pytest.mark.onnx
+def test_a_small_clip_points_at_what_the_caption_names(tmp_path):
+  """Planted evidence through transformers' CLIP: by torch, and the same map by ONNX."""
+  for needed in ("torch", "transformers", "onnx", "onnxruntime"):
+    pytest.importorskip(needed)
+  path = pathlib.Path(__file__).parents[1] / "docs/examples/text_reference.py"
+  found = runpy.run_path(str(path))["main"](str(tmp_path), steps=250, pictures=24)
+  assert found["known"] > 0.9
+  assert found["right"] > 0.8  # by chance 0.25
+  assert found["wrong"] < 0.1
+  assert found["untrained"] < 0.6
+  assert found["apart"] < 1e-4
+  assert (tmp_path / "why.html").stat().st_size > 10_000

@@ -357,6 +357,25 @@ def _range_advice(low: float, high: float) -> str:
 # --- sizes ----------------------------------------------------------------------------------------
 
 
+def seen_frame(
+  shape: tuple[int, int], size: tuple[int, int], *, fit: str, crop_fraction: float = 1.0
+) -> tuple[float, float, float, float]:
+  """Top, left, bottom and right of a model's input in pixels of the photo that `fit_image` took.
+
+  With 'pad' they lie beyond the photo: its margins are of the input and not of the photo.
+  """
+  if shape == size or fit == "stretch":
+    return 0.0, 0.0, float(shape[0]), float(shape[1])
+  if fit == "crop":
+    return _centre_window(shape, size, crop_fraction)
+  scale = min(size[0] / shape[0], size[1] / shape[1])
+  inner = [min(max(round(side * scale), 1), most) for side, most in zip(shape, size, strict=True)]
+  zoom = [side / n for side, n in zip(shape, inner, strict=True)]
+  starts = [-((most - n) // 2) * z for n, most, z in zip(inner, size, zoom, strict=True)]
+  top, left = starts
+  return top, left, top + size[0] * zoom[0], left + size[1] * zoom[1]
+
+
 def _centre_window(
   shape: tuple[int, int], size: tuple[int, int], fraction: float
 ) -> tuple[float, float, float, float]:

@@ -230,7 +230,7 @@ def leave_one_out(
 
 
 def standard_error(
-  left_out: Float[Array, "replicates c k"], valid: np.ndarray
+  left_out: Float[Array | np.ndarray, "replicates c k"], valid: np.ndarray
 ) -> Float[np.ndarray, "c k"]:
   """Standard error of E from its leave-one-out values: jackknife, moderated over the cells.
 
@@ -258,6 +258,22 @@ def standard_error(
       prior = (prior_dof * prior + dof * v) / (prior_dof + dof)
     out[valid, column] = np.sqrt(prior)
   return out
+
+
+def degrees_of_freedom(
+  left_out: Float[Array | np.ndarray, "replicates c k"], valid: np.ndarray
+) -> Float[np.ndarray, " k"]:
+  """d₀ + B − 1 of each column's `standard_error`: value / error is Student's t with so many.
+
+  0 with fewer than two replicates.
+  """
+  values = np.asarray(left_out, np.float64)
+  count, _, k = values.shape
+  if count < 2:
+    return np.zeros(k)
+  dof = count - 1
+  variance = dof / count * ((values - values.mean(axis=0)) ** 2).sum(axis=0)
+  return np.array([_variance_prior(variance[valid, column], dof)[0] + dof for column in range(k)])
 
 
 def _variance_prior(variance: np.ndarray, dof: int) -> tuple[float, float]:

@@ -9,7 +9,16 @@ import pytest
 from fuzz import mutate
 from PIL import Image
 
-from sane_jax.report import AttributeView, Interval, PairView, Table, render_page
+from sane_jax.report import (
+  AttributeView,
+  ComparisonView,
+  Interval,
+  PairView,
+  RegionMatch,
+  Table,
+  render_comparisons,
+  render_page,
+)
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -673,3 +682,76 @@ def test_no_name_of_hundreds_runs(open_page, bypass_csp):
   assert page.evaluate("window.pwned") is None
   assert page.evaluate("document.scripts.length") == 2 + len(pairs)
   assert page.evaluate("document.querySelectorAll('svg[onload],base,template,math').length") == 0
+
+
+# --- two models -----------------------------------------------------------------------------------
+
+
+def make_comparison(**changes):
+  """Two models on a grid of 2 x 2; the first cell differs."""
+  y, x = np.mgrid[:SIZE, :SIZE]
+  first = np.where((y < SIZE // 2) & (x < SIZE // 2), 2.0, 0.1)
+  cells = np.array([[2.0, 0.1], [0.1, 0.1]])
+  box = (0.0, 0.0, 0.5, 0.5)
+  fields = {
+    "query_name": "query.png",
+    "reference_name": "reference.png",
+    "names": ("one", "two"),
+    "picture": np.full((SIZE, SIZE, 3), 128, np.uint8),
+    "reference": np.full((SIZE, SIZE, 3), 200, np.uint8),
+    "pixel_maps": np.stack([first, first[::-1]]),
+    "maps": np.stack([cells, cells[::-1]]),
+    "errors": np.full((2, 2, 2), 0.1),
+    "difference": cells - cells[::-1],
+    "standard_error": np.full((2, 2), 0.2),
+    "p_values": np.array([[1e-6, 1], [1e-6, 1]]),
+    "significant": np.array([[True, False], [True, False]]),
+    "frame": (0.0, 0.0, 1.0, 1.0),
+    "scores": (0.5, 0.7),
+    "scales": (0.01, 0.02),
+    "rank_correlation": -0.3,
+    "most_correlation": 0.9,
+    "reliabilities": (0.9, 0.9),
+    "paired": True,
+    "matches": [RegionMatch(0, 2.0, 0.8, box, box)],
+    "encoder_passes": 1030,
+    "settings": ({"key": [0]}, {"key": [1]}),
+  }
+  return ComparisonView(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_comparison_says_where_and_is_silent(browser, tmp_path, width, scheme):
+  right_to_left = "\u062d\u0630\u0627\u0621 " * 20
+  views = [
+    make_comparison(query_name=NASTY, names=(NASTY, right_to_left), warnings=[NASTY]),
+    make_comparison(reference=None, reference_name="a red shoe " + NASTY * 150, matches=[]),
+  ]
+  path = tmp_path / "comparison.html"
+  path.write_text(render_comparisons(views, title=NASTY, failures=[(NASTY, NASTY)]))
+  context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+  with contextlib.closing(context):
+    page, troubles = context.new_page(), []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on(
+      "request",
+      lambda r: r.url.startswith(("data:", "file:")) or troubles.append(r.url),
+    )
+    page.goto(path.as_uri())
+    assert page.evaluate("window.pwned") is None
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    first = page.locator('[data-role="comparison"]').first
+    told = first.locator('[data-role="finding"]').inner_text()
+    assert told == "2 of 4 regions differ: A\u2019s score rests more on 1 of them, B\u2019s on 1."
+    named = first.locator("rect.differs")
+    assert [
+      (cell.get_attribute("data-row"), cell.get_attribute("data-column")) for cell in named.all()
+    ] == [("0", "0"), ("1", "0")]
+    assert "p < 0.001" in named.first.locator("title").text_content()
+    text = page.locator('[data-role="text"]')
+    assert text.text_content().startswith("a red shoe")
+    box = text.bounding_box()
+    assert box["height"] < 700  # a long text scrolls in its card
+    assert not troubles
