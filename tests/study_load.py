@@ -11,6 +11,7 @@ import collections
 import contextlib
 import html
 import json
+import os
 import pathlib
 import random
 import re
@@ -204,6 +205,12 @@ def summary(heard: Heard) -> dict[str, dict[str, float]]:
   }
 
 
+def processor_seconds(pid: int) -> float:
+  """That a process has used so far."""
+  fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+  return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 1)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--subjects", type=int, default=100)
@@ -221,11 +228,13 @@ def main() -> None:
       heard = asyncio.run(
         attend(f"http://127.0.0.1:{port}", flags.subjects, flags.seconds, flags.think)
       )
+      took = processor_seconds(process.pid)
       process.send_signal(signal.SIGTERM)
       process.communicate(timeout=30)
     print(json.dumps({
       "subjects at once": flags.subjects, "people": len(heard.people), "seconds": flags.seconds,
-      "think": flags.think, "milliseconds": summary(heard), "refused": dict(heard.refused),
+      "think": flags.think, "processor seconds of the server": took,
+      "of the subjects": round(time.process_time(), 1), "milliseconds": summary(heard), "refused": dict(heard.refused),
       **compare(heard, workdir / "study" / "answers.sqlite"),
     }, indent=1))  # fmt: skip
 

@@ -103,13 +103,17 @@ def test_links_are_those_that_others_can_open(workdir):
     local = look.replace("https://study.example.org", f"http://127.0.0.1:{port}")
     # Behind something that speaks https, cookies are for https alone.
     with httpx.Client(follow_redirects=False) as client:
-      got = client.get(local)
+      got = client.get(local)  # the token goes into a cookie, and out of the address
       assert got.status_code == 303
       assert token not in got.headers["location"]
       key = re.search("key=([^&]*)", look)[1]
       got = client.get(f"http://127.0.0.1:{port}/operator", params={"key": key})
       assert got.status_code == 303
       assert "Secure" in got.headers["set-cookie"]
+      named = {"host": "study.example.org"}
+      assert client.get(f"http://127.0.0.1:{port}/operator", headers=named).status_code == 401
+      named = {"host": "evil.example.org"}
+      assert client.get(f"http://127.0.0.1:{port}/operator", headers=named).status_code == 421
 
 
 def test_what_was_acknowledged_is_there_after_a_kill(workdir):
