@@ -21,10 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import httpx
 import numpy as np
 import study_export
 
@@ -85,9 +85,55 @@ def start(workdir: pathlib.Path, port: int, **fields) -> subprocess.Popen:
   raise RuntimeError("the server did not start: " + "".join(said))
 
 
-async def _ask(client, heard, kind, method, path, **options) -> httpx.Response:
+class Answer(NamedTuple):
+  """Of a server."""
+
+  status: int
+  location: str
+  text: str
+
+
+class Browser:
+  """One connection that is kept, and cookies: so little that subjects leave the server its share."""
+
+  def __init__(self, port: int):
+    self._port, self._cookies = port, {}
+    self._reader = self._writer = None
+
+  async def request(self, method: str, path: str, form: dict[str, str] | None = None) -> Answer:
+    if self._writer is None:
+      self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+    body = urllib.parse.urlencode(form or {}).encode()
+    cookies = "; ".join(f"{k}={v}" for k, v in self._cookies.items())
+    kind = "content-type: application/x-www-form-urlencoded\r\n" if form else ""
+    head = (
+      f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\naccept: text/html\r\n"
+      f"cookie: {cookies}\r\n{kind}content-length: {len(body)}\r\n\r\n"
+    )
+    self._writer.write(head.encode() + body)
+    lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    length, location = 0, ""
+    for line in lines[1:]:
+      name, _, value = line.partition(": ")
+      if name == "content-length":
+        length = int(value)
+      elif name == "location":
+        location = value
+      elif name == "set-cookie":
+        cookie, _, rest = value.partition("=")
+        self._cookies[cookie] = rest.partition(";")[0]
+    data = await self._reader.readexactly(length)
+    return Answer(int(lines[0].split()[1]), location, data.decode("utf-8", "replace"))
+
+  def close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
+    self._writer = None
+
+
+async def _ask(browser, heard, kind, method, path, form=None) -> Answer:
   begun = time.perf_counter()
-  got = await client.request(method, path, **options)
+  got = await browser.request(method, path, form)
   heard.seconds[kind].append(time.perf_counter() - begun)
   return got
 
@@ -96,7 +142,7 @@ def _field(text: str, name: str) -> str:
   return html.unescape(re.search(rf'name="{name}" value="([^"]*)"', text)[1])
 
 
-async def _take_part(base, heard, rng, think, until, limits) -> None:
+async def _take_part(port, heard, rng, think, until) -> None:
   """One person, from consent until the end of the study or of the time; patient with restarts."""
   confirmed: dict[str, str] = {}
   sent: dict[str, str] = {}
@@ -104,58 +150,58 @@ async def _take_part(base, heard, rng, think, until, limits) -> None:
   heard.sent.append(sent)
   seen: set[str] = set()
   consented = False
-  async with httpx.AsyncClient(base_url=base, timeout=30, limits=limits, verify=False) as client:
-    while time.monotonic() < until:
-      try:
-        if not consented:
-          page = (await _ask(client, heard, "welcome", "GET", "/")).text
-          form = {"token": _field(page, "token"), "visit": _field(page, "visit"), "agree": "yes"}
-          got = await _ask(client, heard, "consent", "POST", "/consent", data=form)
-          if got.status_code != 303:
-            heard.refused[f"consent {got.status_code}"] += 1
-            await asyncio.sleep(1)
-            continue
-          consented = True
-        got = await _ask(client, heard, "question", "GET", "/task")
-        if got.status_code == 303:
-          return
-        if got.status_code != 200:
-          heard.refused[f"question {got.status_code}"] += 1
+  browser = Browser(port)
+  while time.monotonic() < until:
+    try:
+      if not consented:
+        page = (await _ask(browser, heard, "welcome", "GET", "/")).text
+        form = {"token": _field(page, "token"), "visit": _field(page, "visit"), "agree": "yes"}
+        got = await _ask(browser, heard, "consent", "POST", "/consent", form)
+        if got.status != 303:
+          heard.refused[f"consent {got.status}"] += 1
           await asyncio.sleep(1)
           continue
-        item, token = _field(got.text, "item"), _field(got.text, "token")
-        pictures = re.findall(r'src="(/picture/[^"]*)"', got.text)
-        await asyncio.gather(
-          *(_ask(client, heard, "picture", "GET", path) for path in pictures if path not in seen)
-        )
-        seen.update(pictures)
-        thought = rng.uniform(0.5, 1.5) * think
-        await asyncio.sleep(thought)
-        choice = rng.choice("AB")
-        form = {"token": token, "item": item, "answer": choice, "seconds": f"{thought:.3f}"}
-        sent[item] = choice
-        got = await _ask(client, heard, "answer", "POST", "/answer", data=form)
-        if got.status_code == 303:
-          confirmed[item] = choice
-          if "/feedback" in got.headers["location"]:
-            await _ask(client, heard, "feedback", "GET", got.headers["location"])
-        else:
-          heard.refused[f"answer {got.status_code}"] += 1
-      except httpx.TransportError:
-        await asyncio.sleep(0.1)  # it was killed, and comes back
+        consented = True
+      got = await _ask(browser, heard, "question", "GET", "/task")
+      if got.status == 303:
+        break
+      if got.status != 200:
+        heard.refused[f"question {got.status}"] += 1
+        await asyncio.sleep(1)
+        continue
+      item, token = _field(got.text, "item"), _field(got.text, "token")
+      for path in re.findall(r'src="(/picture/[^"]*)"', got.text):
+        if path not in seen:  # browsers keep them
+          await _ask(browser, heard, "picture", "GET", path)
+          seen.add(path)
+      thought = rng.uniform(0.5, 1.5) * think
+      await asyncio.sleep(thought)
+      choice = rng.choice("AB")
+      form = {"token": token, "item": item, "answer": choice, "seconds": f"{thought:.3f}"}
+      sent[item] = choice
+      got = await _ask(browser, heard, "answer", "POST", "/answer", form)
+      if got.status == 303:
+        confirmed[item] = choice
+        if "/feedback" in got.location:
+          await _ask(browser, heard, "feedback", "GET", got.location)
+      else:
+        heard.refused[f"answer {got.status}"] += 1
+    except (OSError, asyncio.IncompleteReadError):
+      browser.close()
+      await asyncio.sleep(0.1)  # it was killed, and comes back
+  browser.close()
 
 
-async def attend(base: str, subjects: int, seconds: float, think: float, seed: int = 0) -> Heard:
+async def attend(port: int, subjects: int, seconds: float, think: float, seed: int = 0) -> Heard:
   """That many at a time, for so long; who finishes is followed by another."""
   heard = Heard([], [], collections.defaultdict(list), collections.Counter())
   until = time.monotonic() + seconds
-  limits = httpx.Limits(max_connections=4)
 
   async def sit(number: int) -> None:
     rng = random.Random(f"{seed} {number}")
     await asyncio.sleep(rng.uniform(0, min(think, seconds / 4)))
     while time.monotonic() < until:
-      await _take_part(base, heard, rng, think, until, limits)
+      await _take_part(port, heard, rng, think, until)
 
   await asyncio.gather(*(sit(number) for number in range(subjects)))
   return heard
@@ -225,9 +271,7 @@ def main() -> None:
     )
     port = free_port()
     with server(workdir, port, max_subjects=100_000) as process:
-      heard = asyncio.run(
-        attend(f"http://127.0.0.1:{port}", flags.subjects, flags.seconds, flags.think)
-      )
+      heard = asyncio.run(attend(port, flags.subjects, flags.seconds, flags.think))
       took = processor_seconds(process.pid)
       process.send_signal(signal.SIGTERM)
       process.communicate(timeout=30)

@@ -41,7 +41,7 @@ def make_config(workdir, **fields):
 
 
 def attend(port, subjects, seconds, think):
-  return asyncio.run(study_load.attend(f"http://127.0.0.1:{port}", subjects, seconds, think))
+  return asyncio.run(study_load.attend(port, subjects, seconds, think))
 
 
 @pytest.mark.parametrize(
