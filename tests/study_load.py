@@ -94,7 +94,7 @@ class Answer(NamedTuple):
 
 
 class Browser:
-  """One connection that is kept, and cookies: so little that subjects leave the server its share."""
+  """A connection that is kept, and cookies: so little that the server has its share of cores."""
 
   def __init__(self, port: int):
     self._port, self._cookies = port, {}
@@ -271,14 +271,16 @@ def main() -> None:
     )
     port = free_port()
     with server(workdir, port, max_subjects=100_000) as process:
+      before = time.process_time()
       heard = asyncio.run(attend(port, flags.subjects, flags.seconds, flags.think))
+      own = round(time.process_time() - before, 1)
       took = processor_seconds(process.pid)
       process.send_signal(signal.SIGTERM)
       process.communicate(timeout=30)
     print(json.dumps({
       "subjects at once": flags.subjects, "people": len(heard.people), "seconds": flags.seconds,
       "think": flags.think, "processor seconds of the server": took,
-      "of the subjects": round(time.process_time(), 1), "milliseconds": summary(heard), "refused": dict(heard.refused),
+      "of the subjects": own, "milliseconds": summary(heard), "refused": dict(heard.refused),
       **compare(heard, workdir / "study" / "answers.sqlite"),
     }, indent=1))  # fmt: skip
 
