@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/study.md: python docs/make_study_pictures.py [FOLDER]
+"""Makes the pictures of docs/study.md: python docs/make_study_pictures.py [FOLDER for all of them]
 
 A study of drawn outfits on this machine, looked at in a browser. What the maps show is where an
 item has what it shares with the other; no model was asked, the pictures are of the pages.
@@ -161,9 +161,9 @@ def take(page: sync_api.Page, path: pathlib.Path, full: bool) -> None:
 
 
 def main() -> None:
-  out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
+    out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else folder
     material = draw_material()
     simulate_study.export_study(
       folder / "export", material, make_questions(material), key=1, num_subjects=5
@@ -180,12 +180,32 @@ def main() -> None:
           page = context.new_page()
 
           def save(what: str, size=size, scheme=scheme, page=page) -> None:
-            for full in (False, True) if out else ():
+            for full in (False, True):
               take(page, out / f"{what}_{size}_{scheme}{'_full' * full}.png", full)
 
           visit(page, base, operator, save)
           context.close()
       browser.close()
+    docs = pathlib.Path(__file__).parent
+    join(out, ["question_desktop_light"]).save(docs / "study.png", optimize=True)
+    phones = ("instructions_phone_light", "question_phone_light", "feedback_phone_dark",
+              "thanks_phone_dark")  # fmt: skip
+    join(out, phones).save(docs / "study_phones.png", optimize=True)
+
+
+def join(folder: pathlib.Path, names) -> Image.Image:
+  """Pictures side by side."""
+  pictures = []
+  for name in names:
+    with Image.open(folder / f"{name}.png") as picture:
+      pictures.append(picture.convert("RGB"))
+  gap, width = 16, sum(picture.width for picture in pictures)
+  made = Image.new("RGB", (width + gap * (len(pictures) - 1), pictures[0].height), (128, 128, 128))
+  left = 0
+  for picture in pictures:
+    made.paste(picture, (left, 0))
+    left += picture.width + gap
+  return made
 
 
 if __name__ == "__main__":

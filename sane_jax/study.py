@@ -1,8 +1,9 @@
 """Job: asks people which of two pairs the model scores higher, with a web server."""
 
+import urllib.parse
 from typing import Any
 
-from sane_jax import files, training
+from sane_jax import files, processes, training
 from sane_jax.web import server
 from sane_jax.web.study import app as app_lib
 from sane_jax.web.study import questions as questions_lib
@@ -17,6 +18,8 @@ def run(config: Any) -> None:
   Reads WORKDIR/study/export without its key; writes WORKDIR/study/answers.sqlite, and `secret`
   beside it, from which personal links are made. The same command goes on after any end.
   """
+  if not processes.is_first():
+    return
   settings, workdir = config.study, files.at(config.workdir)
   folder = workdir / settings.folder
   if files.is_remote(folder):
@@ -45,14 +48,17 @@ def run(config: Any) -> None:
     secret = app_lib.read_secret(folder / "secret")
 
     def say(link: str) -> None:
-      base, _, rest = (f"{how.public_url}/?{link.partition('?')[2]}" if how.public_url else link
-                       ).partition("/?")  # fmt: skip
-      base, query = base.rstrip("/"), f"&{rest}" if rest else ""
+      base, _, query = link.partition("/?")
+      base = how.public_url or base.rstrip("/")
+      key = f"key={app_lib.operator_token(secret)}"
       print(f"study: {count} items a subject, {how.design}; answers in {store.path}")
-      print(f"Invite with {base}/{'?' + rest if rest else ''}")
-      print(f"Look on with {base}/operator?key={app_lib.operator_token(secret)}{query}", flush=True)
+      print(f"Invite with {base}/{query and f'?{query}'}")
+      print(f"Look on with {base}/operator?{'&'.join(filter(None, (key, query)))}", flush=True)
 
-    app = app_lib.make_app(questions, store, secret, how, token=address.token, hosts=address.hosts)
+    hosts = address.hosts
+    if hosts is not None and how.public_url:  # what stands before the server calls it so
+      hosts = (*hosts, urllib.parse.urlsplit(how.public_url).hostname or "")
+    app = app_lib.make_app(questions, store, secret, how, token=address.token, hosts=hosts)
     server.run(
       app, address, _NAME, certificate=settings.certificate,
       certificate_key=settings.certificate_key, on_ready=say,

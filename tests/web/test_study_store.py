@@ -166,6 +166,18 @@ def test_who_withdraws_is_forgotten(store):
   assert slots(store) == [0, 0]  # the place is given to another
 
 
+def test_nothing_of_who_withdrew_is_left_in_the_file(store):
+  _, session = enrol(store, "v")
+  serve(store, session)
+  do(store, lambda db: store_lib.comment(db, 1, "a comment to be forgotten"))
+  store.close()
+  assert b"to be forgotten" in store.path.read_bytes()
+  again = Store(store.path, {"fingerprint": "f"})
+  do(again, lambda db: store_lib.withdraw(db, 1, 20.0))
+  again.close()
+  assert b"to be forgotten" not in store.path.read_bytes()
+
+
 def test_a_personal_link_opens_a_session(store):
   _, session = enrol(store, "v")
   other = do(store, lambda db: store_lib.resume(db, "link 1", 1.0))

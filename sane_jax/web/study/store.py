@@ -246,6 +246,7 @@ def _open(path: pathlib.Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA secure_delete=ON")  # who withdraws is not left in free pages
     connection.executescript(_SCHEMA)
   except sqlite3.DatabaseError as error:
     connection.close()
