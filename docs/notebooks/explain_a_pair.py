@@ -1,0 +1,5 @@
+# %% [markdown]
+# # explain_a_pair
+
+# %%
+print(1)

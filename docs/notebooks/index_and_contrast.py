@@ -1,0 +1,5 @@
+# %% [markdown]
+# # index_and_contrast
+
+# %%
+print(1)
