@@ -94,7 +94,9 @@ def on_post_build(config):
   ] + [
     f"{path.relative_to(site)}: {url}"
     for path in sorted(site.rglob("*.css"))
-    for url in re.findall(r"""(?:url\(|@import\s+)["']?((?:https?:)?//[^"')\s]+)""", path.read_text())
+    for url in re.findall(
+      r"""(?:url\(|@import\s+)["']?((?:https?:)?//[^"')\s]+)""", path.read_text()
+    )
   ]
   if found:
     raise PluginError("the site is to fetch nothing from elsewhere; it would: " + ", ".join(found))
@@ -211,7 +213,9 @@ def run_notebook(path: pathlib.Path, _changed: int) -> tuple[str, dict[str, byte
   )
   notebook = jupytext.read(path)
   notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
-  client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}})
+  client = nbclient.NotebookClient(
+    notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}
+  )
   client.execute()
   exporter = exporters.MarkdownExporter()
   text, resources = exporter.from_notebook_node(
