@@ -116,7 +116,8 @@ def jobs_table() -> str:
   rows = ["| job | what it does |", "| --- | --- |"]
   for job in jobs:
     text = ast.get_docstring(ast.parse((ROOT / f"sane_jax/{job}.py").read_text()))
-    rows.append(f"| `{job}` | {_cell(text.split(chr(10) * 2)[0].replace(chr(10), ' '))} |")
+    first = text.split("\n\n")[0].replace("\n", " ").removeprefix("Job: ")
+    rows.append(f"| `{job}` | {_cell(first)} |")
   return "\n".join(rows)
 
 
