@@ -68,12 +68,14 @@ def grid(e: sane_jax.Explanation) -> np.ndarray:
 def main() -> None:
   model = sane_jax.load_model("efficientnet_lite0", image_size=112)
   cup, cat = data.coffee(), data.chelsea()
-  explainer = sane_jax.Explainer(model, num_masks=512)
 
   # Why the cat rather than the cup.
   query = collage(cat, cup)
-  maps = [grid(explainer.explain(query, r)) for r in (square(cat), square(cup))]
-  contrast = explainer.contrast(query, square(cat), square(cup))
+  # At 224 pixels: each half of the collage is then what the others see of a whole photo.
+  sharp = sane_jax.Explainer(sane_jax.load_model("efficientnet_lite0"), num_masks=512)
+  effects = sharp.effects(query)
+  maps = [grid(sharp.explain(effects, r)) for r in (square(cat), square(cup))]
+  contrast = sharp.contrast(effects, square(cat), square(cup))
   for title, map_ in zip(("cat", "cup", "cat - cup"), (*maps, grid(contrast)), strict=True):
     print(f"{title}: left half {map_[:, :4].mean():+.4f}, right half {map_[:, 4:].mean():+.4f}")
   draw(
@@ -129,16 +131,22 @@ def main() -> None:
 
   # One region decides, and both images are masked.
   def region(images):
-    colour = images[:, 14:42, 42:70].mean(axis=(1, 2))
+    colour = images[:, 28:56, 28:56].mean(axis=(1, 2))
     return np.concatenate([colour, 0.3 * np.ones((len(images), 1))], axis=1)
 
   looks = sane_jax.from_numpy(region, image_size=112)
   panels = [("query, and what decides", _framed(square(far)), None)]
   for mode in ("fixed", "both"):
     e = sane_jax.Explainer(
-      looks, mode=mode, fill="black", num_masks=2048, smoothing=0.0, num_reference_masks=512
+      looks,
+      mode=mode,
+      fill="black",
+      num_masks=2048,
+      smoothing=0.0,
+      num_reference_masks=512,
+      grid=(4, 4),
     ).explain(far, far)
-    inside = grid(e)[1:3, 3:5].mean()
+    inside = grid(e)[1, 1]
     print(
       f"{mode}: mean effect inside {inside:.4f}, standard error {e.saliency.cell_errors.mean():.4f}"
     )
@@ -147,12 +155,12 @@ def main() -> None:
 
 
 def _framed(pixels: np.ndarray) -> np.ndarray:
-  """The photo with a frame around the region that decides, rows 14 to 42 and columns 42 to 70 of 112."""
+  """The photo with a frame around what decides: rows and columns 28 to 56 of 112."""
   out, scale = pixels.copy(), SIDE // 112
-  top, bottom, left, right = 14 * scale, 42 * scale, 42 * scale, 70 * scale
-  for lines in (np.s_[top : top + 4, left:right], np.s_[bottom - 4 : bottom, left:right],
-                np.s_[top:bottom, left : left + 4], np.s_[top:bottom, right - 4 : right]):  # fmt: skip
-    out[lines] = (26, 95, 180)
+  rows = columns = slice(28 * scale, 56 * scale)
+  inner = out[rows, columns][4:-4, 4:-4].copy()
+  out[rows, columns] = (26, 95, 180)
+  out[rows, columns][4:-4, 4:-4] = inner
   return out
 
 

@@ -1,10 +1,12 @@
 # %% [markdown]
 # # An index and a contrast
 #
-# A collection is measured once. After that any two of its images are explained by a product of small matrices; the
-# network does not run. Here the collection is eight cuts of photos that scikit-image carries.
+# A collection is measured once. After that any two of its images are explained by a product of
+# small matrices; the network does not run. Here the collection is eight cuts of photos that
+# scikit-image carries.
 
 # %%
+import dataclasses
 import tempfile
 
 import matplotlib.pyplot as plt
@@ -27,7 +29,7 @@ images = {
   "cat and coffee": np.concatenate([cat[:, 60:360], data.coffee()[50:350, 150:450]], axis=1),
 }
 model = sane_jax.load_model("efficientnet_lite0", image_size=112)
-explainer = sane_jax.Explainer(sane_jax.Model(**{**vars(model), "fit": "pad"}))
+explainer = sane_jax.Explainer(dataclasses.replace(model, fit="pad"))
 folder = tempfile.mkdtemp()
 index = sane_jax.ExplanationIndex.build(folder, explainer, images)
 print(len(index), "images,", explainer.encoder_passes, "passes, once")
@@ -35,7 +37,8 @@ print(len(index), "images,", explainer.encoder_passes, "passes, once")
 # %%
 for name in ("cat", "motorcycle, right"):
   nearest = index.nearest(name, 2)
-  print(name, "->", [(other, round(float(s), 2)) for other, s in zip(nearest, index.scores(name, nearest))])
+  scores = index.scores(name, nearest)
+  print(name, "->", *(f"{other} ({s:.2f})" for other, s in zip(nearest, scores, strict=True)))
 
 # %% [markdown]
 # ## One query, all its matches at once
@@ -62,21 +65,26 @@ def show(maps, titles):
   figure.tight_layout()
 
 
-show(maps[[others.index(n) for n in ("cat", "cat, mirrored", "coffee", "rocket")]],
-     ["against the cat", "the mirrored cat", "the coffee", "the rocket"])
+show(
+  maps[[others.index(n) for n in ("cat", "cat, mirrored", "coffee", "rocket")]],
+  ["against the cat", "the mirrored cat", "the coffee", "the rocket"],
+)
 
 # %% [markdown]
 # Against the cat the half with the cat raises the score; against the coffee the other half.
 #
 # ## Why this one rather than that one
 #
-# A contrast is the map of the difference of two scores: what speaks for the one *and against the other*.
+# A contrast is the map of the difference of two scores: what speaks for the one *and against the
+# other*.
 
 # %%
 contrast = index.contrast(query, "cat", "coffee")
 show(np.stack([contrast, -contrast]), ["rather the cat than the coffee", "rather the coffee"])
-print(f"score with the cat {index.scores(query, ['cat'])[0]:.2f}, with the coffee {index.scores(query, ['coffee'])[0]:.2f}")
-print(f"mean effect on the difference: left half {contrast[:, :4].mean():+.4f}, right half {contrast[:, 4:].mean():+.4f}")
+scores = index.scores(query, ["cat", "coffee"])
+print(f"score with the cat {scores[0]:.2f}, with the coffee {scores[1]:.2f}")
+left, right = contrast[:, :4].mean(), contrast[:, 4:].mean()
+print(f"mean effect on the difference: left half {left:+.4f}, right half {right:+.4f}")
 
 # %% [markdown]
 # New images are appended to the same folder; those that are there cost nothing:

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your own model, step by step
 #
-# The safest way to trust an explainer is to give it a model whose reason you know. This one looks at the mean colour of one region, and
-# at nothing else.
+# The safest way to trust an explainer is to give it a model whose reason you know. This one looks
+# at the mean colour of one region, and at nothing else.
 
 # %%
 import matplotlib.pyplot as plt
@@ -40,8 +40,9 @@ share = np.clip(e.saliency_map, 0, None)[inside].sum() / np.clip(e.saliency_map,
 print(f"{share:.0%} of the map's positive mass lies inside")
 
 # %% [markdown]
-# What lies outside comes from two things: the smoothing over neighbouring cells, which the default has because real maps are noisy, and
-# the draw of masks. Without the first, the second falls as masks are added:
+# What lies outside comes from two things: the smoothing over neighbouring cells, which the
+# default has because real maps are noisy, and the draw of masks. Without the first, the second
+# falls as masks are added:
 
 # %%
 for count in (256, 1024, 4096):
@@ -53,6 +54,7 @@ for count in (256, 1024, 4096):
 # ## The same model, known by its scores alone
 #
 # `from_score` sees no embedding. The map is the same.
+
 
 # %%
 def unit(x):
