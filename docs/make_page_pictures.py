@@ -45,9 +45,18 @@ def main(folder: pathlib.Path) -> None:
     browser = play.chromium.launch(executable_path=chromium, args=QUIET)
     page = browser.new_page(viewport={"width": 1180, "height": 900}, color_scheme="light")
     page.goto((folder / "runs/photos/explain/index.html").as_uri())
+    page.wait_for_timeout(1500)  # maps are drawn as they come into view
+    stage = page.locator('[data-role="stage"]').first
+    box = stage.bounding_box()
+    assert box is not None
+    stage.hover(position={"x": box["width"] * 0.56, "y": box["height"] * 0.56})
+    page.wait_for_timeout(500)
     save(page.screenshot(), "page.jpg")
     page.goto((folder / "runs/demo/explain/index.html").as_uri())
-    save(page.screenshot(), "page_attributes.jpg")
+    card = page.locator('[data-role="card"]').nth(3)
+    card.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    save(card.screenshot(), "page_attributes.jpg")
     browser.close()
 
 
