@@ -2,8 +2,8 @@
 
 A command is a line of a fenced block (sh, bash, shell, console, or no language and a command in
 it), or `python ...` between backquotes. All run in one folder that holds what they speak of. What
-takes minutes runs here with further settings (SMALLER), and as printed with SANE_JAX_ALL_COMMANDS=1;
-what can't run anywhere says why (NOT_RUN). A new command needs no entry: it is simply run.
+takes minutes runs here with further settings (SMALLER), and with SANE_JAX_ALL_COMMANDS=1 as
+printed; what can't run anywhere says why (NOT_RUN). A new command needs no entry: it is simply run.
 """
 
 import os
@@ -29,7 +29,7 @@ COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|pip|git|docker|curl|launch/\S+|m
 ALL = bool(os.environ.get("SANE_JAX_ALL_COMMANDS"))
 
 DEMO = tuple(f"--config.{field}" for field in SMALL)
-PHOTOS = ("--config.image_size=64",)
+PHOTOS = ("--config.image_size=64", "--config.metrics=False")
 # The networks of the paper are too large for the gate; nor is its data at hand: outfits drawn in
 # its format, and photos in AwA2's layout, stand in the same places.
 NETWORKS = tuple(
@@ -41,6 +41,8 @@ PAPER = (
   *(f"--config.{field}" for field in SMALL if not field.startswith("outfits.")), *NETWORKS,
   "--config.similarity.images_per_group=4", "--config.index.design=hadamard",
   "--config.index.num_masks=128", "--config.num_threads=2",
+  # The other jobs on the same data: tests/test_whole_pipeline.py.
+  *(() if ALL else ("--config.jobs=('train_similarity','build_index')",)),
 )  # fmt: skip
 
 
@@ -53,6 +55,16 @@ class Smaller(NamedTuple):
 
 
 SMALLER = (
+  Smaller(
+    r"--config=configs/demo\.py.*job=discover_attributes",
+    (*DEMO, "--config.discovery.num_clusters=(2,3,4)"),
+  ),
+  Smaller(
+    r"--config=configs/demo\.py.*job=simulate_study",
+    (*DEMO, "--config.study.num_items=48", "--config.study.num_exported=6",
+     "--config.study.num_subjects=4", "--config.study.image_size=64", "--config.study.min_gap=0.1",
+     "--config.study.exchanges=3"),
+  ),
   Smaller(r"--config=configs/demo\.py", DEMO),
   Smaller(r"--config=configs/photos\.py", PHOTOS),
   Smaller(
@@ -82,7 +94,7 @@ gallery = ["b.jpg", "c.jpg"]
 params = np.ones((3, 4), "float32")
 def embed_fn(params, images): return images.mean((1, 2)) @ params + 1
 fn = lambda images: images.mean(axis=(1, 2)) + 1
-module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, 8), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+module = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten())
 """,
 }  # fmt: skip
 
@@ -327,6 +339,8 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(place, prepared, page):
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.py"))
 
 
+@pytest.mark.skipif(not ALL, reason="building the site runs them")
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_as_a_script(place, notebook):
   run(place, f"python docs/notebooks/{notebook.name}")
