@@ -138,10 +138,9 @@ PIP = [c for c in COMMANDS if re.match(r"(python -m )?pip install ", c.text)]
 
 
 def is_run(command):
-  """Placeholders are no command; others are installed, run alone, or not at all."""
+  """Others are installed, run with all commands, or not at all."""
   text = command.text
-  left_out = text in NOT_RUN or (text in LONG and not ALL) or "configs/NAME.py" in text
-  return command not in PIP and not left_out
+  return command not in PIP and text not in NOT_RUN and (ALL or text not in LONG)
 
 
 # Once each: a command that two pages print is the same command.
