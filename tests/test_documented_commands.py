@@ -1,0 +1,381 @@
+"""Every command and every Python block of the documents runs, as it is printed.
+
+A command is a line of a fenced block (sh, bash, shell, console, or no language and a command in
+it), or `python ...` between backquotes. All run in one folder that holds what they speak of. What
+takes minutes runs here with further settings (SMALLER), and with SANE_JAX_ALL_COMMANDS=1 as
+printed; what can't run anywhere says why (NOT_RUN). A new command needs no entry: it is simply run.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import Image
+from test_whole_pipeline import SMALL, small_awa2
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = {"", "sh", "bash", "shell", "console"}
+COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|pip|git|docker|curl|launch/\S+|mkdocs)\s")
+ALL = bool(os.environ.get("SANE_JAX_ALL_COMMANDS"))
+
+DEMO = tuple(f"--config.{field}" for field in SMALL)
+PHOTOS = ("--config.image_size=64", "--config.metrics=False")
+# The networks of the paper are too large for the gate; nor is its data at hand: outfits drawn in
+# its format, and photos in AwA2's layout, stand in the same places.
+NETWORKS = tuple(
+  f"--config.{section}.{field}"
+  for section in ("similarity", "attributes")
+  for field in ("stage_sizes=(1,1,1)", "block=basic", "width=8", "stem=small", "image_size=32")
+)
+PAPER = (
+  *(f"--config.{field}" for field in SMALL if not field.startswith("outfits.")), *NETWORKS,
+  "--config.similarity.images_per_group=4", "--config.index.design=hadamard",
+  "--config.index.num_masks=128", "--config.num_threads=2",
+  # The other jobs on the same data: tests/test_whole_pipeline.py.
+  *(() if ALL else ("--config.jobs=('train_similarity','build_index')",)),
+)  # fmt: skip
+
+
+class Smaller(NamedTuple):
+  """How commands that match `pattern` run in the gate."""
+
+  pattern: str
+  fields: tuple[str, ...]  # appended
+  always: bool = False  # nowhere as printed: the data is not to be had
+
+
+SMALLER = (
+  Smaller(
+    r"--config=configs/demo\.py.*job=discover_attributes",
+    (*DEMO, "--config.discovery.num_clusters=(2,3,4)"),
+  ),
+  Smaller(r"--config=configs/demo\.py", DEMO),
+  Smaller(r"--config=configs/photos\.py", PHOTOS),
+  Smaller(
+    r"--config=configs/generators\.py",
+    ("--config.generators=('random','hadamard:num_masks=128')", "--config.max_pairs=2",
+     "--config.image_size=64"),
+  ),
+  Smaller(
+    r"--config=configs/benchmark\.py",
+    ("--config.parts=('index',)", "--config.index_images=200", "--config.repeats=2"),
+  ),
+  Smaller(r"--config=configs/polyvore\.py.*job=convert_weights", (), always=True),
+  Smaller(r"--config=configs/polyvore\.py", PAPER, always=True),
+  Smaller(r"--config=configs/awa2\.py", PAPER, always=True),
+)  # fmt: skip
+
+# Run as printed alone, with SANE_JAX_ALL_COMMANDS=1.
+LONG = {
+  "python -m sane_jax.main --config=configs/demo.py --config.job=simulate_study": (
+    "asks for more pairs than the gate makes; tests/test_simulate_study.py has it on others"
+  ),
+}
+
+NOT_RUN = {
+  "python -m pytest": "it is what runs this",
+  "python -m mkdocs serve": "serves until it is stopped; the site is built by the gate",
+}
+
+# What a page's Python blocks take for granted: names, by page.
+GIVEN = {
+  "README.md": """
+import jax.numpy as jnp, numpy as np, torch
+gallery = ["b.jpg", "c.jpg"]
+params = np.ones((3, 4), "float32")
+def embed_fn(params, images): return images.mean((1, 2)) @ params + 1
+fn = lambda images: images.mean(axis=(1, 2)) + 1
+module = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten())
+""",
+}  # fmt: skip
+
+
+class Command(NamedTuple):
+  page: str
+  line: int
+  text: str  # as printed, on one line
+
+  def __str__(self):
+    return f"{self.page}:{self.line} {self.text[:60]}"
+
+
+def fenced(text):
+  """(line, language, body) of each fenced block."""
+  for match in re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", text, re.M | re.S):
+    yield text[: match.start()].count("\n") + 1, match[2], match[3]
+
+
+def shell_commands(page):
+  text = page.read_text()
+  for line, language, body in fenced(text):
+    lines = body.replace("\\\n", " ").splitlines()
+    if language not in SHELL or not (language or any(COMMAND.match(s.strip()) for s in lines)):
+      continue
+    for one in lines:
+      one = re.sub(r"\s+#\s.*$", "", one.strip())
+      if language == "console" and not one.startswith("$ "):
+        continue  # what the command answers
+      for part in one.removeprefix("$ ").split(" && "):
+        if part and not part.startswith("#"):
+          yield Command(page.name, line, " ".join(part.split()))
+  prose = re.sub(r"^( *)```.*?^\1```", lambda m: "\n" * m[0].count("\n"), text, flags=re.M | re.S)
+  for match in re.finditer(r"`(python [^`]+)`", prose):
+    yield Command(page.name, prose[: match.start()].count("\n") + 1, " ".join(match[1].split()))
+
+
+COMMANDS = [command for page in PAGES for command in shell_commands(page)]
+PIP = [c for c in COMMANDS if re.match(r"(python -m )?pip install ", c.text)]
+
+
+def is_run(command):
+  """Others are installed, run with all commands, or not at all."""
+  text = command.text
+  return command not in PIP and text not in NOT_RUN and (ALL or text not in LONG)
+
+
+# Once each: a command that two pages print is the same command.
+RUN = list({command.text: command for command in COMMANDS if is_run(command)}.values())
+
+
+def needs(text):
+  """Marks of what a text needs that is an extra."""
+  found = [("onnx", r"\.onnx\b|from_onnx"), ("torch", r"\.pth\b|from_torch|import torch")]
+  return [getattr(pytest.mark, name) for name, pattern in found if re.search(pattern, text)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A folder with a checkout's folders and the files that the documents speak of."""
+  from skimage import data
+
+  folder = tmp_path_factory.mktemp("reader")
+  for name in ("configs", "docs", "benchmarks", "launch", "sane_jax"):
+    (folder / name).symlink_to(ROOT / name)
+  right, left, _ = data.stereo_motorcycle()
+  pictures = {"a": right, "b": left, "c": data.chelsea(), "d": data.coffee(), "e": data.astronaut()}
+  (folder / "photos").mkdir()
+  for name, pixels in pictures.items():
+    image = Image.fromarray(pixels)
+    image.thumbnail((320, 320))
+    image.save(folder / f"{name}.jpg")
+    image.save(folder / f"photos/{name}.jpg")
+    # Six more like each: attributes are learned from three with and three without, or more.
+    for i in range(3):
+      image.crop((4 * i + 4, 4, image.width - 4, image.height - 4 * i - 4)).save(
+        folder / f"photos/{name}{i}.jpg"
+      )
+  rows = ["file,motor,animal"]
+  for path in sorted((folder / "photos").glob("*.jpg")):
+    rows.append(f"{path.name},{int(path.name[0] in 'ab')},{int(path.name[0] == 'c')}")
+  (folder / "photos/attributes.csv").write_text("\n".join(rows) + "\n")
+  (folder / "pairs.txt").write_text("a.jpg b.jpg\nc.jpg d.jpg 0\n")
+  (folder / "clothing").symlink_to(folder / "photos")
+  (folder / "clothing_pairs.txt").write_text("a.jpg b.jpg 1\nc.jpg d.jpg 0\n")
+  (folder / "my_module.py").write_text(
+    "import sane_jax\n\n"
+    "def my_function(image_size):\n"
+    "  return sane_jax.from_numpy(lambda x: x.mean(axis=(1, 2)) + 1, image_size=image_size)\n"
+  )
+  return folder
+
+
+def onnx_model(path):
+  """Mean colours of 4 x 4 regions of 64 x 64 pixels, as an ONNX file."""
+  onnx = pytest.importorskip("onnx")
+  helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+  nodes = [
+    helper.make_node(
+      "AveragePool", ["images"], ["pooled"], kernel_shape=[16, 16], strides=[16, 16]
+    ),
+    helper.make_node("Flatten", ["pooled"], ["embeddings"]),
+  ]
+  graph = helper.make_graph(
+    nodes, "colours", [helper.make_tensor_value_info("images", kind, ["b", 3, 64, 64])],
+    [helper.make_tensor_value_info("embeddings", kind, ["b", 48])],
+  )  # fmt: skip
+  model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+  path.write_bytes(model.SerializeToString())
+
+
+def torch_checkpoint(path):
+  """torchvision's ResNet-50, its names and shapes, with random values."""
+  torch = pytest.importorskip("torch")
+  rng, state = np.random.default_rng(0), {}
+
+  def conv(name, cout, cin, k):
+    state[f"{name}.weight"] = torch.tensor(
+      rng.normal(0, (2 / (cin * k * k)) ** 0.5, (cout, cin, k, k)).astype(np.float32)
+    )
+
+  def norm(name, c):
+    for part, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+      state[f"{name}.{part}"] = torch.full((c,), float(value))
+
+  conv("conv1", 64, 3, 7)
+  norm("bn1", 64)
+  cin = 64
+  for stage, (blocks, c) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True), 1):
+    for block in range(blocks):
+      name = f"layer{stage}.{block}"
+      for i, (cout, c0, k) in enumerate(((c, cin, 1), (c, c, 3), (4 * c, c, 1)), 1):
+        conv(f"{name}.conv{i}", cout, c0, k)
+        norm(f"{name}.bn{i}", cout)
+      if block == 0:
+        conv(f"{name}.downsample.0", 4 * c, cin, 1)
+        norm(f"{name}.downsample.1", 4 * c)
+      cin = 4 * c
+  state["fc.weight"], state["fc.bias"] = torch.zeros(1000, 2048), torch.zeros(1000)
+  torch.save(state, path)
+
+
+@pytest.fixture(scope="module")
+def prepared(place):
+  """Makes, once and when a command needs it, what other commands left."""
+  done = set()
+
+  def prepare(text):
+    if re.search(r"configs/polyvore\.py|configs/demo\.py|runs/demo", text) and "demo" not in done:
+      done.add("demo")
+      run(place, "python -m sane_jax.main --config=configs/demo.py " + quoted(() if ALL else DEMO))
+      # The drawn outfits, in the data set's own format, in the place of the download.
+      (place / "data").mkdir(exist_ok=True)
+      (place / "data/polyvore_outfits").symlink_to(place / "runs/demo/drawn/polyvore_outfits")
+    if "model.onnx" in text and "onnx" not in done:
+      done.add("onnx")
+      onnx_model(place / "model.onnx")
+    if "resnet50.pth" in text and "torch" not in done:
+      done.add("torch")
+      torch_checkpoint(place / "resnet50.pth")
+    if "configs/awa2.py" in text and "awa2" not in done:
+      done.add("awa2")
+      small_awa2(place)
+
+  return prepare
+
+
+def quoted(fields):
+  return " ".join(f'"{field}"' for field in fields)
+
+
+def run(folder, text, timeout=290):
+  """Runs a line in a shell there; its output. Fails with what it said."""
+  tools = folder / ".bin"
+  tools.mkdir(exist_ok=True)
+  if not (tools / "python").exists():
+    (tools / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tools / "python").chmod(0o755)
+  environment = os.environ | {
+    "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+    "MPLBACKEND": "agg",
+  }  # fmt: skip
+  done = subprocess.run(
+    ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, capture_output=True,
+    text=True, timeout=3600 if ALL else timeout,
+  )  # fmt: skip
+  assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+  return done.stdout
+
+
+def as_run(text):
+  """A command with what makes it small enough for the gate."""
+  for smaller in SMALLER:
+    if re.search(smaller.pattern, text):
+      return f"{text} {quoted(smaller.fields)}" if smaller.always or not ALL else text
+  return text
+
+
+@pytest.mark.timeout(4000 if ALL else 300)
+@pytest.mark.parametrize("command", [pytest.param(c, id=str(c), marks=needs(c.text)) for c in RUN])
+def test_a_documented_command_runs(place, prepared, command):
+  prepared(command.text)
+  run(place, as_run(command.text))
+
+
+@pytest.mark.parametrize("command", PIP, ids=str)
+def test_a_documented_installation_names_what_exists(command):
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  extras = project["optional-dependencies"]
+  known = {
+    canonicalize_name(Requirement(line).name)
+    for lines in (project["dependencies"], *extras.values())
+    for line in lines
+  }
+  for word in re.sub(r"^(python -m )?pip install ", "", command.text).split():
+    word = word.strip("'\"")
+    if word.startswith("-"):
+      continue
+    if match := re.fullmatch(r"\.(?:\[([\w,]+)\])?", word):
+      for extra in filter(None, (match[1] or "").split(",")):
+        assert extra in extras, f"no extra {extra!r} in pyproject.toml"
+    else:
+      assert canonicalize_name(Requirement(word).name) in known, f"{word}: in no extra"
+
+
+@pytest.mark.timeout(4000 if ALL else 300)
+@pytest.mark.parametrize(
+  "page",
+  [
+    pytest.param(p, id=p.name, marks=needs(p.read_text()))
+    for p in PAGES
+    if "```python" in p.read_text()
+  ],
+)
+def test_the_python_of_a_page_runs_from_top_to_bottom(place, prepared, page):
+  blocks = [
+    (line, body) for line, language, body in fenced(page.read_text()) if language == "python"
+  ]
+  prepared("".join(body for _, body in blocks))
+  script = place / f"{page.stem}_blocks.py"
+  parts = [GIVEN.get(page.name, "")]
+  parts += [f"\n# {page.name}, line {line}\n{body}" for line, body in blocks]
+  script.write_text("".join(parts))
+  run(place, f"python {script.name}")
+
+
+NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.py"))
+
+
+@pytest.mark.skipif(not ALL, reason="building the site runs them")
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs_as_a_script(place, notebook):
+  run(place, f"python docs/notebooks/{notebook.name}")
+
+
+# --- the harness itself ---------------------------------------------------------------------------
+
+
+def test_a_command_is_found_wherever_it_stands(tmp_path):
+  page = tmp_path / "page.md"
+  page.write_text(
+    "Text with `python -m one`.\n\n```\npython -m two --a=b \\\n    --c=d  # why\n```\n\n"
+    "```sh\nls && python three.py\n```\n\n```\nno command\n```\n\n```text\npython no.py\n```\n\n"
+    "1. In a list:\n   ```console\n   $ python four.py\n   its answer\n   ```\n"
+  )
+  assert [c.text for c in shell_commands(page)] == [
+    "python -m two --a=b --c=d", "ls", "python three.py", "python four.py", "python -m one",
+  ]  # fmt: skip
+
+
+def test_a_command_that_fails_fails(place):
+  with pytest.raises(AssertionError, match="no job"):
+    run(place, "python -m sane_jax.main --config=configs/photos.py --config.job=none")
+
+
+def test_exceptions_are_of_commands_that_are_documented():
+  texts = {c.text for c in COMMANDS}
+  assert {*NOT_RUN, *LONG} <= texts
+  for smaller in SMALLER:
+    assert any(re.search(smaller.pattern, text) for text in texts), smaller.pattern
+  assert set(GIVEN) <= {page.name for page in PAGES}
+  assert shutil.which("bash")
