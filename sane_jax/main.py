@@ -23,6 +23,7 @@ JOBS = (
   "tune_ranking",
   "explain",
   "explain_matches",
+  "serve",
   "compare_generators",
   "evaluate",
   "simulate_study",

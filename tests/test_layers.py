@@ -24,6 +24,7 @@ JOBS = {
   "explain_matches",
   "compare_generators",
   "simulate_study",
+  "serve",
 }
 SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
@@ -45,6 +46,7 @@ LAYERS = [
 ALLOWED = {
   ("benchmark", "compare_generators"),
   ("build_index", "explain"),
+  ("serve", "explain"),
   ("evaluate", "compare_generators"),
   ("benchmark_input", "train_similarity"),
 }
