@@ -159,5 +159,3 @@ def _of_data_set(config: Any):
     )  # fmt: skip
 
   return read, rank, ""
-
-

@@ -488,9 +488,10 @@ const SaneCard = (() => {
       } else {
         stage.root.dataset.cell = cell;
         this.outline(stage, cell);
-        for (const [other, matrix] of this.partners(stage)) {
-          pieces.push(["span", this.match(stage, other, matrix, cell)]);
-        }
+        const found = this.partners(stage).map(([other, matrix]) =>
+          this.match(stage, other, matrix, cell),
+        );
+        if (found.length) pieces.push(["span", found.join(" ")]);
       }
       this.write(pieces);
     }

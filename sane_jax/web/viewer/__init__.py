@@ -1,1 +1,1 @@
-"""The live viewer on explanation indexes: why a query matches what it matches, without the model."""
+"""The live viewer on explanation indexes: why a query matches what it matches."""

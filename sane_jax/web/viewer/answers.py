@@ -46,8 +46,10 @@ def explain_pair(collection: Collection, query: str, reference: str, view: View,
     towards = embeddings[other]
     if mode == "both":
       towards = collection.masked(other, view, one)
-    known = side is not None and towards is not None
-    maps.append((side.matrix @ towards).reshape(side.grid) if known else None)
+    known = None
+    if side is not None and towards is not None:
+      known = (side.matrix @ towards).reshape(side.grid)
+    maps.append(known)
     # Of both perturbed, the spread over masked references belongs to the error, and is not kept.
     errors.append(error_of(side, embeddings[other]) if mode == "fixed" else None)
   return Pair(
@@ -136,9 +138,7 @@ def number(value: float | None) -> float | None:
   return float(f"{value:.7g}") if value is not None and np.isfinite(value) else None
 
 
-def map_json(
-  values: np.ndarray | None, error: float | None, smooth: bool
-) -> dict[str, Any] | None:
+def map_json(values: np.ndarray | None, error: float | None, smooth: bool) -> dict[str, Any] | None:
   """A map [rows columns] for JSON, with what is said of it in numbers."""
   if values is None:
     return None

@@ -100,12 +100,14 @@ def make_app(
   def find_view(key: str) -> View:
     view = views.get(key) if key else collection.first
     if view is None:
-      raise Refusal(404, "There is no such design and fill here; /api/status lists those there are.")
+      raise Refusal(
+        404, "There is no such design and fill here; /api/status lists those there are."
+      )
     return view
 
   def is_lasting(view: View, *keys: str) -> bool:
     """Whether an answer is a function of the index and the address alone."""
-    return view.index is not None and not any(key.startswith(UPLOAD) for key in keys)
+    return view.stored is not None and not any(key.startswith(UPLOAD) for key in keys)
 
   def answer(request: Request, make: Any, *, lasting: bool) -> Response:
     """JSON; of lasting answers a browser is told that it has them already, and nothing is made."""
@@ -166,12 +168,16 @@ def make_app(
       "view": collection.first.key,
       "views": [
         {
-          "key": v.key, "design": v.design, "fill": v.fill, "modes": list(v.modes),
-          "held": v.index is not None, "passes": v.passes,
+          "key": v.key,
+          "design": v.design,
+          "fill": v.fill,
+          "modes": list(v.modes),
+          "held": v.stored is not None,
+          "passes": v.passes,
           "settings": {name: str(value) for name, value in v.settings.items()},
         }
         for v in views.values()
-      ],  # fmt: skip
+      ],
       "no_uploads": options.no_uploads if measuring is None else "",
       "max_upload": options.max_upload,
       "max_pixels": options.max_pixels,
@@ -207,7 +213,7 @@ def make_app(
     """One of the images that are measured, at random."""
 
     def make() -> dict[str, Any]:
-      index = collection.first.index
+      index = collection.first.stored
       for _ in range(1000):
         key = random.choice(collection.keys)
         if index is not None and index.has_effects(collection.ids[key]):
@@ -264,7 +270,9 @@ def make_app(
       if mode not in chosen.modes:
         raise Refusal(409, f"{_title(chosen)} has no maps with both images perturbed.")
       found = answers.explain_pair(collection, query, reference, chosen, mode)
-      shapes = [m.shape if m is not None else (1, 1) for m in (found.query_map, found.reference_map)]
+      shapes = [
+        m.shape if m is not None else (1, 1) for m in (found.query_map, found.reference_map)
+      ]
       return {
         "query": described(query),
         "reference": described(reference),
@@ -284,9 +292,7 @@ def make_app(
     return answer(request, make, lasting=is_lasting(chosen, query, reference))
 
   @app.get("/api/contrast")
-  def contrast(
-    request: Request, query: Key, a: Key, b: Key, view: ViewKey = ""
-  ) -> Response:
+  def contrast(request: Request, query: Key, a: Key, b: Key, view: ViewKey = "") -> Response:
     """Why the query matches `a` rather than `b`: above 0 where a cell speaks for `a`."""
     chosen = find_view(view)
 
@@ -345,9 +351,9 @@ def make_app(
     for key, known in ((query, query_map), (reference, reference_map)):
       if known is not None or not key:
         continue
-      can = measuring is not None and (view.index is None or key not in collection.ids)
+      can = measuring is not None and (view.stored is None or key not in collection.ids)
       why = f"{collection.name_of(key)} is not measured with {_title(view)} yet."
-      if view.index is not None and key in collection.ids:
+      if view.stored is not None and key in collection.ids:
         why = f"{collection.name_of(key)} has an embedding in this index and no effects: no map."
       passes = measuring.passes(view) if can and measuring is not None else 0
       out.append({"key": key, "why": why, "can_measure": can, "passes": passes})
@@ -401,7 +407,7 @@ def make_app(
     guard.check_form(request, x_form_token)
     worker, chosen = needs_measuring(), find_view(view)
     collection.name_of(image)
-    if chosen.index is not None and image in collection.ids:
+    if chosen.stored is not None and image in collection.ids:
       raise Refusal(409, f"The index has {_title(chosen)}: there is nothing to measure.")
     return told(worker.submit(image, chosen))
 
@@ -441,9 +447,9 @@ def _title(view: View) -> str:
 def _fingerprint(collection: Collection) -> str:
   """Changes when an index grows or is another."""
   parts = [
-    [view.key, view.settings, list(view.index.ids), sorted(view.index.left_out)]
+    [view.key, view.settings, list(view.stored.ids), sorted(view.stored.left_out)]
     for view in collection.views.values()
-    if view.index is not None
+    if view.stored is not None
   ]
   text = json.dumps([parts, secrets.token_hex(8)], sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
@@ -459,4 +465,3 @@ def _warm(collection: Collection) -> None:
     _LOG.info("the index is in memory after %.1f s", time.monotonic() - began)
   except Exception as error:  # whoever asks for it is told
     _LOG.warning("the index could not be read ahead: %s", error)
-

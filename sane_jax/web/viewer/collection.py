@@ -10,7 +10,6 @@ and so are images that a visitor sent. Whatever made it, what a map needs of an 
 """
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ class View(NamedTuple):
   Attributes:
     key: 'design~fill', in links.
     design, fill: as in the explainer's settings.
-    index: that holds it; None for one that is measured while the server runs.
+    stored: the index that holds it; None for one that is measured while the server runs.
     modes: 'fixed', and 'both' where mean masked embeddings are known.
     passes: of the encoder for an image, where it is measured; 0 where it is not known.
     settings: of the explainer.
@@ -43,7 +42,7 @@ class View(NamedTuple):
   key: str
   design: str
   fill: str
-  index: ExplanationIndex | None
+  stored: ExplanationIndex | None
   modes: tuple[str, ...]
   passes: int
   settings: dict[str, Any]
@@ -229,8 +228,8 @@ class Collection:
     Raises:
       Refusal: 404, there is none; 409, it could not be read, or its index was interrupted.
     """
-    if view.index is not None and key in self.ids:
-      return self._from_index(key, view.index, other)
+    if view.stored is not None and key in self.ids:
+      return self._from_index(key, view.stored, other)
     if key not in self.ids:
       self.upload(key)
     return self.measured.get((key, view.key))
@@ -255,7 +254,7 @@ class Collection:
       Refusal: as `side`; 409 for an upload that is not measured.
     """
     if key in self.ids:
-      index = view.index or self.first.index
+      index = view.stored or self.first.stored
       assert index is not None  # the first view is of an index
       towards = self.ids.get(other)
       space = 0 if towards is None else index.space_of(self._known(index, other))
@@ -268,18 +267,18 @@ class Collection:
 
   def masked(self, key: str, view: View, other: str) -> np.ndarray | None:
     """The mean embedding [d] of an image's masked versions; None where it is not known."""
-    if view.index is not None and key in self.ids:
+    if view.stored is not None and key in self.ids:
       if "both" not in view.modes:
         return None
       towards = self.ids.get(other)
-      space = 0 if towards is None else view.index.space_of(self._known(view.index, other))
-      return view.index.masked_embeddings([self._known(view.index, key)], space)[0]
+      space = 0 if towards is None else view.stored.space_of(self._known(view.stored, other))
+      return view.stored.masked_embeddings([self._known(view.stored, key)], space)[0]
     found = self.measured.get((key, view.key))
     return None if found is None else found.masked
 
   def nearest(self, key: str, view: View, count: int) -> list[tuple[str, float]]:
     """Keys and scores of the images most like one, itself left out; compares with all of them."""
-    index = view.index or self.first.index
+    index = view.stored or self.first.stored
     assert index is not None
     if key in self.ids:
       name = self._known(index, key)
@@ -318,9 +317,13 @@ def key_of(name: str) -> str:
 
 def shorten(names: Sequence[str]) -> list[str]:
   """Ids less the folders that all have in common: those are nobody's business in a browser."""
-  common = os.path.commonprefix([name.rpartition("/")[0] + "/" for name in names])
-  common = common[: common.rfind("/") + 1]
-  return [name[len(common) :] if "/" in name else name for name in names]
+  folders = [name.split("/")[:-1] for name in names]
+  depth = 0
+  for parts in zip(*folders, strict=False):  # as deep as the shallowest
+    if len({*parts}) > 1:
+      break
+    depth += 1
+  return ["/".join(name.split("/")[depth:]) for name in names]
 
 
 def view_of(index: ExplanationIndex) -> View:
@@ -358,7 +361,5 @@ def pool_correspondence(
 
 def _pooling(grid: tuple[int, int]) -> np.ndarray:
   """How the page's cells average a grid's, [page c]."""
-  rows, columns = (
-    designs.averaging(g, p) for g, p in zip(grid, page_grid(grid), strict=True)
-  )
+  rows, columns = (designs.averaging(g, p) for g, p in zip(grid, page_grid(grid), strict=True))
   return np.kron(rows, columns)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sane_jax import explainer as explainer_lib
@@ -99,8 +100,8 @@ class Measuring:
     self.views: dict[str, View] = dict(collection.views)
     first = collection.first
     for view in collection.views.values():
-      assert view.index is not None
-      explanation_index.check_same(view.index, self._explainer(view))
+      assert view.stored is not None
+      explanation_index.check_same(view.stored, self._explainer(view))
     for design in designs:
       made = explainer_lib.make_design(design)
       for fill in fills:
@@ -280,10 +281,9 @@ def explainer_of(model: Model, view: View, chunk_size: Any = None) -> explainer_
     )
   fields = {f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings}
   fill = settings.get("fill", view.fill)
-  key = jax.random.wrap_key_data(np.asarray(settings["key"], np.uint32))
+  key = jax.random.wrap_key_data(jnp.asarray(settings["key"], jnp.uint32))
   mode = "both" if "both" in view.modes else "fixed"
   return explainer_lib.Explainer(
     model, design=explainer_lib.make_design(view.design, **fields), fill=fill, key=key, mode=mode,
     chunk_size=chunk_size,
   )  # fmt: skip
-

@@ -508,7 +508,7 @@
   const score = (value, signed) =>
     value === null ? "–"
       : (signed && value > 0 ? "+" : "") + value.toFixed(3).replace("-", "−");
-  const share = (value) => (value === null || value === undefined ? "–" : `${Math.round(100 * value)} %`);
+  const percent = (value) => (value === null || value === undefined ? "–" : `${Math.round(100 * value)} %`);
 
   function showMissing(missing) {
     const list = at("missing");
@@ -570,7 +570,7 @@
     const measured = Object.values(found.measured_passes).reduce((sum, n) => sum + n, 0);
     facts(card.root, [
       ["Standard error", format(found.query_map?.standard_error ?? null)],
-      ["Cells beyond 2 SE", share(found.query_map?.beyond)],
+      ["Cells beyond 2 SE", percent(found.query_map?.beyond)],
       ["Encoder passes", String(found.encoder_passes)],
       ...(measured ? [["Measured live with", `${measured.toLocaleString("en")} passes`]] : []),
       ["Answered in", `${Math.round(milliseconds)} ms`],
@@ -625,7 +625,7 @@
       ["Score with the first", score(found.scores.a)],
       ["Score with the second", score(found.scores.b)],
       ["Standard error", format(found.query_map?.standard_error ?? null)],
-      ["Cells beyond 2 SE", share(found.query_map?.beyond)],
+      ["Cells beyond 2 SE", percent(found.query_map?.beyond)],
       ["Encoder passes", String(found.encoder_passes)],
       ["Answered in", `${Math.round(milliseconds)} ms`],
     ]);
