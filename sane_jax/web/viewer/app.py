@@ -182,6 +182,7 @@ def make_app(
       "max_upload": options.max_upload,
       "max_pixels": options.max_pixels,
       "no_attributes": options.no_attributes if rankers is None else "",
+      "upload_passes": measuring.passes(collection.first) if measuring is not None else 0,
       "waiting": measuring.busy() if measuring is not None else 0,
       "notices": notices,
     }
@@ -268,7 +269,7 @@ def make_app(
 
     def make() -> dict[str, Any]:
       if mode not in chosen.modes:
-        raise Refusal(409, f"{_title(chosen)} has no maps with both images perturbed.")
+        raise Refusal(409, f"With {_title(chosen)} there are no maps of both perturbed.")
       found = answers.explain_pair(collection, query, reference, chosen, mode)
       shapes = [
         m.shape if m is not None else (1, 1) for m in (found.query_map, found.reference_map)
@@ -441,7 +442,7 @@ def guard_app(
 
 
 def _title(view: View) -> str:
-  return f"the design {view.design} with the fill {view.fill}"
+  return f"the design {view.design} and the fill {view.fill}"
 
 
 def _fingerprint(collection: Collection) -> str:

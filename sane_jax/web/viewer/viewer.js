@@ -414,6 +414,10 @@
     showSwitches();
     at("query-view").classList.add("busy");
     const { q, view } = state;
+    if (task?.image === q && task.view === view) {
+      await waitForPhoto(q, view);
+      return;
+    }
     if (strip.q !== q || strip.view !== view) {
       let found;
       try {
@@ -421,12 +425,7 @@
       } catch (error) {
         if (mine !== turn) return;
         if (error.code === 409 && q.startsWith("u-") && !status.no_uploads) {
-          strip = { q: "", view: "", matches: [] };
-          at("strip").replaceChildren();
-          hideCards();
-          at("query-name").textContent = "your photo";
-          document.title = at("home").textContent;
-          await measure(q, view);
+          await waitForPhoto(q, view);
           return;
         }
         throw error;
@@ -434,6 +433,7 @@
       if (mine !== turn) return;
       strip = { q, view, query: found.query, matches: found.matches };
       at("query-name").textContent = found.query.name;
+      at("query-thumb").replaceChildren(thumbnail(found.query));
       document.title = `${found.query.name} · ${at("home").textContent}`;
       at("strip").replaceChildren(...strip.matches.map(stripItem));
     }
@@ -450,6 +450,21 @@
     if (shownContrast) await showContrast(mine, m);
     else await showPair(mine, m);
     if (mine === turn) at("query-view").classList.remove("busy");
+  }
+
+  /** A photo that was sent has matches only when it is measured. */
+  async function waitForPhoto(q, view) {
+    if (q.startsWith("u-")) {
+      strip = { q: "", view: "", matches: [] };
+      at("strip").replaceChildren();
+      hideCards();
+      at("missing").hidden = true;
+      at("query-name").textContent = "your photo";
+      at("query-thumb").replaceChildren(thumbnail({ key: q }));
+      at("query-view").classList.remove("busy");
+      document.title = at("home").textContent;
+    }
+    await measure(q, view);
   }
 
   function hideCards() {
@@ -563,7 +578,9 @@
         noError:
           mode === "both"
             ? "No standard errors: an index keeps none of maps with both images perturbed."
-            : "No standard errors are kept of this design.",
+            : views.get(view).design === "sliding_window"
+              ? "A sliding window draws no masks, so there is no standard error."
+              : "No standard errors are kept of this design.",
       },
     );
     part(card.root, "score").textContent = score(found.score);
@@ -762,7 +779,7 @@
       at("task-text").textContent =
         now.state === "waiting"
           ? `Waiting: place ${now.place} in the queue`
-          : `Measuring live: ${now.done.toLocaleString("en")} of ${now.total.toLocaleString("en")} encoder passes`;
+          : `Measuring live: ${now.done.toLocaleString("en")} of ${now.total.toLocaleString("en")} encoder passes${now.done ? "" : " (the first with a design waits for its compilation)"}`;
       at("task-bar").value = now.total ? now.done / now.total : 0;
       if (["done", "failed", "cancelled"].includes(now.state)) break;
       await new Promise((resume) => setTimeout(resume, POLL));
@@ -919,7 +936,7 @@
   at("send-photo").title = status.no_uploads;
   at("drop-hint").textContent = status.no_uploads
     ? status.no_uploads
-    : `Or drop a photo of your own anywhere: it is measured (${views.get(status.view).passes.toLocaleString("en")} encoder passes), compared with all images, and kept in the server’s memory alone.`;
+    : `Or drop a photo of your own anywhere: it is measured (${status.upload_passes.toLocaleString("en")} encoder passes), compared with all images, and kept in the server’s memory alone.`;
   listen();
   state = readAddress();
   show();
