@@ -123,7 +123,7 @@ def make_app(
     except KeyError as error:  # of the index: not measured, left out
       raise Refusal(409, str(error.args[0] if error.args else error)) from error
     except ValueError as error:
-      if "DATA_LOSS" in str(error) or "zarr" in str(error) or "zstd" in str(error):
+      if any(word in str(error).lower() for word in ("data_loss", "zarr", "zstd", "shard")):
         _LOG.error("the index is damaged: %s", error)
         raise Refusal(
           500, "The part of the index that holds this is damaged; the log says where. Remove that"
