@@ -141,14 +141,21 @@ def main() -> None:
     warm: list[tuple[float, ...]] = []
     visit(host, port, keys, np.random.default_rng(1), 30, warm)
     print(f"first answer {warm[0][2]:.0f} ms; a pair is {warm[0][5] / 1000:.1f} kB of JSON")
-    print("ms, p50 / p95 / p99    nearest           first pair        both              another pair"
-          "      thumbnail         turns/s")  # fmt: skip
+    names = ("nearest", "first pair", "both", "another pair", "thumbnail")
+    print(f"ms, p50 / p95 / p99    {''.join(f'{name:18s}' for name in names)}turns/s")
     for clients in given.clients:
       out: list[tuple[float, ...]] = []
       threads = [
         threading.Thread(
           target=visit,
-          args=(host, port, keys, np.random.default_rng(10 * clients + n), given.turns // clients, out),
+          args=(
+            host,
+            port,
+            keys,
+            np.random.default_rng(10 * clients + n),
+            given.turns // clients,
+            out,
+          ),
         )
         for n in range(clients)
       ]

@@ -89,9 +89,7 @@ def test_nearest_is_brute_force(client, viewer, both, paths):
 def test_a_pair_is_the_index_s(client, viewer, both, mode):
   q, r = both.ids[1], both.ids[6]
   found = get(client, "pair", query=viewer.keys[q], reference=viewer.keys[r], mode=mode)
-  np.testing.assert_allclose(
-    values(found["query_map"]), both.maps(q, [r], mode=mode)[0], atol=1e-6
-  )
+  np.testing.assert_allclose(values(found["query_map"]), both.maps(q, [r], mode=mode)[0], atol=1e-6)
   np.testing.assert_allclose(
     values(found["reference_map"]), both.maps(r, [q], mode=mode)[0], atol=1e-6
   )
@@ -121,17 +119,13 @@ def test_a_pair_is_the_explainer_s(client, viewer, both, paths):
   e = tools.explainer().explain(paths[2], paths[3])
   found = get(client, "pair", query=viewer.key(2), reference=viewer.key(3))
   tolerance = 2**-11 * np.linalg.norm(both.effect_matrix(2), axis=1).max()
-  np.testing.assert_allclose(
-    values(found["query_map"]).ravel(), e.saliency.cells, atol=tolerance
-  )
+  np.testing.assert_allclose(values(found["query_map"]).ravel(), e.saliency.cells, atol=tolerance)
   assert found["score"] == pytest.approx(e.score, abs=1e-6)
 
 
 def test_a_contrast_is_the_index_s(client, viewer, both):
   q, a, b = (both.ids[n] for n in (0, 5, 9))
-  found = get(
-    client, "contrast", query=viewer.keys[q], a=viewer.keys[a], b=viewer.keys[b]
-  )
+  found = get(client, "contrast", query=viewer.keys[q], a=viewer.keys[a], b=viewer.keys[b])
   np.testing.assert_allclose(values(found["query_map"]), both.contrast(q, a, b), atol=1e-6)
   scores = both.scores(q, [a, b])
   assert found["score"] == pytest.approx(scores[0] - scores[1], abs=1e-6)
@@ -206,8 +200,13 @@ def test_attributes_are_the_ranker_s(both, paths):
     codes = unpack(mine["map"], np.uint8).reshape(28, 28)
     np.testing.assert_allclose(codes / 254, theirs.map / theirs.map.max(), atol=0.51 / 254)
   assert found["sentence"] == e.sentence
-  missing = get(tools.Viewer([both], uploads=False, no_attributes="None here.").client(),
-                "attributes", 404, query=viewer.key(0), reference=viewer.key(1))
+  missing = get(
+    tools.Viewer([both], uploads=False, no_attributes="None here.").client(),
+    "attributes",
+    404,
+    query=viewer.key(0),
+    reference=viewer.key(1),
+  )
   assert missing["detail"] == "None here."
 
 
@@ -227,7 +226,17 @@ def test_all_images_are_found_by_page_and_by_name(client, viewer):
 
 
 def test_ids_are_looked_up_and_lead_nowhere(client, viewer, paths):
-  for text in ("../../etc/passwd", "..%2f..", str(paths[0]), "", "u-", "u-x", "0", "a" * 65, "\x00"):
+  for text in (
+    "../../etc/passwd",
+    "..%2f..",
+    str(paths[0]),
+    "",
+    "u-",
+    "u-x",
+    "0",
+    "a" * 65,
+    "\x00",
+  ):
     for path, parameters in (
       ("nearest", {"query": text}), ("pair", {"query": text, "reference": viewer.key(0)}),
       ("pair", {"query": viewer.key(0), "reference": text}),

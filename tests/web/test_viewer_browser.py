@@ -111,7 +111,7 @@ def open_page(browser, address):
 
 
 def until(page, expression, timeout=20_000):
-  """Waits until an expression holds; the page's policy forbids the browser's own way, which evals."""
+  """Waits until an expression holds; the page's policy forbids Playwright's own way, an eval."""
   began = time.monotonic()
   while not page.evaluate(expression):
     assert time.monotonic() - began < timeout / 1000, expression
@@ -120,8 +120,7 @@ def until(page, expression, timeout=20_000):
 
 def show_pair(page, viewer, query=0, reference=3, more=""):
   page.goto(
-    page.url.split("/?")[0].rstrip("/")
-    + f"/?q={viewer.key(query)}&m={viewer.key(reference)}{more}"
+    page.url.split("/?")[0].rstrip("/") + f"/?q={viewer.key(query)}&m={viewer.key(reference)}{more}"
   )
   page.wait_for_selector('[data-role="pair-card"][data-attributed]')
 
@@ -172,7 +171,10 @@ def test_the_collection_is_seen_and_searched(open_page, viewer):
   assert tiles.count() == len(tools.NAMES)
   names = [text.strip() for text in page.locator(".tile bdi").all_text_contents()]
   assert names == [name.strip() for name in tools.NAMES]
-  until(page, "[...document.querySelectorAll('.tile img')].every((i) => i.complete && i.naturalWidth > 0)")
+  until(
+    page,
+    "[...document.querySelectorAll('.tile img')].every((i) => i.complete && i.naturalWidth > 0)",
+  )
   page.fill('[data-role="search"]', "ẞ")
   until(page, "document.querySelectorAll('.tile').length === 1")
   assert tiles.first.get_attribute("data-key") == viewer.key(6)
@@ -268,9 +270,10 @@ def test_two_matches_are_compared(open_page, viewer):
   assert "warm speaks for" in caption
   page.locator('[data-role="contrast-card"] [data-role="swap"]').click()
   until(page, f"location.search.includes('vs={viewer.key(3)}')")
-  until(page, 
+  until(
+    page,
     f"document.querySelector('[data-role=contrast-card]').dataset.pair.includes('{viewer.key(7)} "
-    f"{viewer.key(3)}')"
+    f"{viewer.key(3)}')",
   )
   swapped = np.array(stage(page, "query", "contrast").evaluate(OVERLAY))
   assert (np.sign(swapped[:, 0] - swapped[:, 2]) != np.sign(pixels[:, 0] - pixels[:, 2])).any()
@@ -298,7 +301,10 @@ def test_a_link_shows_the_same_view_to_another(open_page, viewer):
   # Nobody kept errors of this mode: the switch says so and can't be used.
   disabled = other.locator('[data-role="pair-card"] [data-role="mode"][value="error"]')
   assert disabled.is_disabled()
-  assert "No standard errors" in other.locator('[data-role="pair-card"] [data-role="no-error"]').inner_text()
+  assert (
+    "No standard errors"
+    in other.locator('[data-role="pair-card"] [data-role="no-error"]').inner_text()
+  )
 
 
 def test_back_and_forward_go_through_what_was_seen(open_page, viewer):
@@ -381,7 +387,8 @@ def test_another_design_is_measured_live_and_says_so(open_page, viewer):
   page = open_page()
   show_pair(page, viewer, query=5, reference=8)
   page.select_option('[data-role="design"]', "kernel_shap")
-  until(page, 
+  until(
+    page,
     "document.querySelector('[data-role=pair-card]').dataset.pair.includes('kernel_shap')"
     " && document.querySelector('[data-role=missing]').innerText.includes('08.png')"
     " && !document.querySelector('[data-role=missing]').innerText.includes('a & b')",
@@ -418,8 +425,10 @@ def test_everything_by_keyboard(open_page, viewer):
       assert "Query region" in readout(page)
       page.keyboard.press("Escape")
       assert "Point at a region" in readout(page)
-  assert reached >= {"stage query", "stage reference", "toggle", "opacity", "swap", "home", "random",
-                     "send-photo", "share", "design", "fill"}  # fmt: skip
+  assert reached >= {
+    "stage query", "stage reference", "toggle", "opacity", "swap", "home", "random", "send-photo",
+    "share", "design", "fill",
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

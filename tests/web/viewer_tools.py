@@ -1,6 +1,7 @@
 """A small collection to view, its model, and the application on it."""
 
 import contextlib
+import socket
 import threading
 import time
 
@@ -11,7 +12,6 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import sane_jax
-from sane_jax import explanation_index
 from sane_jax.explanation_index import ExplanationIndex
 from sane_jax.web.viewer import app as app_lib
 from sane_jax.web.viewer.collection import Collection
@@ -72,15 +72,11 @@ class Viewer:
     return self.collection.keys[number]
 
   def client(self):
-    return TestClient(
-      self.guarded, base_url="http://127.0.0.1:8000", raise_server_exceptions=False
-    )
+    return TestClient(self.guarded, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
   @contextlib.contextmanager
   def serve(self):
     """A real server in a thread; its address."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
       server = uvicorn.Server(
         uvicorn.Config(self.guarded, log_level="error", ws="none", lifespan="on")
@@ -122,4 +118,6 @@ def build(folder, paths, design="hadamard", **options):
   return ExplanationIndex.build(folder, explainer(design, **options), paths)
 
 
-__all__ = ["GRID", "NAMES", "Viewer", "build", "explanation_index"]
+def load(image_size):
+  """The model as the job loads it: --config.model=web.viewer_tools:load."""
+  return model()

@@ -12,7 +12,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import Body, FastAPI, Header, Path, Query, Request, Response
+from fastapi import Body, FastAPI, Header, Query, Request, Response
+from fastapi import Path as PathPart
 
 from sane_jax.datasets import images as images_lib
 from sane_jax.models.model import Model
@@ -225,7 +226,7 @@ def make_app(
 
   @app.get("/api/images/{key}/picture", response_class=Response)
   def picture(
-    request: Request, key: Annotated[str, Path(max_length=64, pattern=_ID)],
+    request: Request, key: Annotated[str, PathPart(max_length=64, pattern=_ID)],
     thumbnail: bool = False,
   ) -> Response:  # fmt: skip
     """An image as the model sees it, or a small one of it: JPEG or PNG, encoded anew."""
@@ -413,13 +414,13 @@ def make_app(
     return told(worker.submit(image, chosen))
 
   @app.get("/api/tasks/{task}")
-  def task_status(task: Annotated[str, Path(max_length=64, pattern=_ID)]) -> Response:
+  def task_status(task: Annotated[str, PathPart(max_length=64, pattern=_ID)]) -> Response:
     """How far a task is: its place while it waits, then encoder passes."""
     return told(needs_measuring().status(task))
 
   @app.delete("/api/tasks/{task}")
   def cancel(
-    request: Request, task: Annotated[str, Path(max_length=64, pattern=_ID)],
+    request: Request, task: Annotated[str, PathPart(max_length=64, pattern=_ID)],
     x_form_token: FormToken = "",
   ) -> Response:  # fmt: skip
     """Gives a task up."""
