@@ -15,6 +15,8 @@
       --config.query=A.jpg --config.reference=B.jpg --config.other_model=MODEL
       where the reasons of two models differ, with error bars: WORKDIR/compare_models/index.html;
       with --config.pairs or --config.photos for all of those
+  python -m sane_jax.main --config=configs/photos.py --config.job=serve
+      shows that index in a browser: choose or send a photo, and see why it matches what it matches
 
 Writes WORKDIR/explain/index.html, a PNG a pair and explanations.json. Interrupted, the same command
 goes on where it stopped.
@@ -30,7 +32,7 @@ from ml_collections import config_dict
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "explain"  # explain build_index compare_models
+  config.job = "explain"  # explain build_index serve compare_models
   config.workdir = "runs/photos"  # where results go; or gs://... or s3://...
 
   # What is explained; at most one of (query and reference), photos, pairs.
@@ -64,6 +66,22 @@ def get_config() -> ml_collections.ConfigDict:
   config.chunk_size = config_dict.placeholder(int)  # masked images at a time; 64 on a CPU
 
   config.index_dtype = "float16"  # of the index's effects; int8 takes half the room
+
+  # The viewer, on what build_index left.
+  config.serve = serve = ml_collections.ConfigDict()
+  serve.indexes = ()  # folders of one collection, one for each design and fill; WORKDIR/index
+  serve.host = ""  # this machine alone; an address or name lets others ask, with a token
+  serve.port = 8000  # 0 for any that is free
+  serve.token = ""  # 16 letters or more; made up where others can ask
+  serve.certificate = ""  # PEM file, for https
+  serve.certificate_key = ""  # PEM file of its key
+  serve.title = "Why do these match?"  # the page's heading
+  serve.neighbors = 24  # matches shown of a query, at most 200
+  serve.uploads = True  # takes photos, and measures other designs: loads the model
+  serve.max_upload_mb = 16.0  # of a photo that is sent
+  serve.max_megapixels = 24.0  # of the same
+  serve.cache_gib = 1.0  # of the indexes, kept in memory
+  serve.threads = 4  # that answer at once
 
   # Its evaluation by insertion and deletion of pixels.
   config.metrics = True  # 202 further passes a pair

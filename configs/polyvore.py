@@ -18,6 +18,7 @@ interrupted goes on:
   explain_matches   pairs with the attribute that explains each -> WORKDIR/explain
 and beside them:
   discover_attributes  attributes of its own where nobody annotated any
+  serve             the indexes in a browser: why images match, pair by pair
   simulate_study    whether explanations help to foresee scores; material for a study of people
   study             asks people, with a web server              -> WORKDIR/study/answers.sqlite
   benchmark_input   whether reading images keeps up with training
@@ -181,6 +182,23 @@ def get_config() -> ml_collections.ConfigDict:
   discovery.image_size = config_dict.placeholder(int)  # pixels; the trunk's own
   discovery.num_clusters = (16, 24, 32, 48, 64)  # tried; the largest mean silhouette is kept
   discovery.weighted = True  # by saliency maps; False: clusters of the images as they are
+
+  # The viewer, on what build_index left.
+  config.serve = serve = ml_collections.ConfigDict()
+  serve.split = "test"  # whose images: train valid test
+  serve.indexes = ()  # folders of that split, one for each design and fill; that of WORKDIR
+  serve.host = ""  # this machine alone; an address or name lets others ask, with a token
+  serve.port = 8000  # 0 for any that is free
+  serve.token = ""  # 16 letters or more; made up where others can ask
+  serve.certificate = ""  # PEM file, for https
+  serve.certificate_key = ""  # PEM file of its key
+  serve.title = "Why do these match?"  # the page's heading
+  serve.neighbors = 24  # matches shown of a query, at most 200
+  serve.uploads = False  # an image of a data set has a type, and a photo that is sent has none
+  serve.max_upload_mb = 16.0  # as in configs/photos.py
+  serve.max_megapixels = 24.0
+  serve.cache_gib = 1.0  # of the indexes, kept in memory
+  serve.threads = 4  # that answer at once
 
   # Whether explanations help to foresee the model's scores: a simulation, and material for people.
   config.study = study = ml_collections.ConfigDict()

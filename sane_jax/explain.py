@@ -61,7 +61,8 @@ def run(config: Any) -> None:
   folder = checkpoint.writable_folder(files.at(config.workdir) / "explain")
   explainer = make_explainer(config)
   failures: Failures = []
-  _learn_attributes(config, explainer, failures)
+  if config.attributes:
+    explainer.ranker = learn_attributes(config, explainer, failures).ranker
   tasks = list_tasks(config, explainer, failures)
   effects = _EffectsCache(explainer)
   drawn: set[int] = set()  # numbers of the pairs whose figures are there
@@ -125,20 +126,19 @@ def _explain_share(config, explainer, effects, tasks: list[Task], folder: pathli
   return {number for part in processes.gather(drawn, "explained") for number in part}
 
 
-def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> None:
-  """Gives the explainer the attributes of a table, if the config names one."""
-  if not config.attributes:
-    return
+def learn_attributes(
+  config: Any, explainer: Explainer, failures: Failures
+) -> photo_attributes.Learned:
+  """The attributes of the table that a config names; says how well each is known."""
   table = photo_attributes.read_table(config.attributes, config.attributes_folder or None)
   phi = photo_attributes.PHI if config.phi is None else tuple(config.phi)
   with tqdm.tqdm(desc="attributes", bar_format="{desc} {postfix}", disable=None) as bar:
     learned = photo_attributes.learn(
       table, explainer, phi=phi, seed=config.key, on_progress=bar.set_postfix_str
     )
-  explainer.ranker = learned.ranker
   failures += [(config.attributes, problem) for problem in learned.left_out]
   if not processes.is_first():
-    return
+    return learned
   print(
     f"{len(learned.names)} attributes learned from {len(table.paths)} photos; balanced accuracy"
   )
@@ -146,6 +146,7 @@ def _learn_attributes(config: Any, explainer: Explainer, failures: Failures) -> 
   order = np.argsort([-skill for skill in learned.skills], kind="stable")
   told = [f"{learned.names[a]} {100 * learned.skills[a]:.0f} %" for a in order]
   print("  " + ", ".join(told[:20]) + (", ..." if len(told) > 20 else ""))
+  return learned
 
 
 # --- what to explain ------------------------------------------------------------------------------

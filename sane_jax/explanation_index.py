@@ -99,6 +99,32 @@ class ExplanationIndex:
   def __len__(self) -> int:
     return len(self.ids)
 
+  def __contains__(self, name: Any) -> bool:
+    """Whether an image of that id is there, was readable, and is measured."""
+    row = self._rows.get(name, -1)
+    return row >= 0 and bool(self._usable[row])
+
+  @property
+  def num_spaces(self) -> int:
+    """In how many spaces images are compared."""
+    return self._manifest["num_types"]
+
+  @property
+  def modes(self) -> tuple[str, ...]:
+    """Those that `maps` can answer."""
+    return ("fixed", "both") if self._manifest["masked"] else ("fixed",)
+
+  def space_of(self, name: Any) -> int:
+    """The space in which others are compared with an image; 0 where there is one."""
+    return int(self._index.types[self._row(name)])
+
+  def has_effects(self, name: Any) -> bool:
+    """Whether an image has maps of its own, or only serves as a reference."""
+    try:
+      return self._position(name) >= 0
+    except KeyError:
+      return False
+
   # --- ids ----------------------------------------------------------------------------------------
 
   def _row(self, name: Any) -> int:
@@ -197,6 +223,14 @@ class ExplanationIndex:
     """Unit embeddings [n d] float32, for the index that searches; in one of the model's spaces."""
     return self._array("embeddings")[self._all_rows(names), space]
 
+  def masked_embeddings(self, names: Sequence[Any], space: int = 0) -> np.ndarray:
+    """Mean embeddings [n d] of the images' masked versions, as mode 'both' reads maps against.
+
+    Raises:
+      ValueError: the index was built with mode 'fixed'.
+    """
+    return self._array("masked")[self._all_rows(names), space]
+
   def scores(self, query: Any, references: Sequence[Any]) -> np.ndarray:
     """Cosine similarity of the query with each reference [r]; see `maps` for what they may be."""
     if any(isinstance(r, Embedding) for r in references):
@@ -213,12 +247,33 @@ class ExplanationIndex:
     """Ids of the `count` images most like the query, without itself. Compares with all of them."""
     row = self._row(query)
     every = self._array()
-    scores = (every[row, self._index.types] * every[:, self._index.types[row]]).sum(axis=1)
-    known = np.array([np.linalg.norm(every[:, 0], axis=1) > 0]).ravel()
-    scores = np.where(known & (np.arange(len(scores)) != row), scores, -np.inf)
+    if self.num_spaces == 1:
+      scores = every[:, 0] @ every[row, 0]
+    else:
+      scores = (every[row, self._index.types] * every[:, self._index.types[row]]).sum(axis=1)
+    return self._largest(np.where(np.arange(len(scores)) != row, scores, -np.inf), count)
+
+  def nearest_to(self, embedding: np.ndarray, count: int) -> list[str]:
+    """The same of a unit embedding [d] that need not be in the index.
+
+    Raises:
+      ValueError: the index has several spaces, and an embedding is in one of them.
+    """
+    if self.num_spaces > 1:
+      raise ValueError(f"the index in {self.folder} has {self.num_spaces} spaces; give an id")
+    return self._largest(self._array()[:, 0] @ embedding, count)
+
+  def _largest(self, scores: np.ndarray, count: int) -> list[str]:
+    """Ids of the `count` largest of the scores [n], of images that were read."""
+    scores = np.where(self._known, scores, -np.inf)
     count = min(count, int(np.isfinite(scores).sum()))
     top = np.argpartition(-scores, max(count - 1, 0))[:count]
     return [self.ids[r] for r in top[np.argsort(-scores[top], kind="stable")]]
+
+  @functools.cached_property
+  def _known(self) -> np.ndarray:
+    """Which rows [n] have an embedding."""
+    return np.linalg.norm(self._array()[:, 0], axis=1) > 0
 
   def maps(self, query: Any, references: Sequence[Any], *, mode: str = "fixed") -> np.ndarray:
     """Saliency maps [r rows columns] of the query against each reference; signed.
@@ -287,6 +342,25 @@ class ExplanationIndex:
     spread = spread.astype(np.float32)
     errors = [np.linalg.norm(v @ spread[s]) for v, s in zip(vectors, which, strict=True)]
     return np.asarray(errors, np.float32).reshape(len(rows))
+
+  def error_factor(self, query: Any, reference: Any = None) -> np.ndarray | None:
+    """F [d k] with ‖e · F‖ the standard error of the query's map against e; None without."""
+    if "spread" not in self._index.arrays:
+      return None
+    slot = 0 if reference is None else int(self._index.types[self._row(reference)])
+    position = self._position(query)
+    return self._index.arrays["spread"][position, slot].read().result().astype(np.float32)
+
+  def photo(self, name: Any) -> Photo:
+    """The image as the model sees it, read again from the path that the index was built of.
+
+    Raises:
+      ImageError: it can't be read: it may be gone.
+      ValueError: the index was built of arrays, or by the job of a data set: no path is known.
+    """
+    if self._manifest["sources"] is None:
+      raise ValueError(f"the index in {self.folder} knows no paths of its images")
+    return self._photo(name)
 
   def explain(self, query: Any, reference: Any) -> Explanation:
     """The pair as an `Explanation`: maps of both sides, correspondence, pages and figures.
@@ -577,6 +651,11 @@ def write_manifest(
     "query_rows": index.queries.tolist(),
   }  # fmt: skip
   _write_manifest(folder, json.loads(json.dumps(manifest, default=list)))
+
+
+def check_same(index: ExplanationIndex, explainer: explainer_lib.Explainer) -> None:
+  """Raises ValueError unless an index was made by this model and design; see `ExplanationIndex`."""
+  _check_same(index.folder, index._manifest, explainer)
 
 
 # --- measuring ------------------------------------------------------------------------------------

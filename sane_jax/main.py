@@ -24,6 +24,7 @@ JOBS = (
   "explain",
   "explain_matches",
   "compare_models",
+  "serve",
   "compare_generators",
   "evaluate",
   "simulate_study",

@@ -26,6 +26,7 @@ JOBS = {
   "compare_models",
   "simulate_study",
   "study",
+  "serve",
 }
 SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
@@ -48,6 +49,7 @@ ALLOWED = {
   ("benchmark", "compare_generators"),
   ("build_index", "explain"),
   ("compare_models", "explain"),
+  ("serve", "explain"),
   ("evaluate", "compare_generators"),
   ("benchmark_input", "train_similarity"),
 }

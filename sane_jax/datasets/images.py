@@ -86,6 +86,15 @@ def read_image(source: Any, *, max_pixels: int = 100_000_000) -> np.ndarray:
   return _to_rgb(array, name)
 
 
+def read_bytes(data: bytes, name: str, *, max_pixels: int = 100_000_000) -> np.ndarray:
+  """The same of a file's bytes; `name` is what errors call it.
+
+  Raises:
+    ImageError: as `read_image`.
+  """
+  return _to_rgb(_read_data(data, name, max_pixels), name)
+
+
 def fit_image(
   image: np.ndarray,
   size: tuple[int, int],
@@ -194,10 +203,19 @@ def _read_remote(name: str, max_pixels: int) -> np.ndarray:
     data = files.read_bytes(files.at(name))
   except OSError as error:
     raise ImageError(str(error)) from error
+  return _read_data(data, name, max_pixels)
+
+
+def _read_data(data: bytes, name: str, max_pixels: int) -> np.ndarray:
   if not data:
     raise ImageError(f"{name}: an empty file (0 bytes); copy or download it again")
   try:
     image = _open(io.BytesIO(data))
+  except Image.UnidentifiedImageError as error:  # its text is of a buffer in memory
+    raise ImageError(
+      f"{name}: no image of a format known here ({', '.join(FORMATS)}), or its header is broken;"
+      " convert it to JPEG or PNG"
+    ) from error
   except Exception as error:  # on broken files Pillow raises errors of nearly every built-in type
     raise _broken(name, error) from error
   with image:

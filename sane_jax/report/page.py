@@ -5,7 +5,7 @@ data URLs, the one style sheet and the one script are inlined and allowed by the
 Everything a caller hands over is text to the page, never markup.
 
 Arrays travel as 8 or 16-bit codes, difference-coded, deflated and in base64: a pair at 224 px takes
-100 to 200 kB. `page.js` holds the other half of that code.
+100 to 200 kB. `card.js` holds the other half of that code.
 """
 
 import base64
@@ -303,14 +303,14 @@ def _pack(codes: np.ndarray) -> str:
   return base64.b64encode(zlib.compress(differences.tobytes(), 6)).decode("ascii")
 
 
-def _pack_signed(values: np.ndarray, limit: float) -> str:
+def pack_signed(values: np.ndarray, limit: float) -> str:
   """Values in [-limit, limit] as codes -127 .. 127, NaN as -128."""
   values = np.asarray(values, np.float64)
   codes = np.rint(127 * np.clip(values / (limit or 1.0), -1, 1))
   return _pack(np.where(np.isfinite(values), codes, _NO_VALUE).astype(np.int8))
 
 
-def _pack_positive(values: np.ndarray, limit: float) -> str:
+def pack_positive(values: np.ndarray, limit: float) -> str:
   """Values in [0, limit] as codes 0 .. 254, NaN as 255."""
   values = np.asarray(values, np.float64)
   codes = np.rint(254 * np.clip(values / (limit or 1.0), 0, 1))
@@ -331,7 +331,7 @@ def _cell_means(values: np.ndarray, cells: np.ndarray) -> list[float | None]:
   return [_json_number(t / n) if n else None for t, n in zip(total, count, strict=True)]
 
 
-def _best_matches(correspondence: np.ndarray) -> list[list[float | None] | None]:
+def best_matches(correspondence: np.ndarray) -> list[list[float | None] | None]:
   """For each row [index, value] of its largest entry; None for a row with nothing above 0."""
   rows = np.where(np.isfinite(correspondence), correspondence, -np.inf)
   best = rows.argmax(axis=1)
@@ -351,8 +351,8 @@ def _side(
 ) -> dict[str, Any]:
   """What the page's script needs of one image of a pair."""
   side = {"height": image.shape[0], "width": image.shape[1]}
-  side["map"] = None if saliency_map is None else _pack_signed(saliency_map, limit)
-  side["error"] = None if standard_error is None else _pack_positive(standard_error, error_limit)
+  side["map"] = None if saliency_map is None else pack_signed(saliency_map, limit)
+  side["error"] = None if standard_error is None else pack_positive(standard_error, error_limit)
   side["cells"] = side["cellMeans"] = side["cellErrors"] = None
   if cells is not None:
     cells = np.asarray(cells)
@@ -373,7 +373,7 @@ def _pair_data(pair: PairView) -> dict[str, Any]:
   error_limit = largest(pair.standard_error, pair.reference_standard_error)
   data: dict[str, Any] = {"limit": limit, "errorLimit": error_limit, "correspondence": None}
   data["activations"] = [
-    _pack_positive(attribute.activation_map, largest(attribute.activation_map))
+    pack_positive(attribute.activation_map, largest(attribute.activation_map))
     for attribute in pair.attributes[:_MOST_ATTRIBUTES]
   ]
   data["query"] = _side(
@@ -393,14 +393,14 @@ def _pair_data(pair: PairView) -> dict[str, Any]:
     data["correspondence"] = {
       "columns": matrix.shape[1],
       "limit": largest_entry,
-      "codes": _pack_signed(matrix, largest_entry),
-      "ofQuery": _best_matches(matrix),
-      "ofReference": _best_matches(matrix.T),
+      "codes": pack_signed(matrix, largest_entry),
+      "ofQuery": best_matches(matrix),
+      "ofReference": best_matches(matrix.T),
     }
   return data
 
 
-def _json_block(data: Any) -> markupsafe.Markup:
+def json_block(data: Any) -> markupsafe.Markup:
   """JSON that cannot end the script element it stands in; NaN is an error rather than a value."""
   text = json.dumps(data, allow_nan=False, separators=(",", ":"))
   for character in "<>&\u2028\u2029":
@@ -597,7 +597,7 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
     ),
     "sentence": bind_units(pair.sentence),
     "settings": [(name, _format_setting(value)) for name, value in pair.settings.items()],
-    "data": _json_block(_pair_data(pair)),
+    "data": json_block(_pair_data(pair)),
   }
 
 
@@ -612,9 +612,18 @@ def _lookup_table(colors: np.ndarray) -> list[int]:
   return np.rint(255 * colors).astype(int).ravel().tolist()
 
 
-def _inline(name: str) -> tuple[markupsafe.Markup, str]:
-  """A file of ours to inline, and the source expression that lets the policy allow only it."""
-  text = (_FOLDER / name).read_text(encoding="utf-8")
+def lookup_tables() -> dict[str, list[int]]:
+  """The colours of each code, as the script reads them."""
+  return {
+    "saliency": _lookup_table(saliency_colors(np.arange(-127, 128) / 127)),
+    "error": _lookup_table(error_colors(np.arange(255) / 254)),
+    "activation": _lookup_table(activation_colors(np.arange(255) / 254)),
+  }
+
+
+def _inline(*names: str) -> tuple[markupsafe.Markup, str]:
+  """Files of ours to inline, and the source expression that lets the policy allow only them."""
+  text = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in names)
   digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
   return markupsafe.Markup(text), f"'sha256-{digest}'"
 
@@ -652,12 +661,7 @@ def render_page(
     lstrip_blocks=True,
   )
   style, style_source = _inline("page.css")
-  script, script_source = _inline("page.js")
-  colors = {
-    "saliency": _lookup_table(saliency_colors(np.arange(-127, 128) / 127)),
-    "error": _lookup_table(error_colors(np.arange(255) / 254)),
-    "activation": _lookup_table(activation_colors(np.arange(255) / 254)),
-  }
+  script, script_source = _inline("card.js", "page.js")
   page = environment.get_template("page.html.j2").render(
     title=title,
     subtitle=subtitle,
@@ -665,7 +669,7 @@ def render_page(
     pages=pages,
     cards=[_card(number, pair) for number, pair in enumerate(pairs)],
     tables=[_table(table) for table in tables],
-    colors=_json_block(colors),
+    colors=json_block(lookup_tables()),
     style=style,
     style_source=markupsafe.Markup(style_source),
     script=script,

@@ -502,11 +502,11 @@ def test_names_are_text_never_markup():
 
 def test_json_cannot_end_its_script_element():
   data = {"</script><!--": ["a & b > c \u2028 \u2029"]}
-  text = page_lib._json_block(data)
+  text = page_lib.json_block(data)
   assert json.loads(text) == data
   assert not set("<>&\u2028\u2029") & set(text)
   with pytest.raises(ValueError, match="JSON compliant"):
-    page_lib._json_block(math.nan)
+    page_lib.json_block(math.nan)
 
 
 def test_undecodable_names_can_be_written():
