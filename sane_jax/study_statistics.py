@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import linalg, optimize, sparse, special, stats
 
 CHANCE = 0.5  # two pairs, one of them is right
+_EFFECT_SD = 2.0  # of the mixed model's prior on effects, in logits
 
 
 class Answers(NamedTuple):
@@ -246,20 +247,11 @@ def mixed_model(answers: Answers, baseline: int = 0) -> MixedModel:
 
       logit P(right) = β_0 + β_condition + u_subject + v_item,  u ~ N(0, σ_u²), v ~ N(0, σ_v²)
 
-  at its posterior mode with weak priors (N(0, 2²) on β, N(0, 1) on log σ), by Laplace's
-  approximation (statsmodels' BinomialBayesMixedGLM). Intervals are ±1.96 posterior deviations.
-
-  Raises:
-    ValueError: the extra `web`, which brings statsmodels, is not installed.
+  σ_u and σ_v maximise the likelihood with β, u and v integrated out by Laplace's approximation,
+  under weak priors (N(0, 2²) on β, N(0, 1) on log σ) that keep all finite; β is the mode given
+  them, and intervals are ±1.96 of its deviations there. statsmodels' fits were tried and are not
+  used: its joint mode lets σ fall to 0, and its variational deviations are too small.
   """
-  try:
-    from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM
-  except ImportError as error:
-    raise ValueError(
-      "the mixed model needs statsmodels: python -m pip install 'sane_jax[web]'"
-    ) from error
-  from scipy import sparse
-
   name = answers.names[baseline]
   present = [c for c in range(len(answers.names)) if (answers.condition == c).any()]
   others = [c for c in present if c != baseline]
@@ -271,47 +263,91 @@ def mixed_model(answers: Answers, baseline: int = 0) -> MixedModel:
       " few"
     )
     return MixedModel(name, (), math.nan, math.nan, note)
-  n = len(answers.correct)
-  fixed = np.stack([np.ones(n), *(answers.condition == c for c in others)], axis=1).astype(float)
-  random = sparse.hstack(
-    [
-      sparse.csr_matrix((np.ones(n), (np.arange(n), which)), shape=(n, count))
-      for (_, which), count in zip((subjects, items), counts, strict=True)
-    ]
-  )
-  kinds = np.repeat([0, 1], counts)
-  model = BinomialBayesMixedGLM(answers.correct, fixed, random.tocsr(), kinds, vcp_p=1, fe_p=2)
-  note = ""
-  try:
-    import warnings
+  n, width = len(answers.correct), len(present)
+  rows = np.arange(n)
+  parts = [np.stack([np.ones(n), *(answers.condition == c for c in others)], axis=1)]
+  parts += [
+    sparse.csr_matrix((np.ones(n), (rows, which)), shape=(n, count))
+    for (_, which), count in zip((subjects, items), counts, strict=True)
+  ]
+  design = sparse.csr_matrix(sparse.hstack(parts))
+  start = np.zeros(design.shape[1])
 
-    with warnings.catch_warnings(record=True) as caught:
-      warnings.simplefilter("always")
-      fitted = model.fit_map(minim_opts={"maxiter": 1000})
-    if any("converge" in str(w.message).lower() for w in caught):
-      note = "its optimiser did not converge"
-    mean, deviation = np.asarray(fitted.fe_mean), np.asarray(fitted.fe_sd)
-    spread = np.exp(np.asarray(fitted.vcp_mean))
-  except (np.linalg.LinAlgError, ValueError) as error:
-    return MixedModel(name, (), math.nan, math.nan, f"not fitted: {error}")
-  if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
-    return MixedModel(name, (), math.nan, math.nan, "not fitted: its result is no number")
+  def fit(log_sds: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    nonlocal start
+    precision = np.repeat([1 / _EFFECT_SD**2, *np.exp(-2 * log_sds)], [width, *counts])
+    value, start, factor = laplace(design, answers.correct, precision, start)
+    return value - 0.5 * float(log_sds @ log_sds), start, factor
+
+  try:
+    found = optimize.minimize(
+      lambda x: -fit(x)[0], np.log([0.5, 0.5]), method="Nelder-Mead", bounds=[(-5, 3)] * 2,
+      options={"xatol": 1e-2, "fatol": 1e-3, "maxiter": 300},
+    )  # fmt: skip
+    _, mode, factor = fit(found.x)
+  except (np.linalg.LinAlgError, ArithmeticError) as error:
+    return MixedModel(name, (), math.nan, math.nan, f"not fitted: it does not converge ({error})")
+  notes = [] if found.success else ["its optimiser did not converge"]
+  deviation = np.sqrt(
+    np.diag(linalg.cho_solve((factor, True), np.eye(len(mode))[:, :width])[:width])
+  )
   single = [
     answers.names[c]
     for c in present
     if len(np.unique(answers.correct[answers.condition == c])) == 1
   ]
   if single:
-    alike = f"all answers are alike under {', '.join(single)}: the prior alone keeps it finite"
-    note = f"{note}; {alike}" if note else alike
+    notes.append(f"all answers are alike under {', '.join(single)}: the prior alone keeps it finite")
   effects = []
   for index, condition in enumerate(others, 1):
-    beta, sd = float(mean[index]), float(deviation[index])
+    beta, sd = float(mode[index]), float(deviation[index])
     ends = (math.exp(min(beta + s * 1.959964 * sd, 700)) for s in (0, -1, 1))
-    points = float(special.expit(mean[0] + beta) - special.expit(mean[0]))
+    points = float(special.expit(mode[0] + beta) - special.expit(mode[0]))
     p = float(2 * stats.norm.sf(abs(beta) / sd))
     effects.append(Effect(answers.names[condition], *ends, p, points))
-  return MixedModel(name, tuple(effects), float(spread[0]), float(spread[1]), note)
+  spread = np.exp(found.x)
+  return MixedModel(name, tuple(effects), float(spread[0]), float(spread[1]), "; ".join(notes))
+
+
+def laplace(
+  design: sparse.csr_matrix, correct: np.ndarray, precision: np.ndarray, start: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+  """log ∫ Π P(right) N(θ; 0, 1/precision) dθ of a logistic regression, by Laplace's approximation.
+
+  Args:
+    design: [n k].
+    correct: [n] 0 or 1.
+    precision: [k] of the coefficients' normal priors.
+    start: [k] where the search for the mode begins.
+
+  Returns:
+    The logarithm, the mode [k], and the lower Cholesky factor [k k] of the Hessian there.
+
+  Raises:
+    ArithmeticError: Newton's method does not get there.
+  """
+
+  def height(theta: np.ndarray) -> float:
+    eta = design @ theta
+    fit = correct @ eta - np.logaddexp(0, eta).sum()
+    return float(fit - 0.5 * precision @ theta**2)
+
+  theta, now = start, height(start)
+  for _ in range(100):
+    p = special.expit(design @ theta)
+    weighted = design.multiply((p * (1 - p))[:, None]).tocsr()
+    hessian = (design.T @ weighted).toarray() + np.diag(precision)
+    factor = linalg.cholesky(hessian, lower=True)
+    gradient = design.T @ (correct - p) - precision * theta
+    step = linalg.cho_solve((factor, True), gradient)
+    if gradient @ step < 1e-8:
+      volume = 0.5 * np.log(precision).sum() - np.log(np.diag(factor)).sum()
+      return now + float(volume), theta, factor
+    scale = 1.0
+    while (after := height(theta + scale * step)) < now and scale > 1e-6:
+      scale /= 2
+    theta, now = theta + scale * step, after
+  raise ArithmeticError("Newton's method found no mode in 100 steps")
 
 
 # --- exclusion ------------------------------------------------------------------------------------
@@ -396,9 +432,7 @@ def marginal(logit: float, *sds: float) -> float:
 
 def logit_of(share: float, *sds: float) -> float:
   """The logit of whose `marginal` the share is."""
-  from scipy.optimize import brentq
-
-  return float(brentq(lambda x: marginal(x, *sds) - share, -40, 40))
+  return float(optimize.brentq(lambda x: marginal(x, *sds) - share, -40, 40))
 
 
 def predicted_power(plan: Plan, num_subjects: int) -> float:
@@ -461,23 +495,28 @@ def num_subjects(plan: Plan, most: int = 100_000) -> int:
 
 
 def simulate(
-  rng: np.random.Generator, plan: Plan, num_subjects: int, gains: Sequence[float]
-) -> Answers:
+  rng: np.random.Generator, plan: Plan, num_subjects: int, gains: Sequence[float],
+  slopes: tuple[float, float] = (0.0, 0.0),
+) -> Answers:  # fmt: skip
   """A balanced study in which each condition's gain over the baseline is known.
 
   Args:
     rng: source of all that is drawn: subjects, items, answers.
     plan: baseline, items, deviations, within or between; its conditions are as many as `gains`.
     gains: differences of shares, over all subjects and items there might be; the first is 0.
+    slopes: deviations, in logits, of how each subject and each item takes to a condition.
   """
   kinds, items = len(gains), plan.num_items
-  logits = np.array([logit_of(plan.baseline + g, plan.subject_sd, plan.item_sd) for g in gains])
+  sds = (plan.subject_sd, plan.item_sd, *slopes)
+  logits = np.array([logit_of(plan.baseline + g, *sds) for g in gains])
   subject, item = (x.ravel() for x in np.mgrid[:num_subjects, :items])
   turn = rng.permutation(items) if plan.within else np.zeros(items, int)
   condition = (turn[item] + subject) % kinds
   u = plan.subject_sd * rng.normal(size=num_subjects)
   v = plan.item_sd * rng.normal(size=items)
-  p = special.expit(logits[condition] + u[subject] + v[item])
+  to_subject = slopes[0] * rng.normal(size=(num_subjects, kinds))[subject, condition]
+  to_item = slopes[1] * rng.normal(size=(items, kinds))[item, condition]
+  p = special.expit(logits[condition] + u[subject] + v[item] + to_subject + to_item)
   correct = (rng.uniform(size=len(p)) < p).astype(float)
   seconds = np.exp(
     1.5 + 0.5 * rng.normal(size=num_subjects)[subject] + 0.4 * rng.normal(size=len(p))
@@ -487,6 +526,7 @@ def simulate(
 
 def calibrate(
   seed: int, plan: Plan, num_subjects: int, gains: Sequence[float], *, studies: int,
+  slopes: tuple[float, float] = (0.0, 0.0),
   on_progress: Callable[[int, int], None] = lambda done, total: None, fit_mixed: bool = False,
 ) -> Mapping[str, Any]:  # fmt: skip
   """How often intervals hold what they should, and tests find something, in simulated studies.
@@ -499,7 +539,7 @@ def calibrate(
   held = {"accuracy": [], "difference": []}
   found, mixed = np.zeros(len(gains)), np.zeros(len(gains))
   for done in range(studies):
-    answers = simulate(rng, plan, num_subjects, gains)
+    answers = simulate(rng, plan, num_subjects, gains, slopes)
     for condition, gain in enumerate(gains):
       estimate = accuracy(answers, condition)
       held["accuracy"].append(estimate.low <= plan.baseline + gain <= estimate.high)
