@@ -27,6 +27,8 @@ JOBS = (
   "evaluate",
   "simulate_study",
   "study",
+  "plan_study",
+  "study_results",
   "benchmark",
   "benchmark_input",
 )

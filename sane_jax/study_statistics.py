@@ -15,6 +15,7 @@ study most of the noise is that: its intervals come out far too wide. docs/study
 what was measured.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -132,7 +133,7 @@ def check_rules(rules: Rules) -> None:
 
 
 def clustered_error(
-  influence: np.ndarray, subject: np.ndarray, item: np.ndarray
+  influence: np.ndarray, subject: np.ndarray, item: np.ndarray, means: tuple[int, int] = (1, 1)
 ) -> tuple[float, float]:
   """√V of the module's text, and its degrees of freedom; NaN and 0 for one subject or one item.
 
@@ -140,19 +141,22 @@ def clustered_error(
 
   Args:
     influence: ψ [n], summing to 0 over what a mean is of.
+    means: how many means were taken over separate subjects, and over separate items: 2 where no
+      subject saw both of two conditions. S−1 is S−2 then, and one a mean is the least.
   """
   parts = []
   for groups in (subject, item):
     sums = np.bincount(np.unique(groups, return_inverse=True)[1], influence)
     parts.append((len(sums), (sums**2).sum()))
   (subjects, by_subject), (items, by_item) = parts
-  if min(subjects, items) < 2:
+  free = subjects - means[0], items - means[1]
+  if min(free) < 1:
     return math.nan, 0.0
-  by_subject, by_item = by_subject * subjects / (subjects - 1), by_item * items / (items - 1)
+  by_subject, by_item = by_subject * subjects / free[0], by_item * items / free[1]
   both = by_subject + by_item - (influence**2).sum()
   both = both if both > 0 else max(by_subject, by_item)
-  least = 1 / (1 / (subjects - 1) + 1 / (items - 1))
-  spread = by_subject**2 / (subjects - 1) + by_item**2 / (items - 1)
+  least = 1 / (1 / free[0] + 1 / free[1])
+  spread = by_subject**2 / free[0] + by_item**2 / free[1]
   return math.sqrt(both), max(both**2 / spread, least) if spread > 0 else least
 
 
@@ -188,7 +192,14 @@ def difference(values: np.ndarray, answers: Answers, condition: int, than: int) 
   first, second = answers.condition == condition, answers.condition == than
   (a, one), (b, two) = _influence(values, first), _influence(values, second)
   used = first | second
-  error, freedom = clustered_error((one - two)[used], answers.subject[used], answers.item[used])
+  # Between subjects each condition has its own, and each mean costs one of them.
+  means = tuple(
+    1 if np.intersect1d(groups[first], groups[second]).size else 2
+    for groups in (answers.subject, answers.item)
+  )
+  error, freedom = clustered_error(
+    (one - two)[used], answers.subject[used], answers.item[used], (means[0], means[1])
+  )
   if not (first.any() and second.any() and freedom and error > 0):
     return Estimate(a - b, math.nan, math.nan, math.nan, math.nan)
   half = float(stats.t.ppf(0.975, freedom)) * error
@@ -233,6 +244,22 @@ def median_seconds(answers: Answers, condition: int, rules: Rules) -> float:
   """Of the times in range."""
   which = _timed(answers, rules) & (answers.condition == condition)
   return float(np.median(answers.seconds[which])) if which.any() else math.nan
+
+
+def geometric_seconds(answers: Answers, condition: int, rules: Rules) -> Estimate:
+  """Geometric mean of the times in range; the standard error is that of its logarithm."""
+  kept = answers.take(_timed(answers, rules))
+  which = kept.condition == condition
+  mean, influence = _influence(np.log(np.maximum(kept.seconds, 1e-3)), which)
+  error, freedom = clustered_error(influence[which], kept.subject[which], kept.item[which])
+  half = float(stats.t.ppf(0.975, freedom)) * error if freedom else math.nan
+  value, low, high = (math.exp(x) for x in (mean, mean - half, mean + half))
+  return Estimate(value, error, low, high, math.nan)
+
+
+def num_out_of_range(answers: Answers, rules: Rules) -> int:
+  """How many times do not count."""
+  return int((~_timed(answers, rules)).sum())
 
 
 def _timed(answers: Answers, rules: Rules) -> np.ndarray:
@@ -297,7 +324,9 @@ def mixed_model(answers: Answers, baseline: int = 0) -> MixedModel:
     if len(np.unique(answers.correct[answers.condition == c])) == 1
   ]
   if single:
-    notes.append(f"all answers are alike under {', '.join(single)}: the prior alone keeps it finite")
+    notes.append(
+      f"all answers are alike under {', '.join(single)}: the prior alone keeps it finite"
+    )
   effects = []
   for index, condition in enumerate(others, 1):
     beta, sd = float(mode[index]), float(deviation[index])
@@ -419,6 +448,7 @@ def check_plan(plan: Plan) -> None:
       raise ValueError(f"--config.study.plan.{name} is {range_}; given {getattr(plan, name)}")
 
 
+@functools.cache
 def _normal_nodes() -> tuple[np.ndarray, np.ndarray]:
   nodes, weights = np.polynomial.hermite_e.hermegauss(31)
   return nodes, weights / weights.sum()
@@ -430,6 +460,7 @@ def marginal(logit: float, *sds: float) -> float:
   return float(weights @ special.expit(logit + math.hypot(*sds, 0.0) * nodes))
 
 
+@functools.cache
 def logit_of(share: float, *sds: float) -> float:
   """The logit of whose `marginal` the share is."""
   return float(optimize.brentq(lambda x: marginal(x, *sds) - share, -40, 40))
@@ -444,7 +475,7 @@ def predicted_power(plan: Plan, num_subjects: int) -> float:
       Var = Σ_c E[p_c (1 − p_c)] / n,   and between subjects + Σ_c Var_u(E_v[p_c]) / (S / K),
 
   p_c over subjects u and items v; and t is non-central, its degrees of freedom those of V where
-  V_S = V_I = V: 1 / (1/(S−1) + 1/(I−1)).
+  V_S = V_I = V: 1 / (1/(S−1) + 1/(I−1)), S−2 between subjects.
   """
   nodes, weights = _normal_nodes()
   u, v = plan.subject_sd * nodes[:, None], plan.item_sd * nodes[None]
@@ -460,9 +491,9 @@ def predicted_power(plan: Plan, num_subjects: int) -> float:
       spread = float(weights @ of_subject**2 - (weights @ of_subject) ** 2)
       variance += spread / (num_subjects / plan.num_conditions)
   asked = num_subjects if plan.within else 2 * num_subjects // plan.num_conditions
-  if asked < 2:
+  if asked < (2 if plan.within else 4):
     return 0.0
-  freedom = 1 / (1 / (asked - 1) + 1 / (plan.num_items - 1))
+  freedom = 1 / (1 / (asked - (1 if plan.within else 2)) + 1 / (plan.num_items - 1))
   far = abs(plan.gain) / math.sqrt(variance)
   limit = stats.t.ppf(1 - plan.level / 2, freedom)
   return float(stats.nct.sf(limit, freedom, far) + stats.nct.cdf(-limit, freedom, far))

@@ -25,12 +25,15 @@ JOBS = {
   "compare_generators",
   "simulate_study",
   "study",
+  "plan_study",
+  "study_results",
 }
 SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
   "sharding", "recognition", "effect_index", "attribute_reader", "attribute_effects", "pair_terms",
   "concept_prior", "clustering", "forward_simulation", "ranker", "spaces", "sanity_checks",
   "photo_attributes", "explanation_index", "processes",
+  "study_statistics",
 }  # fmt: skip
 LAYERS = [
   {"hosts", "files"},
