@@ -100,8 +100,7 @@ def check_fingerprint(folder: pathlib.Path, ours: str) -> None:
   path = folder / "fingerprint.json"
   if not ours or not path.exists():
     return  # the names of the items tell as much
-  theirs = training.read_json(path)
-  if ours not in (theirs, *(theirs.values() if isinstance(theirs, dict) else ())):
+  if training.hash_file(path)[: len(ours)] != ours:
     raise ValueError(
       f"the key is of another export: {path} is not what the server showed; put the export back"
       " that people saw"
