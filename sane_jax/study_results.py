@@ -382,8 +382,8 @@ def make_record(findings: Findings) -> dict[str, Any]:
   """All that came out, for programs: shares, not %; None for what is not known."""
 
   def plain(value: Any) -> Any:
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-      return {name: plain(part) for name, part in value._asdict().items()}
+    if fields := getattr(value, "_fields", ()):
+      return {name: plain(part) for name, part in zip(fields, value, strict=True)}
     if isinstance(value, tuple | list):
       return [plain(part) for part in value]
     if isinstance(value, float):

@@ -39,7 +39,10 @@ class Answers(NamedTuple):
 
   def take(self, which: np.ndarray) -> "Answers":
     """Those of a mask or of indices."""
-    return Answers(*(array[which] for array in self[:5]), self.names)
+    return Answers(
+      self.subject[which], self.item[which], self.condition[which], self.correct[which],
+      self.seconds[which], self.names,
+    )  # fmt: skip
 
 
 class Estimate(NamedTuple):
@@ -294,11 +297,11 @@ def mixed_model(answers: Answers, baseline: int = 0) -> MixedModel:
   rows = np.arange(n)
   parts = [np.stack([np.ones(n), *(answers.condition == c for c in others)], axis=1)]
   parts += [
-    sparse.csr_matrix((np.ones(n), (rows, which)), shape=(n, count))
+    sparse.csr_matrix((np.ones(n), (rows, which)), shape=(n, int(count)))
     for (_, which), count in zip((subjects, items), counts, strict=True)
   ]
   design = sparse.csr_matrix(sparse.hstack(parts))
-  start = np.zeros(design.shape[1])
+  start = np.zeros(width + sum(counts))
 
   def fit(log_sds: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     nonlocal start
@@ -330,10 +333,10 @@ def mixed_model(answers: Answers, baseline: int = 0) -> MixedModel:
   effects = []
   for index, condition in enumerate(others, 1):
     beta, sd = float(mode[index]), float(deviation[index])
-    ends = (math.exp(min(beta + s * 1.959964 * sd, 700)) for s in (0, -1, 1))
+    ratio, low, high = (math.exp(min(beta + s * 1.959964 * sd, 700)) for s in (0, -1, 1))
     points = float(special.expit(mode[0] + beta) - special.expit(mode[0]))
     p = float(2 * stats.norm.sf(abs(beta) / sd))
-    effects.append(Effect(answers.names[condition], *ends, p, points))
+    effects.append(Effect(answers.names[condition], ratio, low, high, p, points))
   spread = np.exp(found.x)
   return MixedModel(name, tuple(effects), float(spread[0]), float(spread[1]), "; ".join(notes))
 
@@ -463,7 +466,8 @@ def marginal(logit: float, *sds: float) -> float:
 @functools.cache
 def logit_of(share: float, *sds: float) -> float:
   """The logit of whose `marginal` the share is."""
-  return float(optimize.brentq(lambda x: marginal(x, *sds) - share, -40, 40))
+  root: Any = optimize.brentq(lambda x: marginal(x, *sds) - share, -40, 40)
+  return float(root)
 
 
 def predicted_power(plan: Plan, num_subjects: int) -> float:

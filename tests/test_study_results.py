@@ -130,6 +130,7 @@ def test_the_job_writes_what_it_promises(study):
   assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
   page = (folder / "index.html").read_text()
   assert "Right answers of people, nobody left out" in page
+  assert "pairs explained" not in page, "there are none to speak of"
 
 
 def test_shares_are_those_of_a_count_by_hand(study):

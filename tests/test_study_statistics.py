@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 import pytest
-from scipy import sparse, special, stats
+from scipy import sparse, stats
 
 from sane_jax import study_statistics
 from sane_jax.study_statistics import Answers, Plan, Rules, Subject
@@ -30,9 +30,9 @@ SETTINGS = [
 
 
 def make_answers(subject, item, condition, correct, seconds=None, names=("nothing", "sane")):
-  arrays = [np.asarray(x) for x in (subject, item, condition)]
-  seconds = np.full(len(arrays[0]), 4.0) if seconds is None else np.asarray(seconds, float)
-  return Answers(*arrays, np.asarray(correct, float), seconds, names)
+  subject, item, condition = (np.asarray(x) for x in (subject, item, condition))
+  seconds = np.full(len(subject), 4.0) if seconds is None else np.asarray(seconds, float)
+  return Answers(subject, item, condition, np.asarray(correct, float), seconds, names)
 
 
 def grid(subjects, items, seed=0):
@@ -167,7 +167,10 @@ def test_laplace_is_the_integral_where_it_is_nearly_normal():
   )
   x = np.linspace(-3, 4, 20001)
   heights = correct.sum() * x - 400 * np.logaddexp(0, x) + stats.norm.logpdf(x, 0, 2)
-  assert value == pytest.approx(special.logsumexp(heights) + math.log(x[1] - x[0]), abs=2e-3)
+  assert value == pytest.approx(
+    float(np.log(np.exp(heights - heights.max()).sum())) + heights.max() + math.log(x[1] - x[0]),
+    abs=2e-3,
+  )
   assert mode[0] == pytest.approx(x[heights.argmax()], abs=1e-3)
 
 
@@ -220,12 +223,12 @@ def test_intervals_hold_95_percent_and_no_effect_is_found_in_5(setting):
 @pytest.mark.skipif(not LONG, reason="SANE_JAX_STUDY_CALIBRATION=1 runs it")
 @pytest.mark.parametrize("setting", [(20, True), (40, True), (40, False)], ids=str)
 def test_mixed_model_finds_no_effect_in_about_5_percent(setting):
-  """Of 4 conditions in 300 studies; between subjects its normal test may find a little more."""
+  """Of 4 conditions in 300 studies."""
   subjects, within = setting
   plan = Plan(within=within)
   found = study_statistics.calibrate(3, plan, subjects, (0,) * 5, studies=300, fit_mixed=True)
   print(setting, found["mixed"])
-  assert np.mean(found["mixed"]) <= (0.07 if within else 0.1)
+  assert abs(np.mean(found["mixed"]) - 0.05) <= 0.02
 
 
 def test_a_bootstrap_of_subjects_and_items_at_once_is_far_too_wide():
