@@ -21,6 +21,8 @@ and beside them:
   serve             the indexes in a browser: why images match, pair by pair
   simulate_study    whether explanations help to foresee scores; material for a study of people
   study             asks people, with a web server              -> WORKDIR/study/answers.sqlite
+  plan_study        how many people to ask
+  study_results     what they answered: accuracies, differences, times -> WORKDIR/study/results
   benchmark_input   whether reading images keeps up with training
 
 Source: Plummer et al., Why do These Match?, ECCV 2020; the embedding: Vasileva et al., Learning
@@ -227,4 +229,22 @@ def get_config() -> ml_collections.ConfigDict:
   study.title = "A study of image pairs"  # at the top of all pages
   study.contact = ""  # whom to write to: a name and an address
   study.consent = ""  # paragraphs of the page of consent; a text for all by default
+  # What job `study_results` makes of the answers: who is left out, settled before anybody is asked.
+  study.exclusion = exclusion = ml_collections.ConfigDict()
+  exclusion.max_failed_checks = 1  # attention checks; who fails more is left out
+  exclusion.min_share = 0.5  # of a subject's items; who answered fewer is left out
+  exclusion.min_median_seconds = 1.5  # whose median item took less is left out
+  exclusion.max_same_side = 0.9  # who says A, or B, on more than this share is left out
+  exclusion.seconds = (0.3, 120.0)  # times outside do not count as times
+  # How many to ask, job `plan_study`.
+  study.plan = plan = ml_collections.ConfigDict()
+  plan.baseline = 0.6  # share of right answers with nothing shown, guessed or from a pilot
+  plan.gain = 0.1  # smallest difference of shares that is not to be missed
+  plan.num_items = 40  # that a subject answers
+  plan.num_conditions = 5  # among which they are shared
+  plan.within = True  # each subject sees all conditions; False: one
+  plan.subject_sd = 0.5  # of subjects' intercepts, in logits
+  plan.item_sd = 0.8  # of items'
+  plan.power = 0.8  # probability of finding the gain
+  plan.level = 0.05  # of the two-sided test, of one comparison; see docs/study_statistics.md
   return config

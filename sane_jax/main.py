@@ -29,6 +29,8 @@ JOBS = (
   "evaluate",
   "simulate_study",
   "study",
+  "plan_study",
+  "study_results",
   "benchmark",
   "benchmark_input",
 )

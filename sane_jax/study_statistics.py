@@ -15,14 +15,16 @@ study most of the noise is that: its intervals come out far too wide. docs/study
 what was measured.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import linalg, optimize, sparse, special, stats
 
 CHANCE = 0.5  # two pairs, one of them is right
+_EFFECT_SD = 2.0  # of the mixed model's prior on effects, in logits
 
 
 class Answers(NamedTuple):
@@ -37,7 +39,10 @@ class Answers(NamedTuple):
 
   def take(self, which: np.ndarray) -> "Answers":
     """Those of a mask or of indices."""
-    return Answers(*(array[which] for array in self[:5]), self.names)
+    return Answers(
+      self.subject[which], self.item[which], self.condition[which], self.correct[which],
+      self.seconds[which], self.names,
+    )  # fmt: skip
 
 
 class Estimate(NamedTuple):
@@ -131,7 +136,7 @@ def check_rules(rules: Rules) -> None:
 
 
 def clustered_error(
-  influence: np.ndarray, subject: np.ndarray, item: np.ndarray
+  influence: np.ndarray, subject: np.ndarray, item: np.ndarray, means: tuple[int, int] = (1, 1)
 ) -> tuple[float, float]:
   """√V of the module's text, and its degrees of freedom; NaN and 0 for one subject or one item.
 
@@ -139,19 +144,22 @@ def clustered_error(
 
   Args:
     influence: ψ [n], summing to 0 over what a mean is of.
+    means: how many means were taken over separate subjects, and over separate items: 2 where no
+      subject saw both of two conditions. S−1 is S−2 then, and one a mean is the least.
   """
   parts = []
   for groups in (subject, item):
     sums = np.bincount(np.unique(groups, return_inverse=True)[1], influence)
     parts.append((len(sums), (sums**2).sum()))
   (subjects, by_subject), (items, by_item) = parts
-  if min(subjects, items) < 2:
+  free = subjects - means[0], items - means[1]
+  if min(free) < 1:
     return math.nan, 0.0
-  by_subject, by_item = by_subject * subjects / (subjects - 1), by_item * items / (items - 1)
+  by_subject, by_item = by_subject * subjects / free[0], by_item * items / free[1]
   both = by_subject + by_item - (influence**2).sum()
   both = both if both > 0 else max(by_subject, by_item)
-  least = 1 / (1 / (subjects - 1) + 1 / (items - 1))
-  spread = by_subject**2 / (subjects - 1) + by_item**2 / (items - 1)
+  least = 1 / (1 / free[0] + 1 / free[1])
+  spread = by_subject**2 / free[0] + by_item**2 / free[1]
   return math.sqrt(both), max(both**2 / spread, least) if spread > 0 else least
 
 
@@ -187,7 +195,14 @@ def difference(values: np.ndarray, answers: Answers, condition: int, than: int) 
   first, second = answers.condition == condition, answers.condition == than
   (a, one), (b, two) = _influence(values, first), _influence(values, second)
   used = first | second
-  error, freedom = clustered_error((one - two)[used], answers.subject[used], answers.item[used])
+  # Between subjects each condition has its own, and each mean costs one of them.
+  means = tuple(
+    1 if np.intersect1d(groups[first], groups[second]).size else 2
+    for groups in (answers.subject, answers.item)
+  )
+  error, freedom = clustered_error(
+    (one - two)[used], answers.subject[used], answers.item[used], (means[0], means[1])
+  )
   if not (first.any() and second.any() and freedom and error > 0):
     return Estimate(a - b, math.nan, math.nan, math.nan, math.nan)
   half = float(stats.t.ppf(0.975, freedom)) * error
@@ -234,6 +249,22 @@ def median_seconds(answers: Answers, condition: int, rules: Rules) -> float:
   return float(np.median(answers.seconds[which])) if which.any() else math.nan
 
 
+def geometric_seconds(answers: Answers, condition: int, rules: Rules) -> Estimate:
+  """Geometric mean of the times in range; the standard error is that of its logarithm."""
+  kept = answers.take(_timed(answers, rules))
+  which = kept.condition == condition
+  mean, influence = _influence(np.log(np.maximum(kept.seconds, 1e-3)), which)
+  error, freedom = clustered_error(influence[which], kept.subject[which], kept.item[which])
+  half = float(stats.t.ppf(0.975, freedom)) * error if freedom else math.nan
+  value, low, high = (math.exp(x) for x in (mean, mean - half, mean + half))
+  return Estimate(value, error, low, high, math.nan)
+
+
+def num_out_of_range(answers: Answers, rules: Rules) -> int:
+  """How many times do not count."""
+  return int((~_timed(answers, rules)).sum())
+
+
 def _timed(answers: Answers, rules: Rules) -> np.ndarray:
   return (answers.seconds >= rules.seconds[0]) & (answers.seconds <= rules.seconds[1])
 
@@ -246,20 +277,11 @@ def mixed_model(answers: Answers, baseline: int = 0) -> MixedModel:
 
       logit P(right) = β_0 + β_condition + u_subject + v_item,  u ~ N(0, σ_u²), v ~ N(0, σ_v²)
 
-  at its posterior mode with weak priors (N(0, 2²) on β, N(0, 1) on log σ), by Laplace's
-  approximation (statsmodels' BinomialBayesMixedGLM). Intervals are ±1.96 posterior deviations.
-
-  Raises:
-    ValueError: the extra `web`, which brings statsmodels, is not installed.
+  σ_u and σ_v maximise the likelihood with β, u and v integrated out by Laplace's approximation,
+  under weak priors (N(0, 2²) on β, N(0, 1) on log σ) that keep all finite; β is the mode given
+  them, and intervals are ±1.96 of its deviations there. statsmodels' fits were tried and are not
+  used: its joint mode lets σ fall to 0, and its variational deviations are too small.
   """
-  try:
-    from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM
-  except ImportError as error:
-    raise ValueError(
-      "the mixed model needs statsmodels: python -m pip install 'sane_jax[web]'"
-    ) from error
-  from scipy import sparse
-
   name = answers.names[baseline]
   present = [c for c in range(len(answers.names)) if (answers.condition == c).any()]
   others = [c for c in present if c != baseline]
@@ -271,47 +293,93 @@ def mixed_model(answers: Answers, baseline: int = 0) -> MixedModel:
       " few"
     )
     return MixedModel(name, (), math.nan, math.nan, note)
-  n = len(answers.correct)
-  fixed = np.stack([np.ones(n), *(answers.condition == c for c in others)], axis=1).astype(float)
-  random = sparse.hstack(
-    [
-      sparse.csr_matrix((np.ones(n), (np.arange(n), which)), shape=(n, count))
-      for (_, which), count in zip((subjects, items), counts, strict=True)
-    ]
-  )
-  kinds = np.repeat([0, 1], counts)
-  model = BinomialBayesMixedGLM(answers.correct, fixed, random.tocsr(), kinds, vcp_p=1, fe_p=2)
-  note = ""
-  try:
-    import warnings
+  n, width = len(answers.correct), len(present)
+  rows = np.arange(n)
+  parts = [np.stack([np.ones(n), *(answers.condition == c for c in others)], axis=1)]
+  parts += [
+    sparse.csr_matrix((np.ones(n), (rows, which)), shape=(n, int(count)))
+    for (_, which), count in zip((subjects, items), counts, strict=True)
+  ]
+  design = sparse.csr_matrix(sparse.hstack(parts))
+  start = np.zeros(width + sum(counts))
 
-    with warnings.catch_warnings(record=True) as caught:
-      warnings.simplefilter("always")
-      fitted = model.fit_map(minim_opts={"maxiter": 1000})
-    if any("converge" in str(w.message).lower() for w in caught):
-      note = "its optimiser did not converge"
-    mean, deviation = np.asarray(fitted.fe_mean), np.asarray(fitted.fe_sd)
-    spread = np.exp(np.asarray(fitted.vcp_mean))
-  except (np.linalg.LinAlgError, ValueError) as error:
-    return MixedModel(name, (), math.nan, math.nan, f"not fitted: {error}")
-  if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
-    return MixedModel(name, (), math.nan, math.nan, "not fitted: its result is no number")
+  def fit(log_sds: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    nonlocal start
+    precision = np.repeat([1 / _EFFECT_SD**2, *np.exp(-2 * log_sds)], [width, *counts])
+    value, start, factor = laplace(design, answers.correct, precision, start)
+    return value - 0.5 * float(log_sds @ log_sds), start, factor
+
+  try:
+    found = optimize.minimize(
+      lambda x: -fit(x)[0], np.log([0.5, 0.5]), method="Nelder-Mead", bounds=[(-5, 3)] * 2,
+      options={"xatol": 1e-2, "fatol": 1e-3, "maxiter": 300},
+    )  # fmt: skip
+    _, mode, factor = fit(found.x)
+  except (np.linalg.LinAlgError, ArithmeticError) as error:
+    return MixedModel(name, (), math.nan, math.nan, f"not fitted: it does not converge ({error})")
+  notes = [] if found.success else ["its optimiser did not converge"]
+  deviation = np.sqrt(
+    np.diag(linalg.cho_solve((factor, True), np.eye(len(mode))[:, :width])[:width])
+  )
   single = [
     answers.names[c]
     for c in present
     if len(np.unique(answers.correct[answers.condition == c])) == 1
   ]
   if single:
-    alike = f"all answers are alike under {', '.join(single)}: the prior alone keeps it finite"
-    note = f"{note}; {alike}" if note else alike
+    notes.append(
+      f"all answers are alike under {', '.join(single)}: the prior alone keeps it finite"
+    )
   effects = []
   for index, condition in enumerate(others, 1):
-    beta, sd = float(mean[index]), float(deviation[index])
-    ends = (math.exp(min(beta + s * 1.959964 * sd, 700)) for s in (0, -1, 1))
-    points = float(special.expit(mean[0] + beta) - special.expit(mean[0]))
+    beta, sd = float(mode[index]), float(deviation[index])
+    ratio, low, high = (math.exp(min(beta + s * 1.959964 * sd, 700)) for s in (0, -1, 1))
+    points = float(special.expit(mode[0] + beta) - special.expit(mode[0]))
     p = float(2 * stats.norm.sf(abs(beta) / sd))
-    effects.append(Effect(answers.names[condition], *ends, p, points))
-  return MixedModel(name, tuple(effects), float(spread[0]), float(spread[1]), note)
+    effects.append(Effect(answers.names[condition], ratio, low, high, p, points))
+  spread = np.exp(found.x)
+  return MixedModel(name, tuple(effects), float(spread[0]), float(spread[1]), "; ".join(notes))
+
+
+def laplace(
+  design: sparse.csr_matrix, correct: np.ndarray, precision: np.ndarray, start: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+  """log ∫ Π P(right) N(θ; 0, 1/precision) dθ of a logistic regression, by Laplace's approximation.
+
+  Args:
+    design: [n k].
+    correct: [n] 0 or 1.
+    precision: [k] of the coefficients' normal priors.
+    start: [k] where the search for the mode begins.
+
+  Returns:
+    The logarithm, the mode [k], and the lower Cholesky factor [k k] of the Hessian there.
+
+  Raises:
+    ArithmeticError: Newton's method does not get there.
+  """
+
+  def height(theta: np.ndarray) -> float:
+    eta = design @ theta
+    fit = correct @ eta - np.logaddexp(0, eta).sum()
+    return float(fit - 0.5 * precision @ theta**2)
+
+  theta, now = start, height(start)
+  for _ in range(100):
+    p = special.expit(design @ theta)
+    weighted = design.multiply((p * (1 - p))[:, None]).tocsr()
+    hessian = (design.T @ weighted).toarray() + np.diag(precision)
+    factor = linalg.cholesky(hessian, lower=True)
+    gradient = design.T @ (correct - p) - precision * theta
+    step = linalg.cho_solve((factor, True), gradient)
+    if gradient @ step < 1e-8:
+      volume = 0.5 * np.log(precision).sum() - np.log(np.diag(factor)).sum()
+      return now + float(volume), theta, factor
+    scale = 1.0
+    while (after := height(theta + scale * step)) < now and scale > 1e-6:
+      scale /= 2
+    theta, now = theta + scale * step, after
+  raise ArithmeticError("Newton's method found no mode in 100 steps")
 
 
 # --- exclusion ------------------------------------------------------------------------------------
@@ -383,6 +451,7 @@ def check_plan(plan: Plan) -> None:
       raise ValueError(f"--config.study.plan.{name} is {range_}; given {getattr(plan, name)}")
 
 
+@functools.cache
 def _normal_nodes() -> tuple[np.ndarray, np.ndarray]:
   nodes, weights = np.polynomial.hermite_e.hermegauss(31)
   return nodes, weights / weights.sum()
@@ -394,11 +463,11 @@ def marginal(logit: float, *sds: float) -> float:
   return float(weights @ special.expit(logit + math.hypot(*sds, 0.0) * nodes))
 
 
+@functools.cache
 def logit_of(share: float, *sds: float) -> float:
   """The logit of whose `marginal` the share is."""
-  from scipy.optimize import brentq
-
-  return float(brentq(lambda x: marginal(x, *sds) - share, -40, 40))
+  root: Any = optimize.brentq(lambda x: marginal(x, *sds) - share, -40, 40)
+  return float(root)
 
 
 def predicted_power(plan: Plan, num_subjects: int) -> float:
@@ -410,7 +479,7 @@ def predicted_power(plan: Plan, num_subjects: int) -> float:
       Var = Σ_c E[p_c (1 − p_c)] / n,   and between subjects + Σ_c Var_u(E_v[p_c]) / (S / K),
 
   p_c over subjects u and items v; and t is non-central, its degrees of freedom those of V where
-  V_S = V_I = V: 1 / (1/(S−1) + 1/(I−1)).
+  V_S = V_I = V: 1 / (1/(S−1) + 1/(I−1)), S−2 between subjects.
   """
   nodes, weights = _normal_nodes()
   u, v = plan.subject_sd * nodes[:, None], plan.item_sd * nodes[None]
@@ -426,9 +495,9 @@ def predicted_power(plan: Plan, num_subjects: int) -> float:
       spread = float(weights @ of_subject**2 - (weights @ of_subject) ** 2)
       variance += spread / (num_subjects / plan.num_conditions)
   asked = num_subjects if plan.within else 2 * num_subjects // plan.num_conditions
-  if asked < 2:
+  if asked < (2 if plan.within else 4):
     return 0.0
-  freedom = 1 / (1 / (asked - 1) + 1 / (plan.num_items - 1))
+  freedom = 1 / (1 / (asked - (1 if plan.within else 2)) + 1 / (plan.num_items - 1))
   far = abs(plan.gain) / math.sqrt(variance)
   limit = stats.t.ppf(1 - plan.level / 2, freedom)
   return float(stats.nct.sf(limit, freedom, far) + stats.nct.cdf(-limit, freedom, far))
@@ -461,23 +530,28 @@ def num_subjects(plan: Plan, most: int = 100_000) -> int:
 
 
 def simulate(
-  rng: np.random.Generator, plan: Plan, num_subjects: int, gains: Sequence[float]
-) -> Answers:
+  rng: np.random.Generator, plan: Plan, num_subjects: int, gains: Sequence[float],
+  slopes: tuple[float, float] = (0.0, 0.0),
+) -> Answers:  # fmt: skip
   """A balanced study in which each condition's gain over the baseline is known.
 
   Args:
     rng: source of all that is drawn: subjects, items, answers.
     plan: baseline, items, deviations, within or between; its conditions are as many as `gains`.
     gains: differences of shares, over all subjects and items there might be; the first is 0.
+    slopes: deviations, in logits, of how each subject and each item takes to a condition.
   """
   kinds, items = len(gains), plan.num_items
-  logits = np.array([logit_of(plan.baseline + g, plan.subject_sd, plan.item_sd) for g in gains])
+  sds = (plan.subject_sd, plan.item_sd, *slopes)
+  logits = np.array([logit_of(plan.baseline + g, *sds) for g in gains])
   subject, item = (x.ravel() for x in np.mgrid[:num_subjects, :items])
   turn = rng.permutation(items) if plan.within else np.zeros(items, int)
   condition = (turn[item] + subject) % kinds
   u = plan.subject_sd * rng.normal(size=num_subjects)
   v = plan.item_sd * rng.normal(size=items)
-  p = special.expit(logits[condition] + u[subject] + v[item])
+  to_subject = slopes[0] * rng.normal(size=(num_subjects, kinds))[subject, condition]
+  to_item = slopes[1] * rng.normal(size=(items, kinds))[item, condition]
+  p = special.expit(logits[condition] + u[subject] + v[item] + to_subject + to_item)
   correct = (rng.uniform(size=len(p)) < p).astype(float)
   seconds = np.exp(
     1.5 + 0.5 * rng.normal(size=num_subjects)[subject] + 0.4 * rng.normal(size=len(p))
@@ -487,6 +561,7 @@ def simulate(
 
 def calibrate(
   seed: int, plan: Plan, num_subjects: int, gains: Sequence[float], *, studies: int,
+  slopes: tuple[float, float] = (0.0, 0.0),
   on_progress: Callable[[int, int], None] = lambda done, total: None, fit_mixed: bool = False,
 ) -> Mapping[str, Any]:  # fmt: skip
   """How often intervals hold what they should, and tests find something, in simulated studies.
@@ -499,7 +574,7 @@ def calibrate(
   held = {"accuracy": [], "difference": []}
   found, mixed = np.zeros(len(gains)), np.zeros(len(gains))
   for done in range(studies):
-    answers = simulate(rng, plan, num_subjects, gains)
+    answers = simulate(rng, plan, num_subjects, gains, slopes)
     for condition, gain in enumerate(gains):
       estimate = accuracy(answers, condition)
       held["accuracy"].append(estimate.low <= plan.baseline + gain <= estimate.high)

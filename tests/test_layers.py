@@ -27,12 +27,14 @@ JOBS = {
   "simulate_study",
   "study",
   "serve",
+  "plan_study",
+  "study_results",
 }
 SHARED = {
   "engine", "explanation", "explainer", "metrics", "checkpoint", "retrieval", "training",
   "sharding", "recognition", "effect_index", "attribute_reader", "attribute_effects", "pair_terms",
   "concept_prior", "clustering", "forward_simulation", "ranker", "spaces", "sanity_checks",
-  "photo_attributes", "explanation_index", "processes", "comparison",
+  "photo_attributes", "explanation_index", "processes", "comparison", "study_statistics",
 }  # fmt: skip
 LAYERS = [
   {"hosts", "files"},
