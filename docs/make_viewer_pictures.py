@@ -29,7 +29,7 @@ from sane_jax.web.viewer.measuring import Measuring
 
 DOCS = pathlib.Path(__file__).parent
 COUNT = 30
-MASKS = 128
+MASKS = 256  # fewer are a single replicate, which has no standard error
 
 
 def draw(folder: pathlib.Path) -> list[pathlib.Path]:
