@@ -10,13 +10,16 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import study_export
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
@@ -54,7 +57,12 @@ class Smaller(NamedTuple):
   always: bool = False  # nowhere as printed: the data is not to be had
 
 
+# They run until they are stopped: here until their link answers.
+SERVERS = re.compile(r"--config\.job=(serve|study)\b(?!_)")
+
 SMALLER = (
+  Smaller(r"--config\.job=serve\b", (*PHOTOS, "--config.serve.port=0"), always=True),
+  Smaller(r"--config\.job=study\b(?!_)", ("--config.study.port=0",), always=True),
   Smaller(
     r"--config=configs/demo\.py.*job=discover_attributes",
     (*DEMO, "--config.discovery.num_clusters=(2,3,4)"),
@@ -80,18 +88,32 @@ LONG = {
   "python -m sane_jax.main --config=configs/demo.py --config.job=simulate_study": (
     "asks for more pairs than the gate makes; tests/test_simulate_study.py has it on others"
   ),
+  "python tests/kills.py FOLDER --lost=4 --left=2": "minutes; tests/test_processes.py",
+  "python benchmarks/viewer.py FOLDER": "minutes; its parts are the viewer's, which has its tests",
 }
 
 NOT_RUN = {
   "python -m pytest": "it is what runs this",
   "python -m mkdocs serve": "serves until it is stopped; the site is built by the gate",
+  "python -m sane_jax.main --config=configs/demo.py --config.job=study_results": (
+    "people have to answer first; tests/test_study_results.py"
+  ),
+  "python -m fuzz.run --count 10000 --out FILE": "runs in tests/; tests/fuzz/test_fuzz.py",
+  "python -m fuzz.atheris_images": "runs in tests/, and needs the extra `fuzz`",
+}
+
+# Pages whose Python does not run here.
+NO_PYTHON = {
+  "text.md": "loads weights from a hub; docs/examples/text_reference.py is the same with its own",
 }
 
 # What a page's Python blocks take for granted: names, by page.
 GIVEN = {
   "README.md": """
 import jax.numpy as jnp, numpy as np, torch
-gallery = ["b.jpg", "c.jpg"]
+import sane_jax
+gallery, vector = ["b.jpg", "c.jpg"], np.arange(1280.0)
+other_model = sane_jax.load_model("efficientnet_lite0", image_size=112)
 params = np.ones((3, 4), "float32")
 def embed_fn(params, images): return images.mean((1, 2)) @ params + 1
 fn = lambda images: images.mean(axis=(1, 2)) + 1
@@ -179,6 +201,7 @@ def place(tmp_path_factory):
     rows.append(f"{path.name},{int(path.name[0] in 'ab')},{int(path.name[0] == 'c')}")
   (folder / "photos/attributes.csv").write_text("\n".join(rows) + "\n")
   (folder / "pairs.txt").write_text("a.jpg b.jpg\nc.jpg d.jpg 0\n")
+  (folder / "FOLDER").symlink_to(folder / "photos")
   (folder / "clothing").symlink_to(folder / "photos")
   (folder / "clothing_pairs.txt").write_text("a.jpg b.jpg 1\nc.jpg d.jpg 0\n")
   (folder / "my_module.py").write_text(
@@ -256,6 +279,13 @@ def prepared(place):
     if "resnet50.pth" in text and "torch" not in done:
       done.add("torch")
       torch_checkpoint(place / "resnet50.pth")
+    if "job=serve" in text and "index" not in done:
+      done.add("index")
+      build = "python -m sane_jax.main --config=configs/photos.py --config.photos=photos"
+      run(place, f"{build} --config.job=build_index {quoted(PHOTOS)}")
+    if SERVERS.search(text) and "study" in text and "study" not in done:
+      done.add("study")  # as simulate_study leaves it
+      study_export.export(place / "runs/demo/study/export")
     if "configs/awa2.py" in text and "awa2" not in done:
       done.add("awa2")
       small_awa2(place)
@@ -267,8 +297,8 @@ def quoted(fields):
   return " ".join(f'"{field}"' for field in fields)
 
 
-def run(folder, text, timeout=290):
-  """Runs a line in a shell there; its output. Fails with what it said."""
+def surroundings(folder):
+  """What a reader's shell has: python, the package, the folder's own modules."""
   tools = folder / ".bin"
   tools.mkdir(exist_ok=True)
   if not (tools / "python").exists():
@@ -278,9 +308,36 @@ def run(folder, text, timeout=290):
     "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
     "MPLBACKEND": "agg",
   }  # fmt: skip
+  return environment
+
+
+def run_server(folder, text):
+  """Runs a line until it prints a link, and the link answers; then stops it as Ctrl-C does."""
+  child = subprocess.Popen(
+    ["bash", "-euo", "pipefail", "-c", f"exec {text}"], cwd=folder, env=surroundings(folder),
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
+  said = []
+  try:
+    for line in child.stdout:
+      said.append(line)
+      if link := re.search(r"https?://127\S+", line):
+        with urllib.request.urlopen(link[0], timeout=60) as page:
+          assert page.status == 200
+        child.send_signal(signal.SIGINT)
+        break
+    said.append(child.communicate(timeout=60)[0])
+  finally:
+    child.kill()
+  assert re.search(r"https?://127", "".join(said)), "".join(said)[-3000:]
+  assert "Traceback" not in "".join(said), "".join(said)[-3000:]
+
+
+def run(folder, text, timeout=290):
+  """Runs a line in a shell there; its output. Fails with what it said."""
   done = subprocess.run(
-    ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, capture_output=True,
-    text=True, timeout=3600 if ALL else timeout,
+    ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=surroundings(folder),
+    capture_output=True, text=True, timeout=3600 if ALL else timeout,
   )  # fmt: skip
   assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
   return done.stdout
@@ -298,7 +355,7 @@ def as_run(text):
 @pytest.mark.parametrize("command", [pytest.param(c, id=str(c), marks=needs(c.text)) for c in RUN])
 def test_a_documented_command_runs(place, prepared, command):
   prepared(command.text)
-  run(place, as_run(command.text))
+  (run_server if SERVERS.search(command.text) else run)(place, as_run(command.text))
 
 
 @pytest.mark.parametrize("command", PIP, ids=str)
@@ -314,7 +371,7 @@ def test_a_documented_installation_names_what_exists(command):
     word = word.strip("'\"")
     if word.startswith("-"):
       continue
-    if match := re.fullmatch(r"\.(?:\[([\w,]+)\])?", word):
+    if match := re.fullmatch(r"(?:\.|sane_jax)(?:\[([\w,]+)\])?", word):
       for extra in filter(None, (match[1] or "").split(",")):
         assert extra in extras, f"no extra {extra!r} in pyproject.toml"
     else:
@@ -327,7 +384,7 @@ def test_a_documented_installation_names_what_exists(command):
   [
     pytest.param(p, id=p.name, marks=needs(p.read_text()))
     for p in PAGES
-    if "```python" in p.read_text()
+    if "```python" in p.read_text() and p.name not in NO_PYTHON
   ],
 )
 def test_the_python_of_a_page_runs_from_top_to_bottom(place, prepared, page):
@@ -377,5 +434,5 @@ def test_exceptions_are_of_commands_that_are_documented():
   assert {*NOT_RUN, *LONG} <= texts
   for smaller in SMALLER:
     assert any(re.search(smaller.pattern, text) for text in texts), smaller.pattern
-  assert set(GIVEN) <= {page.name for page in PAGES}
+  assert {*GIVEN, *NO_PYTHON} <= {page.name for page in PAGES}
   assert shutil.which("bash")
