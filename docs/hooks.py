@@ -222,4 +222,4 @@ def run_notebook(path: pathlib.Path, _changed: int) -> tuple[str, dict[str, byte
   text, resources = exporter.from_notebook_node(
     notebook, {"output_files_dir": "pictures", "unique_key": path.stem}
   )
-  return text, resources["outputs"]
+  return re.sub(r"  # noqa: .*", "", text), resources["outputs"]

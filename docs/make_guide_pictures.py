@@ -1,10 +1,12 @@
 """Makes the pictures of docs/tour.md and docs/reading_maps.md: python docs/make_guide_pictures.py
 
+Or some of them, by the names of their functions: python docs/make_guide_pictures.py draw_fills
 Photos are those that scikit-image carries. What the pages say in numbers is printed.
 """
 
 import dataclasses
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -65,11 +67,15 @@ def grid(e: sane_jax.Explanation) -> np.ndarray:
   return e.saliency.cells.reshape(e.grid)
 
 
-def main() -> None:
-  model = sane_jax.load_model("efficientnet_lite0", image_size=112)
-  cup, cat = data.coffee(), data.chelsea()
+def cat_pair() -> tuple[np.ndarray, np.ndarray]:
+  """A cat, and a mirrored, closer cut of the same photo."""
+  _, (_, far, _, near) = photos.sample_pairs()
+  return far, near
 
-  # Why the cat rather than the cup.
+
+def draw_contrast(model: sane_jax.Model) -> None:
+  """Why the cat rather than the cup."""
+  cup, cat = data.coffee(), data.chelsea()
   query = collage(cat, cup)
   # At 224 pixels: each half of the collage is then what the others see of a whole photo.
   sharp = sane_jax.Explainer(sane_jax.load_model("efficientnet_lite0"), num_masks=512)
@@ -88,21 +94,26 @@ def main() -> None:
     ],
   )
 
-  # One pair behind four fills.
-  _, (_, far, _, near) = photos.sample_pairs()
-  cat_pair = {
+
+def draw_fills(model: sane_jax.Model) -> None:
+  """One pair behind four fills."""
+  far, near = cat_pair()
+  maps = {
     fill: sane_jax.Explainer(model, num_masks=512, fill=fill).explain(far, near) for fill in FILLS
   }
   panels = [("query", square(far), None)]
-  for fill, e in cat_pair.items():
-    agreement = spearmanr(e.saliency.cells, cat_pair["mean"].saliency.cells)[0]
+  for fill, e in maps.items():
+    agreement = spearmanr(e.saliency.cells, maps["mean"].saliency.cells)[0]
     print(
       f"{fill}: rank correlation with mean {agreement:.2f}, largest {np.abs(grid(e)).max():.3f}"
     )
     panels.append((f"{fill}: {agreement:.2f}", square(far), grid(e)))
   draw("fills.jpg", panels, shared=False)
 
-  # What another region can stand in for.
+
+def draw_redundancy(model: sane_jax.Model) -> None:
+  """What another region can stand in for."""
+  cup, cat = data.coffee(), data.chelsea()
   panels = []
   for name, query in (("one cat", collage(cat, cup)), ("two cats", collage(cat, cat))):
     e = sane_jax.Explainer(model, design="sliding_window", fill="grey").explain(query, square(cat))
@@ -114,7 +125,10 @@ def main() -> None:
     panels += [(f"hiding: left {left:.2f}, right {right:.2f}", query, pixels)]
   draw("redundancy.jpg", panels)
 
-  # A network whose weights are in random places.
+
+def draw_random_weights(model: sane_jax.Model) -> None:
+  """A network whose weights are in random places."""
+  far, near = cat_pair()
   rng = np.random.default_rng(0)
   shuffled = jax.tree.map(lambda x: rng.permutation(np.ravel(x)).reshape(np.shape(x)), model.params)
   broken = dataclasses.replace(model, params=shuffled, name="weights in random places")
@@ -129,7 +143,11 @@ def main() -> None:
   )
   draw("random_weights.jpg", panels, shared=False)
 
-  # One region decides, and both images are masked.
+
+def draw_both(model: sane_jax.Model) -> None:
+  """One region decides, and both images are masked."""
+  far, _ = cat_pair()
+
   def region(images):
     colour = images[:, 28:56, 28:56].mean(axis=(1, 2))
     return np.concatenate([colour, 0.3 * np.ones((len(images), 1))], axis=1)
@@ -154,6 +172,13 @@ def main() -> None:
   draw("both.jpg", panels)
 
 
+def main(names: list[str]) -> None:
+  model = sane_jax.load_model("efficientnet_lite0", image_size=112)
+  for make in (draw_contrast, draw_fills, draw_redundancy, draw_random_weights, draw_both):
+    if not names or make.__name__ in names:
+      make(model)
+
+
 def _framed(pixels: np.ndarray) -> np.ndarray:
   """The photo with a frame around what decides: rows and columns 28 to 56 of 112."""
   out, scale = pixels.copy(), SIDE // 112
@@ -165,4 +190,4 @@ def _framed(pixels: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-  main()
+  main(sys.argv[1:])

@@ -181,7 +181,7 @@ def place(tmp_path_factory):
   from skimage import data
 
   folder = tmp_path_factory.mktemp("reader")
-  for name in ("configs", "docs", "benchmarks", "launch", "sane_jax"):
+  for name in ("configs", "docs", "benchmarks", "launch", "sane_jax", "tests"):
     (folder / name).symlink_to(ROOT / name)
   right, left, _ = data.stereo_motorcycle()
   pictures = {"a": right, "b": left, "c": data.chelsea(), "d": data.coffee(), "e": data.astronaut()}
