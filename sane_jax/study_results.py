@@ -508,6 +508,6 @@ def write(folder: pathlib.Path, findings: Findings) -> None:
   files.write_bytes(folder / "answers.csv", anonymous.encode("utf-8", "replace"))
   page = report.render_page(
     [], title="Do explanations help people?", subtitle=_of(findings.kept),
-    tables=list(tables.values()),
+    tables=list(tables.values()), shows_pairs=False,
   )  # fmt: skip
   files.write_bytes(folder / "index.html", page.encode())

@@ -636,6 +636,7 @@ def render_page(
   failures: Sequence[tuple[str, str]] = (),
   pages: Sequence[tuple[str, str]] = (),
   tables: Sequence[Table] = (),
+  shows_pairs: bool = True,
 ) -> str:
   """Renders explained pairs as one HTML page that works from a file, offline.
 
@@ -646,6 +647,7 @@ def render_page(
     failures: (which pair, what went wrong) for the pairs that have no explanation.
     pages: (label, file) of all pages of a long report, this one with an empty file name.
     tables: how good the explanations are, shown after them.
+    shows_pairs: False for a page of tables alone, which does not speak of pairs.
 
   Returns:
     The page. Write it as UTF-8.
@@ -669,6 +671,7 @@ def render_page(
     pages=pages,
     cards=[_card(number, pair) for number, pair in enumerate(pairs)],
     tables=[_table(table) for table in tables],
+    shows_pairs=shows_pairs,
     colors=json_block(lookup_tables()),
     style=style,
     style_source=markupsafe.Markup(style_source),
