@@ -198,7 +198,7 @@ def get_config() -> ml_collections.ConfigDict:
   serve.neighbors = 24  # matches shown of a query, at most 200
   serve.uploads = False  # an image of a data set has a type, and a photo that is sent has none
   serve.max_upload_mb = 16.0  # as in configs/photos.py
-  serve.max_megapixels = 24.0
+  serve.max_megapixels = 24.0  # of the same
   serve.cache_gib = 1.0  # of the indexes, kept in memory
   serve.threads = 4  # that answer at once
 

@@ -134,8 +134,8 @@ def test_what_was_acknowledged_is_there_after_a_kill(workdir):
   killer.start()
   try:
     while not done.is_set():
-      heard.append(attend(port, 8, 4 * span, 0.02))
-    heard.append(attend(port, 8, 1.0, 0.02))
+      heard.append(attend(port, 8, 4 * span, 0.1))
+    heard.append(attend(port, 8, 1.0, 0.1))
     killer.join()
   finally:
     done.wait(120)
