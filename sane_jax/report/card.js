@@ -448,7 +448,9 @@ const SaneCard = (() => {
     idle() {
       const hint = document.createElement("span");
       hint.className = "idle";
-      hint.textContent = this.hasCorrespondence
+      hint.textContent = this.stages.length < 2
+        ? "Point at a region of the query, or use the arrow keys on it, to see its value."
+        : this.hasCorrespondence
         ? "Point at a region of either image, or use the arrow keys on it, to see its value and what it matches in the other."
         : "Point at either image, or use the arrow keys on it, to see values.";
       this.readout.replaceChildren(hint);

@@ -755,3 +755,19 @@ def test_a_comparison_says_where_and_is_silent(browser, tmp_path, width, scheme)
     box = text.bounding_box()
     assert box["height"] < 700  # a long text scrolls in its card
     assert not troubles
+
+
+def test_a_text_stands_where_its_picture_would(open_page):
+  changes = {
+    "reference": None, "reference_name": NASTY + " a shoe" * 400, "reference_cells": None,
+    "reference_saliency_map": None, "reference_standard_error": None, "correspondence": None,
+  }  # fmt: skip
+  page = open_page([make_pair(**changes)], viewport={"width": 390, "height": 800})
+  assert page.locator('[data-role="text"]').inner_text().count("a shoe") == 400
+  assert page.locator('[data-role="text"] script').count() == 0
+  assert page.evaluate("window.pwned") is None
+  assert "a region of the query" in page.locator('[data-role="readout"]').inner_text()
+  page.locator('[data-side="query"]').hover(position={"x": 20, "y": 20})
+  assert "score change" in page.locator('[data-role="readout"]').inner_text()
+  width = page.evaluate("document.documentElement.scrollWidth")
+  assert width <= 390, "nothing sticks out of a phone"
