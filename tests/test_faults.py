@@ -189,6 +189,12 @@ def test_outfits_that_go_away_are_measured_later(tmp_path, monkeypatch):
 
 
 def test_nothing_reads_the_wall_clock():
-  """Durations are of a clock that does not jump."""
+  """Durations are of a clock that does not jump.
+
+  But the study's: people come back days later, on another start of the server. The times that it
+  reports are the browser's, of such a clock, wherever there are any.
+  """
   for path in PACKAGE.rglob("*.py"):
+    if path.parent == PACKAGE / "web/study":
+      continue
     assert not re.search(r"\btime\.time\(|datetime\.(now|today)|\butcnow", path.read_text()), path
