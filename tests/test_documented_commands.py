@@ -128,7 +128,7 @@ class Command(NamedTuple):
   text: str  # as printed, on one line
 
   def __str__(self):
-    return f"{self.page}:{self.line} {self.text[:60]}"
+    return f"{self.page}:{self.line} {self.text[-60:]}"
 
 
 def fenced(text):
@@ -321,15 +321,16 @@ def run_server(folder, text):
   try:
     for line in child.stdout:
       said.append(line)
-      if link := re.search(r"https?://127\S+", line):
-        with urllib.request.urlopen(link[0], timeout=60) as page:
-          assert page.status == 200
+      if link := re.search(r"https?://\S+", line):
+        if "//127." in link[0]:  # not a name that only what stands before the server has
+          with urllib.request.urlopen(link[0], timeout=60) as page:
+            assert page.status == 200
         child.send_signal(signal.SIGINT)
         break
     said.append(child.communicate(timeout=60)[0])
   finally:
     child.kill()
-  assert re.search(r"https?://127", "".join(said)), "".join(said)[-3000:]
+  assert re.search(r"https?://", "".join(said)), "".join(said)[-3000:]
   assert "Traceback" not in "".join(said), "".join(said)[-3000:]
 
 
