@@ -5,7 +5,6 @@ from typing import Any
 
 from sane_jax import files, processes, training
 from sane_jax.web import server
-from sane_jax.web.study import app as app_lib
 from sane_jax.web.study import questions as questions_lib
 from sane_jax.web.study import store as store_lib
 
@@ -20,6 +19,8 @@ def run(config: Any) -> None:
   """
   if not processes.is_first():
     return
+  with server.needing_libraries():
+    from sane_jax.web.study import app as app_lib
   settings, workdir = config.study, files.at(config.workdir)
   folder = workdir / settings.folder
   if files.is_remote(folder):

@@ -5,7 +5,7 @@ import errno
 import ipaddress
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from sane_jax.web.guard import LOOPBACK, App
@@ -124,7 +124,8 @@ def run(
     OSError: see `bind`.
     ValueError: the extra `web` is not installed.
   """
-  uvicorn = _import("uvicorn")
+  with needing_libraries():
+    import uvicorn
   listener = bind(address, setting)
   scheme = "https" if certificate else "http"
 
@@ -151,12 +152,17 @@ def run(
     server.run(sockets=[listener])
 
 
-def _import(name: str) -> Any:
-  import importlib
+@contextlib.contextmanager
+def needing_libraries() -> Iterator[None]:
+  """Imports of what stands on the extra `web`.
 
+  Raises:
+    ValueError: it is not installed; says how to.
+  """
   try:
-    return importlib.import_module(name)
+    yield
   except ImportError as error:
     raise ValueError(
-      f"this job needs {name}: install the web libraries with python -m pip install 'sane_jax[web]'"
+      f"this job needs {error.name}: install the web libraries with"
+      " python -m pip install 'sane_jax[web]'"
     ) from error

@@ -1,5 +1,6 @@
 """Where a server listens, who is told, and how it ends."""
 
+import pathlib
 import signal
 import socket
 import subprocess
@@ -97,3 +98,19 @@ def test_it_serves_until_it_is_told_to_end(ending):
       urllib.request.urlopen(address, timeout=5)
   finally:
     child.kill()
+
+
+@pytest.mark.parametrize("job", ["study", "serve"])
+def test_without_the_web_libraries_a_job_says_what_to_install(job):
+  """As on a machine that has the package alone; not a stack trace."""
+  script = (
+    "import sys; sys.modules.update(dict.fromkeys(('fastapi', 'pydantic', 'uvicorn')))\n"
+    f"sys.argv = ['main', '--config=configs/photos.py', '--config.job={job}']\n"
+    "from sane_jax import main; main.run()"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, timeout=100,
+    cwd=pathlib.Path(__file__).parents[2],
+  )  # fmt: skip
+  assert "pip install 'sane_jax[web]'" in done.stderr
+  assert "Traceback" not in done.stderr
