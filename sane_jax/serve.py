@@ -38,15 +38,10 @@ def run(config: Any) -> None:
   """
   if not processes.is_first():
     return
-  try:  # the extra `web`
+  with server.needing_libraries():
     from sane_jax.web.viewer import app as app_lib
     from sane_jax.web.viewer.collection import Collection
     from sane_jax.web.viewer.measuring import Measuring
-  except ImportError as error:
-    raise ValueError(
-      f"this job needs {error.name}: install the web libraries with"
-      " python -m pip install 'sane_jax[web]'"
-    ) from error
   settings = config.serve
   _check(settings)
   absl_logging.set_verbosity(max(absl_logging.get_verbosity(), absl_logging.WARNING))
