@@ -128,10 +128,8 @@ def main() -> None:
         page.screenshot(path=DOCS / "viewer_contrast.png")
       page.close()
     browser.close()
-  for path in DOCS.glob("viewer*.png"):  # as few colours as the page has take a quarter of the room
-    Image.open(path).convert("RGB").quantize(200, dither=Image.Dither.NONE).save(
-      path, optimize=True
-    )
+  for path in DOCS.glob("viewer*.png"):  # all colours: with fewer, the colour bars have steps
+    Image.open(path).convert("RGB").save(path, optimize=True)
 
 
 if __name__ == "__main__":
