@@ -118,10 +118,16 @@ class ExplanationIndex:
     """The space in which others are compared with an image; 0 where there is one."""
     return int(self._index.types[self._row(name)])
 
-  def has_effects(self, name: Any) -> bool:
-    """Whether an image has maps of its own, or only serves as a reference."""
+  def has_effects(self, name: Any, reference: Any = None) -> bool:
+    """Whether an image has maps of its own, or only serves as a reference.
+
+    Args:
+      reference: asks for the space that they share; an index of several spaces has, of an image,
+        those of its matches alone.
+    """
     try:
-      return self._position(name) >= 0
+      self._position(name)
+      return reference is None or self.effect_matrix(name, reference) is not None
     except KeyError:
       return False
 
@@ -285,7 +291,8 @@ class ExplanationIndex:
         explainer of that mode).
 
     Raises:
-      KeyError: an id that is not there, or could not be read.
+      KeyError: an id that is not there, or could not be read; an image that was not measured in the
+        space that it shares with a reference.
       ValueError: an unknown mode, or one that the index was not built for.
     """
     if mode not in explainer_lib.MODES:
@@ -300,7 +307,11 @@ class ExplanationIndex:
       return np.stack(each)
     rows = self._all_rows(references)
     part = "embeddings" if mode == "fixed" else "masked"
-    return effect_index.read_maps(self._index, self._position(query), rows, self._array(part))
+    maps = effect_index.read_maps(self._index, self._position(query), rows, self._array(part))
+    if self.num_spaces > 1:
+      for row in rows[~maps.any(axis=(1, 2))].tolist():
+        self.effect_matrix(query, row)  # says so where that space was not measured
+    return maps
 
   def contrast(self, query: Any, a: Any, b: Any) -> np.ndarray:
     """Why the query matches `a` rather than `b`: the map of s(query, a) − s(query, b)."""
@@ -308,9 +319,21 @@ class ExplanationIndex:
     return first - second
 
   def effect_matrix(self, query: Any, reference: Any = None) -> np.ndarray:
-    """E [c d] of an image, in the space it shares with the reference."""
+    """E [c d] of an image, in the space it shares with the reference.
+
+    Raises:
+      KeyError: as `maps`.
+    """
     slot = 0 if reference is None else int(self._index.types[self._row(reference)])
-    return effect_index.read_effects(self._index, self._position(query), np.array([slot]))[0]
+    position = self._position(query)
+    matrix = effect_index.read_effects(self._index, position, np.array([slot]))[0]
+    if self.num_spaces > 1 and not matrix.any():  # zeros stand where nothing was measured
+      raise KeyError(
+        f"{self.ids[self._row(query)]!r} was not measured in the space that it shares with that"
+        " reference: this index has, of each image, the spaces of its own matches. Measure it with"
+        " sane_jax.Explainer and the model of that condition"
+      )
+    return matrix
 
   def correspondence(self, query: Any, reference: Any) -> np.ndarray:
     """Which region of the query matches which of the reference [c c]; see `Explanation`."""

@@ -318,6 +318,32 @@ def test_a_data_set_s_index_opens_by_ids(tmp_path, rng):
   assert json.loads((tmp_path / "index.json").read_text())["types"] == types.tolist()
 
 
+def test_a_space_that_was_not_measured_is_no_flat_map(tmp_path, rng):
+  """A data set's index has, of an image, the spaces of its matches; zeros stand in the others."""
+  queries, types = np.array([0]), np.array([0, 0, 1])
+  index = effect_index.open_index(
+    tmp_path, queries=queries, types=types, num_types=2, grid=(2, 2), embedding_size=8
+  )
+  effects = rng.normal(size=(1, 2, 4, 8))
+  effects[0, 1] = 0
+  effect_index.write_shard(index, "embeddings", 0, rng.normal(size=(3, 2, 8)))
+  effect_index.write_shard(index, "effects", 0, effects)
+  explanation_index.write_manifest(
+    tmp_path, index, ids=["a", "b", "c"], settings={"design": "hadamard"}, left_out={}
+  )
+  opened = ExplanationIndex(tmp_path)
+  assert opened.maps("a", ["b"]).any()
+  assert opened.has_effects("a", "b")
+  assert opened.has_effects("a")
+  assert not opened.has_effects("a", "c")
+  for ask in (
+    lambda: opened.maps("a", ["b", "c"]), lambda: opened.contrast("a", "b", "c"),
+    lambda: opened.effect_matrix("a", "c"),
+  ):  # fmt: skip
+    with pytest.raises(KeyError, match="not measured in the space"):
+      ask()
+
+
 MODULE = """
 import sys
 sys.path.insert(0, {tests!r})

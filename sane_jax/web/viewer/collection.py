@@ -236,10 +236,10 @@ class Collection:
 
   def _from_index(self, key: str, index: ExplanationIndex, other: str) -> Measured | None:
     name, towards = self._known(index, key), self.ids.get(other)
-    if not index.has_effects(name):
-      return None
     if towards is not None:
       towards = self._known(index, other)
+    if not index.has_effects(name, towards):
+      return None
     space = 0 if towards is None else index.space_of(towards)
     masked = index.masked_embeddings([name], space)[0] if "both" in index.modes else None
     return Measured(
