@@ -96,13 +96,15 @@ class Answer(NamedTuple):
 class Browser:
   """A connection that is kept, and cookies: so little that the server has its share of cores."""
 
-  def __init__(self, port: int):
-    self._port, self._cookies = port, {}
+  def __init__(self, port: int, address: str = "127.0.0.1"):
+    self._port, self._address, self._cookies = port, address, {}
     self._reader = self._writer = None
 
   async def request(self, method: str, path: str, form: dict[str, str] | None = None) -> Answer:
     if self._writer is None:
-      self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+      self._reader, self._writer = await asyncio.open_connection(
+        "127.0.0.1", self._port, local_addr=(self._address, 0)
+      )
     body = urllib.parse.urlencode(form or {}).encode()
     cookies = "; ".join(f"{k}={v}" for k, v in self._cookies.items())
     kind = "content-type: application/x-www-form-urlencoded\r\n" if form else ""
@@ -142,7 +144,12 @@ def _field(text: str, name: str) -> str:
   return html.unescape(re.search(rf'name="{name}" value="([^"]*)"', text)[1])
 
 
-async def _take_part(port, heard, rng, think, until) -> None:
+def address_of(number: int) -> str:
+  """Of a subject: limits of frequency are by address. Only Linux has all of 127.0.0.0/8."""
+  return f"127.0.{1 + number // 250}.{1 + number % 250}" if sys.platform == "linux" else "127.0.0.1"
+
+
+async def _take_part(port, address, heard, rng, think, until) -> None:
   """One person, from consent until the end of the study or of the time; patient with restarts."""
   confirmed: dict[str, str] = {}
   sent: dict[str, str] = {}
@@ -150,7 +157,7 @@ async def _take_part(port, heard, rng, think, until) -> None:
   heard.sent.append(sent)
   seen: set[str] = set()
   consented = False
-  browser = Browser(port)
+  browser = Browser(port, address)
   while time.monotonic() < until:
     try:
       if not consented:
@@ -201,7 +208,7 @@ async def attend(port: int, subjects: int, seconds: float, think: float, seed: i
     rng = random.Random(f"{seed} {number}")
     await asyncio.sleep(rng.uniform(0, min(think, seconds / 4)))
     while time.monotonic() < until:
-      await _take_part(port, heard, rng, think, until)
+      await _take_part(port, address_of(number), heard, rng, think, until)
 
   await asyncio.gather(*(sit(number) for number in range(subjects)))
   return heard

@@ -74,6 +74,7 @@ SMALLER = (
     ("--config.generators=('random','hadamard:num_masks=128')", "--config.max_pairs=2",
      "--config.image_size=64"),
   ),
+  Smaller(r"tests/study_load\.py", ("--subjects=20", "--seconds=10")),
   Smaller(
     r"--config=configs/benchmark\.py",
     ("--config.parts=('index',)", "--config.index_images=200", "--config.repeats=2"),
