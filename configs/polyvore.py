@@ -105,6 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
   index.fill = "white"  # what hides a region: the background of the photos
   index.max_queries = config_dict.placeholder(int)  # images that get maps; all by default
   index.matches = 20  # maps a query: against that many images that match it
+  index.every_type = False  # maps against images of any type, for serve: T times the room
 
   # The attribute model.
   config.attributes = attributes = ml_collections.ConfigDict()

@@ -112,7 +112,10 @@ def _build(
   config: Any, collection: Collection, split: str, queries: np.ndarray,
   references: Mapping[int, np.ndarray],
 ) -> None:  # fmt: skip
-  """The index of one split: effects of the queries in the spaces that their references need."""
+  """The index of one split: effects of the queries in the spaces that their references need.
+
+  With `config.index.every_type` in those of all types, from the same passes.
+  """
   settings = config.index
   source = settings.model or str(files.at(config.workdir) / "similarity" / "model.safetensors")
   model, params = spaces.model_in_spaces(source, settings.image_size, collection)
@@ -141,7 +144,7 @@ def _build(
 
   def measure(row: int) -> np.ndarray:
     """[t c d], zero in the slots that no reference needs: they take no room."""
-    wanted = np.isin(np.arange(len(params)), types[references[row]])
+    wanted = np.isin(np.arange(len(params)), types[references[row]]) | settings.every_type
     whole, pixels = embed(row), spaces.read_pixels(model, collection, row)
     each = _effects(engines[types[row]], design, key, pixels, fill, whole)
     return np.where(wanted[:, None, None], each, 0)

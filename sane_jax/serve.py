@@ -61,12 +61,12 @@ def run(config: Any) -> None:
   collection = Collection(indexes, read_picture=read_picture)
   model = measuring = None
   no_uploads = ""
-  if not settings.uploads:
-    no_uploads = f"Photos are not taken: this server was started with {SETTING}.uploads=False."
-  elif not is_photos:
+  if not is_photos:
     no_uploads = (
       "Photos are not taken: this is the index of a data set, whose images are measured by its job."
     )
+  elif not settings.uploads:
+    no_uploads = f"Photos are not taken: this server was started with {SETTING}.uploads=False."
   else:
     model = model_lib.load_model(config.model, image_size=config.image_size)
     try:

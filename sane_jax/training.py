@@ -39,6 +39,8 @@ def due(step: int, every: int, last: int) -> bool:
 def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.Path:
   """The folder of a run with these settings, new or begun earlier.
 
+  A run that knows nothing of a setting that is off here goes on: it is older than the setting.
+
   Raises:
     ValueError: it holds a run with other settings; names each, there and here.
     OSError: it can't be written.
@@ -51,7 +53,7 @@ def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.P
     differing = [
       f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
       for name in sorted({*ours, *theirs})
-      if theirs.get(name) != ours.get(name)
+      if theirs.get(name, _off(ours.get(name))) != ours.get(name)
     ]
     if differing:
       raise ValueError(
@@ -61,6 +63,10 @@ def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.P
   elif jax.process_index() == 0:
     files.write_bytes(path, (json.dumps(ours, indent=1) + "\n").encode())
   return folder
+
+
+def _off(value: Any) -> Any:
+  return False if value is False else None
 
 
 def identity(collection: Collection, **sections: Any) -> dict[str, Any]:

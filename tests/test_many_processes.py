@@ -105,8 +105,13 @@ def test_the_answers_are_those_of_one_process_and_device(home, processes, device
   for part in TRAINED:
     one, other = (training.read_metrics(home / f / part) for f in ("1x1", name))
     assert [r["step"] for r in one] == [r["step"] for r in other]
-    apart[f"losses of {part}"] = max(
-      abs(a[k] - b[k]) for a, b in zip(one, other, strict=True) for k in a if k.startswith("train/")
+    lines = [both for both in zip(one, other, strict=True) if "train/loss" in both[0]]
+    apart[f"losses of {part}"] = max(abs(a["train/loss"] - b["train/loss"]) for a, b in lines)
+    apart[f"losses of {part}, relative"] = max(
+      abs(1 - b["train/loss"] / a["train/loss"]) for a, b in lines
+    )
+    apart[f"parts of the losses of {part}"] = max(
+      abs(a[k] - b[k]) for a, b in lines for k in a if k.startswith("train/")
     )
   for split in ("index", "index_valid", "index_test"):
     one, other = (effect_index.read_index(home / f / split) for f in ("1x1", name))
@@ -149,5 +154,8 @@ def test_the_answers_are_those_of_one_process_and_device(home, processes, device
   if out := os.environ.get("SANE_JAX_MATRIX_OUT"):
     with open(out, "a") as file:
       file.write(json.dumps({"run": name, **apart}) + "\n")
+  # A ReLU whose input is 0 but for rounding may open here and not there; from then on the parts of
+  # a loss, before they are weighted, may differ by more than it does. docs/reliability.md has it.
+  limits = {"losses": 1e-4, "parts": 5e-4}
   for what, value in apart.items():
-    assert value <= (1e-4 if "losses" in what else 1e-5), (what, value)
+    assert value <= limits.get(what.split()[0], 1e-5), (what, value)

@@ -1,16 +1,22 @@
 """The command of configs/synthetic.py, small: drawn, read by the real builder, trained, indexed."""
 
 import ast
+import contextlib
 import importlib
 import json
 import os
 import pathlib
+import re
 import runpy
 import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
+
+from sane_jax.explanation_index import ExplanationIndex
+from sane_jax.web.viewer.collection import key_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -101,6 +107,69 @@ def test_the_page_explains_pairs_and_goes_on_to_the_tables(whole):
     assert e["attributes"][0]["name"] in e["sentence"]
     assert f"{e['id']}.png" in {path.name for path in folder.iterdir()}
   assert page.index("Explained by") < page.index("Attribute insertion and deletion")
+
+
+@contextlib.contextmanager
+def served(folder, *fields):
+  """The job `serve` there; gives a function from a path to what the API answers."""
+  child = subprocess.Popen(
+    arguments("synthetic", (*SMALL, "job=serve", "serve.port=0", *fields)), cwd=folder,
+    env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
+  said = []
+  try:
+    for line in child.stdout:
+      said.append(line)
+      if link := re.search(r"Open (http\S+)", line):
+        break
+    else:
+      raise AssertionError("".join(said))
+
+    def ask(path):
+      with urllib.request.urlopen(link[1].rstrip("/") + path, timeout=60) as answer:
+        return json.load(answer)
+
+    yield ask
+  finally:
+    child.kill()
+    child.communicate()
+
+
+def test_the_viewer_serves_a_split_and_says_where_there_is_no_map(whole):
+  """An index of the pairs' own spaces has maps of some matches; one of every type, of all."""
+  run = whole / "runs/synthetic"
+  ours = f"index.model={run / 'similarity/model.safetensors'}"
+  code, out = command(
+    whole, "--config.workdir=every", f"--config.{ours}", "--config.index.every_type=True",
+    "--config.job=build_index",
+  )  # fmt: skip
+  assert code == 0, out
+  few, every = (ExplanationIndex(folder / "index_test") for folder in (run, whole / "every"))
+  passes = [
+    json.loads((f / "index_test/finished.json").read_text())["passes_of_this_run"]
+    for f in (run, whole / "every")
+  ]
+  assert passes[0] == passes[1]
+  for index, folder in ((few, "runs/synthetic"), (every, "every")):
+    with served(whole, f"workdir={folder}", ours) as ask:
+      assert ask("/api/status")["no_uploads"].endswith("measured by its job.")
+      ids = {i["name"]: i["key"] for i in ask("/api/images?count=500")["images"]}
+      assert len(ids) == len(index.ids)
+      some = [(q, r) for q in index.ids if index.has_effects(q) for r in index.nearest(q, 4)][:40]
+      with_maps = 0
+      for query, reference in some:
+        found = ask(f"/api/pair?query={key_of(query)}&reference={key_of(reference)}")
+        score = index.scores(query, [reference])[0]
+        assert found["score"] == pytest.approx(score, abs=1e-6)
+        if found["query_map"] is None:
+          told = next(m["why"] for m in found["missing"] if m["key"] == key_of(query))
+          assert "every_type" in told
+        else:
+          with_maps += 1
+          values = np.reshape(found["query_map"]["values"], index.grid)
+          np.testing.assert_allclose(values, index.maps(query, [reference])[0], atol=1e-6)
+      assert with_maps == sum(index.has_effects(q, r) for q, r in some)
+      assert (with_maps == len(some)) == (index is every)
 
 
 def test_killed_three_times_it_ends_the_same(whole, tmp_path):

@@ -357,6 +357,11 @@ def make_app(
       why = f"{collection.name_of(key)} is not measured with {_title(view)} yet."
       if view.stored is not None and key in collection.ids:
         why = f"{collection.name_of(key)} has an embedding in this index and no effects: no map."
+        if view.stored.has_effects(collection.ids[key]):
+          why = (
+            f"{collection.name_of(key)} was not measured in the space that it shares with that"
+            " image: no map. An index built with --config.index.every_type=True has all."
+          )
       passes = measuring.passes(view) if can and measuring is not None else 0
       out.append({"key": key, "why": why, "can_measure": can, "passes": passes})
     return out
