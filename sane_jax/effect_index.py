@@ -244,7 +244,7 @@ def write_shard(
 
 # Words of tensorstore's for a full disk, a folder it may not write, a bucket that is out of reach.
 _FAILURES = (
-  "os_error_code", "RESOURCE_EXHAUSTED", "PERMISSION", "UNAUTHENTICATED", "UNAVAILABLE",
+  "os_error_code", "OS error", "RESOURCE_EXHAUSTED", "PERMISSION", "UNAUTHENTICATED", "UNAVAILABLE",
   "DEADLINE_EXCEEDED",
 )  # fmt: skip
 

@@ -82,3 +82,12 @@ def test_what_cannot_be_read_is_no_pair(tmp_path, content):
   if content is not None:
     path.write_bytes(content)
   assert checkpoint.load_view(path) is None
+
+
+def test_what_would_be_pickled_is_refused_and_nothing_else_is_stored(tmp_path):
+  path = tmp_path / "a.npz"
+  with pytest.raises(TypeError, match=r"a\.npz: some would have to be pickled"):
+    checkpoint.write_arrays(path, {"x": np.zeros(2), "some": np.array([{}], object)})
+  assert not path.exists()
+  checkpoint.write_arrays(path, {"x": np.zeros(2)})
+  assert checkpoint.read_arrays(path).keys() == {"x"}

@@ -8,7 +8,7 @@ so a step of all problems is two products of matrices.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def fit_separators(
 
   optimizer = optax.sgd(1.0, momentum=MOMENTUM, nesterov=True)
 
-  def step(_: ArrayLike, carry: tuple[Array, optax.OptState]) -> tuple[Array, optax.OptState]:
+  def step(_: ArrayLike, carry: tuple[Array, Any]) -> tuple[Array, Any]:  # weights, optax's state
     a, state = carry
     residual = weights * (jax.nn.sigmoid(a @ rows.T) - y)
     gradient = (residual @ rows + penalty * a) / curvature
