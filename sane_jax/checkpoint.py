@@ -37,9 +37,7 @@ def writable_folder(path: pathlib.Path) -> pathlib.Path:
 def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
   """The same for named arrays, as a compressed .npz."""
   if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
-    raise TypeError(
-      f"{path}: {', '.join(objects)} would have to be pickled; arrays of numbers, text"
-    )
+    raise TypeError(f"{path}: {', '.join(objects)} would have to be pickled; give numbers or texts")
   buffer = io.BytesIO()
   # Older NumPy takes allow_pickle for the name of an array.
   np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
