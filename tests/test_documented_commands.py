@@ -32,7 +32,7 @@ COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|pip|git|docker|curl|launch/\S+|m
 ALL = bool(os.environ.get("SANE_JAX_ALL_COMMANDS"))
 
 DEMO = tuple(f"--config.{field}" for field in SMALL)
-PHOTOS = ("--config.image_size=64", "--config.metrics=False")
+PHOTOS = ("--config.image_size=64", "--config.metrics=False", "--config.num_masks=128")
 # The networks of the paper are too large for the gate; nor is its data at hand: outfits drawn in
 # its format, and photos in AwA2's layout, stand in the same places.
 NETWORKS = tuple(
@@ -74,7 +74,7 @@ SMALLER = (
     ("--config.generators=('random','hadamard:num_masks=128')", "--config.max_pairs=2",
      "--config.image_size=64"),
   ),
-  Smaller(r"tests/study_load\.py", ("--subjects=20", "--seconds=10")),
+  Smaller(r"tests/study_load\.py", ("--subjects=20", "--seconds=5", "--size=64")),
   Smaller(
     r"--config=configs/benchmark\.py",
     ("--config.parts=('index',)", "--config.index_images=200", "--config.repeats=2"),
