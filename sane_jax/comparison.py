@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
+from scipy import special
 
 from sane_jax import files, report
 from sane_jax.datasets import images as images_lib
@@ -521,13 +521,15 @@ def _p_values(difference: np.ndarray, error: np.ndarray, dof: float) -> np.ndarr
   with np.errstate(divide="ignore", invalid="ignore"):
     t = np.abs(difference) / error
   t[difference == 0] = 0
-  p = 2 * (stats.t.sf(t, dof) if 0 < dof < np.inf else stats.norm.sf(t))
+  p = 2 * (special.stdtr(dof, -t) if 0 < dof < np.inf else special.ndtr(-t))
   p[~np.isfinite(error)] = np.nan
   return p
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
   """Spearman's: the correlation of ranks, ties sharing theirs."""
+  from scipy import stats  # here: its start is slow, and few need it
+
   return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
 
 

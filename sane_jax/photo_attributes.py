@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from sane_jax import concept_prior, files, pair_terms, ranker
 from sane_jax.explainer import Explainer
@@ -137,6 +136,8 @@ def fit_head(features: np.ndarray, labels: np.ndarray, *, strength: float = 1.0)
     labels: bool [n a], each with both classes.
     strength: C of scikit-learn, the inverse of the L2 penalty; divided by the number of features.
   """
+  from sklearn.linear_model import LogisticRegression  # here: its start is slow, and few need it
+
   mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
   x = (features - mean) / std
   weights, bias = [], []

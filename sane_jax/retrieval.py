@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from sane_jax.datasets.collection import Collection
 
@@ -73,6 +72,8 @@ def compatibility_scores(
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
   """Chance that a positive scores above a negative, ties counting half; NaN without one of both."""
+  from scipy import stats  # here: its start is slow, and few need it
+
   labels = np.asarray(labels, bool)
   positives, negatives = int(labels.sum()), int((~labels).sum())
   if not positives or not negatives:

@@ -206,8 +206,9 @@ def test_processes_on_this_machine_share_a_job(tmp_path):
   for count in (1, 2):
     done = subprocess.run(
       ["bash", str(LAUNCH / "local.sh"), str(count), "--config=configs/photos.py",
-       "--config.job=build_index", f"--config.photos={photos}", "--config.image_size=32",
-       "--config.num_masks=128", f"--config.workdir={tmp_path / str(count)}"],
+       "--config.job=build_index", f"--config.photos={photos}", "--config.image_size=28",
+       "--config.model=tests.encoders:small_model", "--config.num_masks=128",
+       f"--config.workdir={tmp_path / str(count)}"],
       capture_output=True, text=True, cwd=ROOT, timeout=250,
       env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

@@ -3,6 +3,8 @@
 import ast
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -116,3 +118,11 @@ def test_where_a_path_leads_is_decided_in_files():
 
 def test_there_is_no_heap_of_odds_and_ends():
   assert not [p for p in ROOT.rglob("*util*.py") if ".venv" not in p.parts]
+
+
+@pytest.mark.parametrize("module", ["sane_jax", "sane_jax.explain", "sane_jax.build_index"])
+def test_what_is_slow_to_start_and_seldom_needed_is_not_imported(module):
+  slow = "grain sklearn scipy.stats skimage matplotlib pandas torch tensorflow"
+  code = f"import sys, {module}; print([n for n in {slow.split()} if n in sys.modules])"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == "[]"

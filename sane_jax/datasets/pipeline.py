@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from PIL import Image
 
@@ -128,6 +127,8 @@ def _share(count: int, processes: int, process: int, what: str) -> slice:
 
 
 def _iterate(dataset: Any, num_threads: int) -> Any:
+  import grain  # here: its start is slow, and few need it
+
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, num_threads))
   return iter(dataset.to_iter_dataset(options))
 
@@ -183,6 +184,8 @@ def group_batches(
       batch["words"] = np.stack([hash_words(collection.titles[row]) for row in rows])
     return batch
 
+  import grain
+
   dataset = grain.MapDataset.range(len(collection.groups)).seed(seed).shuffle().repeat(None)
   dataset = dataset.random_map(draw).batch(groups_per_batch, drop_remainder=True).map(read)
   return _iterate(dataset, num_threads)
@@ -217,6 +220,8 @@ def image_batches(
     pixels, valid = images.stack(chosen[mine])
     return {"images": pixels, "valid": valid, **extra(chosen[mine])}
 
+  import grain
+
   dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
   return _iterate(dataset.batch(batch_size, drop_remainder=True).map(read), num_threads)
 
@@ -240,5 +245,7 @@ def in_order(
     part[: len(chosen)] = chosen
     pixels, valid = images.stack(np.maximum(part[mine], 0))
     return pixels, valid & (part[mine] >= 0)
+
+  import grain
 
   return _iterate(grain.MapDataset.range(count).map(read), num_threads)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
-from scipy import stats
+from scipy import special
 
 MOMENTUM = 0.9
 
@@ -160,11 +160,13 @@ def random_test(score: float, controls: np.ndarray) -> float:
   if spread == 0:
     return 1.0 if score == controls[0] else 0.0
   t = (score - controls.mean()) / (spread * np.sqrt(1 + 1 / len(controls)))
-  return float(2 * stats.t.sf(abs(t), len(controls) - 1))
+  return float(2 * special.stdtr(len(controls) - 1, -abs(t)))
 
 
 def false_discovery(p_values: np.ndarray) -> np.ndarray:
   """Benjamini and Hochberg's adjusted p-values (1995); NaN stays and does not count."""
+  from scipy import stats  # here: its start is slow, and few need it
+
   out = np.full(np.shape(p_values), np.nan)
   known = np.isfinite(p_values)
   if known.any():
