@@ -42,7 +42,8 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> None:
     jax.config.update(
       "jax_compilation_cache_dir", os.fspath(folder or os.path.join(home, "sane_jax", "jax"))
     )
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  # Small programs too: there are a hundred of them, and each is read faster than it is compiled.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
