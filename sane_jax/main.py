@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   job = "main"
-  processes.hear_sigterm()
+  processes.hear_interruptions()
   try:
     hosts.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     hosts.cache_compilations()

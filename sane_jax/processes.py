@@ -125,17 +125,40 @@ def stop_if_asked(what: str) -> None:
     raise InterruptedError(f"{what}: stopped; what is done is kept, the same command goes on")
 
 
-def hear_sigterm() -> None:
-  """Makes SIGTERM an interruption like Ctrl-C, of which nothing finished is lost.
+def hear_interruptions() -> None:
+  """Makes SIGTERM an interruption like Ctrl-C, of which nothing finished is lost; loses neither.
 
-  Called before several processes are joined: with them, JAX's own watcher of preemption hears it.
+  Called before several processes are joined: with them, JAX's own watcher of preemption hears
+  SIGTERM. An interruption that falls into a destructor or the garbage collector's callbacks, of
+  which JAX has some, is printed by Python and forgotten: it is raised again a moment later.
   """
+  if threading.current_thread() is not threading.main_thread():
+    return
+
+  heard, shown, main = [0], sys.unraisablehook, threading.main_thread()
 
   def interrupt(*_: Any) -> None:
+    heard[0] += 1
     raise KeyboardInterrupt
 
-  if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, interrupt)
+  def raise_again(unraisable: Any) -> None:
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+      return shown(unraisable)
+    threading.Thread(target=send, args=(heard[0],), daemon=True).start()
+
+  def send(before: int) -> None:
+    time.sleep(0.05)  # here and now it would be lost once more
+    # A signal that comes while memory is collected is acted on after the next wait: until it is.
+    while heard[0] == before and main.is_alive():
+      signal.pthread_kill(main.ident, number)  # pyright: ignore[reportArgumentType]
+      time.sleep(0.1)
+
+  number = signal.SIGTERM
+  signal.signal(signal.SIGTERM, interrupt)
+  if callable(signal.getsignal(signal.SIGINT)):  # a shell's background job ignores it
+    number = signal.SIGINT
+    signal.signal(signal.SIGINT, interrupt)
+  sys.unraisablehook = raise_again
 
 
 # --- the end --------------------------------------------------------------------------------------

@@ -3,9 +3,13 @@
 import os
 import signal
 
+import hypothesis
 import jax
 import jaxtyping
 
+# A busy machine takes its time; what takes too long is stopped by pytest's own limit.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 jax.config.update("jax_num_cpu_devices", 2)
 # Array shapes and types in ops' annotations are enforced in tests alone.
 jaxtyping.install_import_hook(["sane_jax.ops"], "beartype.beartype")

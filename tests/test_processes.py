@@ -18,7 +18,7 @@ hosts.HEARTBEAT = 10
 processes.PATIENCE = 2
 what, address, count, i = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 last = i == count - 1
-processes.hear_sigterm()
+processes.hear_interruptions()
 hosts.join_processes(address, count, i)
 try:
   with processes.job("work"):
@@ -120,3 +120,36 @@ def test_sigterm_on_one_stops_all_after_equally_many_items():
 )  # fmt: skip
 def test_what_jax_says_in_words(text, words):
   assert re.search(words, processes.lost(text))
+
+
+UNHEARD = """
+import gc, os, signal, time
+from sane_jax import processes
+processes.hear_interruptions()
+
+def collect(phase, _):
+  gc.callbacks.clear()
+  os.kill(os.getpid(), signal.{name})
+  time.sleep(0.01)  # Python acts on it here, where what is raised is printed and forgotten
+
+class Destroyed:
+  def __del__(self):
+    collect("", None)
+
+try:
+  {begin}
+  time.sleep(600)
+except KeyboardInterrupt:
+  print("heard")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("begin", ["gc.callbacks.append(collect); gc.collect()", "Destroyed()"])
+def test_an_interruption_is_heard_wherever_it_falls(name, begin):
+  done = subprocess.run(
+    [sys.executable, "-c", UNHEARD.format(name=name, begin=begin)],
+    capture_output=True, text=True, timeout=60, cwd=many.ROOT,
+  )  # fmt: skip
+  assert done.stdout == "heard\n", done.stdout + done.stderr
+  assert "ignored" not in done.stderr

@@ -57,7 +57,7 @@ if __name__ == "__main__":
   sys.path.insert(0, str(ROOT / "tests"))
   from sane_jax import hosts, processes
 
-  processes.hear_sigterm()
+  processes.hear_interruptions()
   workdir, jobs, *rest = sys.argv[1:]
   settings = dict(item.split("=", 1) for item in rest)
   if "coordinator" in settings:
