@@ -72,6 +72,10 @@ SMALLER = (
     (*DEMO, "--config.discovery.num_clusters=(2,3,4)"),
   ),
   Smaller(r"--config=configs/demo\.py", DEMO),
+  Smaller(
+    r"--config=configs/photos\.py.*(neighbors=|attributes\.csv)",
+    (*PHOTOS, "--config.neighbors=1"),  # a picture of each pair
+  ),
   Smaller(r"--config=configs/photos\.py", PHOTOS),
   Smaller(
     r"--config=configs/generators\.py",
