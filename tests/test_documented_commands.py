@@ -289,11 +289,15 @@ def prepared(place):
       done.add("index")
       build = "python -m sane_jax.main --config=configs/photos.py --config.photos=photos"
       run(place, f"{build} --config.job=build_index {quoted(PHOTOS)}")
-    if re.search(r"job=study(_results)?\b", text) and "study" not in done:
-      done.add("study")  # as simulate_study leaves it
-      study_export.export(place / "runs/demo/study/export")
-    if "job=study_results" in text:
-      answered(place / "runs/demo/study")
+    if re.search(r"job=study(_results)?\b", text):
+      folder = place / "runs/demo/study"
+      if "study" not in done:
+        done.add("study")  # as simulate_study leaves it
+        study_export.export(folder / "export")
+      for path in folder.glob("answers.sqlite*"):  # each has its own
+        path.unlink()
+      if "job=study_results" in text:
+        answered(folder)
     if "configs/awa2.py" in text and "awa2" not in done:
       done.add("awa2")
       small_awa2(place)
@@ -303,8 +307,6 @@ def prepared(place):
 
 def answered(folder):
   """As people leave it."""
-  for path in folder.glob("answers.sqlite*"):
-    path.unlink()
   asked = questions_lib.read_export(folder / "export")
   kinds = {item: kind for kind, items in asked.items.items() for item in items}
   subjects, rows = people(study_results.read_key(folder / "export/key"), kinds, 25)
