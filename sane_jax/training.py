@@ -53,7 +53,7 @@ def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.P
     differing = [
       f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
       for name in sorted({*ours, *theirs})
-      if theirs.get(name, _off(ours.get(name))) != ours.get(name)
+      if theirs.get(name, False if ours.get(name) is False else None) != ours.get(name)
     ]
     if differing:
       raise ValueError(
@@ -63,10 +63,6 @@ def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.P
   elif jax.process_index() == 0:
     files.write_bytes(path, (json.dumps(ours, indent=1) + "\n").encode())
   return folder
-
-
-def _off(value: Any) -> Any:
-  return False if value is False else None
 
 
 def identity(collection: Collection, **sections: Any) -> dict[str, Any]:

@@ -129,3 +129,12 @@ def test_what_a_job_took_does_not_change_what_it_found(tmp_path):
     training.finish(tmp_path, {"images": images, "passes_of_this_run": passes})
     hashes.append(training.hash_finished(tmp_path, "build_index"))
   assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on_while_that_is_off(tmp_path):
+  training.claim_folder(tmp_path / "run", {"steps": 3})
+  training.claim_folder(tmp_path / "run", {"steps": 3, "every_type": False})
+  with pytest.raises(ValueError, match="every_type is None there and True here"):
+    training.claim_folder(tmp_path / "run", {"steps": 3, "every_type": True})
+  with pytest.raises(ValueError, match="steps is 3 there and 4 here"):
+    training.claim_folder(tmp_path / "run", {"steps": 4, "every_type": False})

@@ -1,7 +1,5 @@
 """Designs: what their masks look like, and that their readouts are the methods they name."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,12 +245,13 @@ def test_chunks_and_blocks_add_up(rng):
       else (i - design.num_fixed) // design.replicate_size + (design.num_fixed > 0)
       for i in range(n)
     ]
-    add = jax.jit(functools.partial(effects.AddToMoments(design), masking))
-    for chunk in (1, 7, n):
+    for chunk in (1, 3, 7, 11, n):
       moments = effects.zero_moments(design, cells, 2)
       for start in range(0, n, chunk):
         part = slice(start, min(start + chunk, n))
-        moments = add(moments, y[part], (x[part], t[part]), indices[part])
+        moments = effects.AddToMoments(design)(
+          masking, moments, y[part], (x[part], t[part]), indices[part]
+        )
       assert max(block) + 1 == moments.gram.shape[0]
       for b in range(max(block) + 1):
         member = np.array(block) == b
