@@ -26,7 +26,8 @@ from sane_jax import hosts
 
 PATIENCE = 60.0  # seconds without progress after which it is said who is awaited
 _FOREVER = 7 * 24 * 3600 * 1000  # ms
-_LEFT, _AT = "sane_jax/left", "sane_jax/at"
+_LEFT, _HEARD, _AT = "sane_jax/left", "sane_jax/heard", "sane_jax/at"
+_FAREWELL = 20.0  # seconds that the first process stays at most for the others to hear why
 
 Item = TypeVar("Item")
 _over = threading.Event()
@@ -210,6 +211,7 @@ def _watch() -> None:
           break
       with contextlib.suppress(Exception):  # nobody left a word
         why = client.key_value_try_get(_LEFT)
+        _let_all_hear(client)
     if why and not _over.is_set():
       _end(f"ends: {why}")
 
@@ -220,6 +222,20 @@ def _watch() -> None:
   def end() -> None:
     _over.set()
     thread.join()
+
+
+def _let_all_hear(client: Any) -> None:
+  """Says that this process knows that one has left; the first waits until all of them do.
+
+  The service by which they hear is in the first process: whoever has not heard when it is gone
+  is aborted by JAX.
+  """
+  client.key_value_set(f"{_HEARD}/{jax.process_index()}", "", allow_overwrite=True)
+  since = time.monotonic()
+  while is_first() and time.monotonic() - since < _FAREWELL:
+    if len(client.key_value_dir_get(_HEARD)) == count():
+      return
+    time.sleep(0.02)
 
 
 def _say_who_is_awaited(client: Any, at: int) -> None:
@@ -262,8 +278,8 @@ def _leave(name: str, error: BaseException) -> None:
   _over.set()
   with contextlib.suppress(Exception):  # another was first, or there is nobody to tell
     _client().key_value_set(_LEFT, f"process {jax.process_index()} ended. {why}")
-    if is_first():
-      time.sleep(2)  # the service is in this process: the others hear of it before it is gone
+  with contextlib.suppress(Exception):
+    _let_all_hear(_client())
   _end(why)
 
 

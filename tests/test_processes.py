@@ -20,13 +20,25 @@ what, address, count, i = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.ar
 last = i == count - 1
 processes.hear_interruptions()
 hosts.join_processes(address, count, i)
+if what.endswith("hears late") and i == 1:
+  class Late:
+    def __init__(self, client):
+      self.client = client
+    def __getattr__(self, name):
+      return getattr(self.client, name)
+    def key_value_try_get(self, key):
+      if key == processes._LEFT:
+        time.sleep(3)
+      return self.client.key_value_try_get(key)
+  prompt = processes._client
+  processes._client = lambda: Late(prompt())
 try:
   with processes.job("work"):
     assert processes.gather(i, "numbers") == list(range(count))
     assert processes.agree(i, "one") == 0
     assert processes.merge({f"of {i}": i}, "all") == {f"of {n}": n for n in range(count)}
     assert list(processes.share(range(7), "parts", polls=2)) == list(range(i, 7, count))
-    if what == "fails" and last:
+    if what.startswith("fails") and last or what.startswith("the first fails") and i == 0:
       raise OSError("the disk is full")
     if what == "vanishes" and last:
       os.kill(os.getpid(), 9)
@@ -73,12 +85,19 @@ def test_one_process_pays_nothing():
     pass
 
 
-def test_a_process_that_fails_is_named_with_its_cause():
-  codes, printed = run("fails")
-  assert codes == [1, 1, 1]
-  assert "process 2 of 3: work: the disk is full" in printed[2]
-  for text in printed[:2]:
-    assert "ends: process 2 ended. work: the disk is full" in text
+@pytest.mark.parametrize(
+  ("what", "fails"),
+  [
+    ("fails", 2), ("fails, hears late", 2),
+    ("the first fails", 0), ("the first fails, hears late", 0),
+  ],
+)  # fmt: skip
+def test_a_process_that_fails_is_named_with_its_cause(what, fails):
+  codes, printed = run(what)
+  assert codes == [1, 1, 1], "\n".join(printed)
+  assert f"process {fails} of 3: work: the disk is full" in printed.pop(fails)
+  for text in printed:
+    assert f"ends: process {fails} ended. work: the disk is full" in text
 
 
 def test_a_process_that_vanishes_is_named():
