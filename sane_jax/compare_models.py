@@ -111,7 +111,7 @@ def _command(config: Any, task: Task) -> str:
   fields: dict[str, Any] = dict(zip(("query", "reference"), task.sources, strict=True))
   names = (
     "model", "image_size", "other_model", "other_image_size", "design", "num_masks", "grid", "fill",
-    "key",
+    "mode", "key",
   )  # fmt: skip
   fields |= {name: config[name] for name in names if config[name] is not None}
   options = " ".join(f"--config.{k}={quoted(v)}" for k, v in fields.items())

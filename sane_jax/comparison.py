@@ -20,7 +20,7 @@ from sane_jax.datasets import images as images_lib
 from sane_jax.explainer import Explainer
 from sane_jax.explanation import Effects, Embedding, Explanation, Photo
 from sane_jax.models.model import Model
-from sane_jax.ops import effects
+from sane_jax.ops import effects, fills
 
 SIGNIFICANCE = 0.05  # chance that any of the cells named as different is none
 SIDE = 384  # longer side in pixels of the photo that maps are shown on
@@ -179,7 +179,8 @@ def compare(
 ) -> Comparison:
   """Where the reasons of two models for matching `query` and `reference` differ.
 
-  Costs each model N masked passes and one a whole image; the page as many again, for matches.
+  Costs each model N masked passes and one a whole image, with mode 'both' K more for the masked
+  reference; the page as many again, for matches.
 
   Args:
     a, b: models; or explainers, which carry design, fill and key of their own. With one design and
@@ -189,7 +190,7 @@ def compare(
     **options: of `Explainer`, where models are given.
 
   Raises:
-    ValueError: models of scores alone, learned masks, mode 'both'; options beside explainers.
+    ValueError: models of scores alone, learned masks, two modes; options beside explainers.
     ImageError: an image can't be read.
   """
   explainers = _explainers(a, b, options)
@@ -212,19 +213,11 @@ def compare(
   grid = _common_grid(measured, frames, region)
   values, left_out = [], []
   for one, e, frame in zip(measured, found, frames, strict=True):
-    towards = jnp.asarray(e.embeddings[1])[:, None]  # pyright: ignore[reportOptionalSubscript]
-    moments = one.moments._replace(
-      response=jnp.matmul(one.moments.response, towards, precision="highest")
-    )
     resample = _resampling(one, frame, region, grid)
     values.append(resample @ np.asarray(e.saliency.cells, np.float64))
-    each = np.zeros((0, len(e.saliency.cells)))
-    if one.design.num_fixed < one.design.num_masks:
-      each = np.asarray(effects.leave_one_out(one.design, one.key, one.cells, moments))[..., 0]
-    left_out.append(each.astype(np.float64) @ resample.T)
+    left_out.append([each.astype(np.float64) @ resample.T for each in _left_out(one, e)])
   warnings = [f"{n}: {w}" for n, e in zip("AB", found, strict=True) for w in e.warnings]
-  exact = [one.design.num_fixed == one.design.num_masks for one in measured]
-  if all(exact):
+  if not any(left_out):
     warnings.append("neither design draws masks: there is no error, and every difference is exact")
   scaled = [_scaled(v, each) for v, each in zip(values, left_out, strict=True)]
   names = _names(*(e.model.name for e in explainers))
@@ -243,7 +236,7 @@ def compare(
   paired = _same_masks(*measured)
   difference = scaled[0].values - scaled[1].values
   difference[np.abs(difference) < ROUNDING] = 0
-  error, dof = _difference_error(scaled, exact, paired)
+  error, dof = _difference_error(scaled, paired)
   error[error < ROUNDING] = 0
   p = holm(_p_values(difference, error, dof))
   canvas = _canvas(photo)
@@ -265,10 +258,7 @@ def compare(
     ),
     reference_picture=None if reference_photo is None else _canvas(reference_photo),
     maps=np.stack([part.values.reshape(grid) for part in scaled]),
-    errors=np.stack([
-      (np.zeros(grid) if none else part.errors.reshape(grid))
-      for part, none in zip(scaled, exact, strict=True)
-    ]),
+    errors=np.stack([part.errors.reshape(grid) for part in scaled]),
     difference=difference.reshape(grid), standard_error=error.reshape(grid),
     p_values=p.reshape(grid), significant=np.nan_to_num(p, nan=1).reshape(grid) <= SIGNIFICANCE,
     scales=(scaled[0].scale, scaled[1].scale),
@@ -296,12 +286,12 @@ def _explainers(a: Any, b: Any, options: dict[str, Any]) -> tuple[Explainer, Exp
         " give embeddings and a design of masks, such as design='hadamard'; given"
         f" {explainer.settings['design']} and {explainer.model.name}"
       )
-    if explainer.mode != "fixed":
-      raise ValueError(
-        "compare perturbs the query alone; give explainers of mode='fixed', and compare the other"
-        " way round for the reference"
-      )
     out.append(explainer)
+  if out[0].mode != out[1].mode:
+    raise ValueError(
+      f"one explainer perturbs with mode={out[0].mode!r} and the other with mode={out[1].mode!r}:"
+      " their maps answer two questions; give both the same mode"
+    )
   return out[0], out[1]
 
 
@@ -440,10 +430,10 @@ def _shares(box: Frame, shape: tuple[int, ...]) -> Frame:
 
 
 class _Scaled(NamedTuple):
-  """A map by its own scale: [g], with what it is when each replicate is left out [b g]."""
+  """A map by its own scale: [g], and what it is when a part of the draw is left out."""
 
   values: np.ndarray
-  left_out: np.ndarray
+  left_out: list[np.ndarray]  # [b g] of each independent draw: the query's masks, the reference's
   errors: np.ndarray
   dof: float
   scale: float
@@ -451,30 +441,72 @@ class _Scaled(NamedTuple):
   reliability: float
 
 
-def _scaled(values: np.ndarray, left_out: np.ndarray) -> _Scaled:
-  """m / s with s² = ⟨m²⟩ − v; and the same of each leave-one-out map, of which v is B / (B − 1)."""
-  count = len(left_out)
-  variance, grown = 0.0, 0.0
-  if count > 1:
-    spread = (count - 1) * left_out.var(axis=0)
-    variance = float(spread.mean())
-    grown = variance * count / (count - 1)
-  total = float((values**2).mean())
+def _left_out(one: Effects, e: Explanation) -> list[np.ndarray]:
+  """The map's cells [b c] without each replicate of the query's masks in turn; and, where the
+  reference was masked too, without each group of its masks. Nothing of what was not drawn."""
+  assert e.directions is not None
+  out: list[np.ndarray] = []
+  if one.design.num_fixed < one.design.num_masks:
+    towards = jnp.asarray(e.directions.mean(axis=0))[:, None]
+    moments = one.moments._replace(
+      response=jnp.matmul(one.moments.response, towards, precision="highest")
+    )
+    out.append(np.asarray(effects.leave_one_out(one.design, one.key, one.cells, moments))[..., 0])
+  groups = effects.reference_maps(
+    one.design, np.asarray(one.matrix), e.directions, fills.num_fills(one.settings["fill"])
+  )
+  if len(groups):
+    out.append((groups.sum(axis=0) - groups) / (len(groups) - 1))
+  return out
+
+
+def _scaled(values: np.ndarray, left_out: list[np.ndarray]) -> _Scaled:
+  """m / s with s² = ⟨m²⟩ − v; and the same of each leave-one-out map, whose v is larger by that of
+  its own draw / (B − 1)."""
+  spreads = [(len(each) - 1) * each.var(axis=0).mean() if len(each) else 0.0 for each in left_out]
+  variance, total = float(sum(spreads)), float((values**2).mean())
   noise = variance / total if total > 0 else 0.0
 
   def scale(square: np.ndarray, less: float) -> np.ndarray:
     return np.sqrt(np.maximum(square - less, (1 - NOISE) * square))
 
   whole = float(scale(np.asarray(total), variance)) or 1.0
-  each = scale((left_out**2).mean(axis=1), grown)
-  each = left_out / np.where(each > 0, each, 1)[:, None]
-  valid = np.ones(len(values), bool)
+  parts = []
+  for each, spread in zip(left_out, spreads, strict=True):
+    own = scale((each**2).mean(axis=1), variance + spread / max(len(each) - 1, 1))
+    parts.append(each / np.where(own > 0, own, 1)[:, None])
+  errors, dof = _joint_error([_error(part) for part in parts], len(values))
   over = float(values.var())
   return _Scaled(
-    values / whole, each, effects.standard_error(each[..., None], valid)[:, 0],
-    float(effects.degrees_of_freedom(each[..., None], valid)[0]), whole, noise,
+    values / whole, parts, errors, dof, whole, noise,
     float(np.clip(1 - variance / over, 0, 1)) if over > 0 else 0.0,
   )  # fmt: skip
+
+
+def _error(left_out: np.ndarray) -> tuple[np.ndarray, float]:
+  """Standard error [g] of what was left out in turn [b g], and its degrees of freedom."""
+  valid = np.ones(left_out.shape[1], bool)
+  return effects.standard_error(left_out[..., None], valid)[:, 0], float(
+    effects.degrees_of_freedom(left_out[..., None], valid)[0]
+  )
+
+
+def _joint_error(
+  terms: list[tuple[np.ndarray, float]], count: int
+) -> tuple[np.ndarray, float]:  # fmt: skip
+  """Of a sum of independent terms: errors [count] by Pythagoras, Welch and Satterthwaite's degrees
+  of freedom of the mean squares, one for all cells. Nothing drawn has no error."""
+  if len(terms) == 1:
+    return terms[0]
+  squares = [errors**2 for errors, _ in terms]
+  means = [s.mean() for s in squares]
+  parts = [
+    mean**2 / dof
+    for mean, (_, dof) in zip(means, terms, strict=True)
+    if dof > 0 and np.isfinite(dof)
+  ]
+  dof = sum(means) ** 2 / sum(parts) if sum(parts) > 0 else np.inf
+  return np.sqrt(sum(squares, np.zeros(count))), float(dof)
 
 
 def _same_masks(a: Effects, b: Effects) -> bool:
@@ -488,32 +520,14 @@ def _same_masks(a: Effects, b: Effects) -> bool:
   )
 
 
-def _difference_error(
-  scaled: list[_Scaled], exact: list[bool], paired: bool
-) -> tuple[np.ndarray, float]:
+def _difference_error(scaled: list[_Scaled], paired: bool) -> tuple[np.ndarray, float]:
   """Standard error [g] of the difference, and its degrees of freedom."""
   a, b = scaled
-  if all(exact):
-    return np.zeros_like(a.values), np.inf
   if paired:
-    both = (a.left_out - b.left_out)[..., None]
-    valid = np.ones(len(a.values), bool)
-    return effects.standard_error(both, valid)[:, 0], float(
-      effects.degrees_of_freedom(both, valid)[0]
-    )
-  squares = [
-    np.zeros_like(part.values) if none else part.errors**2
-    for part, none in zip(scaled, exact, strict=True)
-  ]
-  # Welch and Satterthwaite's, of the mean squares: one for all cells.
-  means = [s.mean() for s in squares]
-  parts = [
-    m**2 / part.dof
-    for m, part, none in zip(means, scaled, exact, strict=True)
-    if not none and part.dof > 0 and np.isfinite(part.dof)
-  ]
-  dof = sum(means) ** 2 / sum(parts) if sum(parts) > 0 else np.inf
-  return np.sqrt(squares[0] + squares[1]), float(dof)
+    together = zip(a.left_out, b.left_out, strict=True)
+    return _joint_error([_error(one - other) for one, other in together], len(a.values))
+  terms = [(part.errors, part.dof) for part in scaled if part.left_out]
+  return _joint_error(terms, len(a.values))
 
 
 def _p_values(difference: np.ndarray, error: np.ndarray, dof: float) -> np.ndarray:

@@ -421,12 +421,9 @@ class Explainer:
     moments = e.moments._replace(response=jnp.matmul(e.moments.response, mean, precision="highest"))
     out = self._maps(e.cells, moments, e.design)
     for index, rows in enumerate(directions):
-      if len(rows) > 3 and not isinstance(self.design, designs.SlidingWindow):
-        # The K masked references were drawn too: their spread joins that of the query's masks. It
-        # is taken between pairs of neighbours, which are each other's complement in some designs.
-        each = np.asarray(e.matrix) @ rows.T
-        each = each[:, : len(rows) // 2 * 2].reshape(len(each), -1, 2).mean(axis=2)
-        spread = each.var(axis=1, ddof=1) / each.shape[1]
+      each = effects_lib.reference_maps(self.design, e.matrix, rows, fills.num_fills(self.fill))
+      if len(each):  # their spread joins that of the query's masks
+        spread = each.var(axis=0, ddof=1) / len(each)
         values = np.sqrt(out[index].cell_errors ** 2 + spread)
         out[index] = self._saliency_map(e.cells, out[index].cells, values)
     return out
@@ -588,6 +585,7 @@ class Explainer:
       make_reference_side=reference_side if has_regions else None,
       ranker=self.ranker,
       embeddings=(measured.whole, side.whole),
+      directions=side.directions,
       effects=measured,
     )
 

@@ -130,6 +130,9 @@ class Explanation:
     query_cells: [h w], the cell of each pixel of the query.
     settings: all that fixes the answer.
     warnings: what a reader of the map should know.
+    embeddings: of the whole query and reference; directions: [k d], what the query's effects were
+      read against: the reference's, or those of its masked versions; effects: the query's. None
+      where there are none.
   """
 
   query: Photo
@@ -147,6 +150,7 @@ class Explanation:
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
   ranker: ranker_lib.Ranker | None = dataclasses.field(default=None, repr=False)
   embeddings: tuple[np.ndarray, np.ndarray] | None = dataclasses.field(default=None, repr=False)
+  directions: np.ndarray | None = dataclasses.field(default=None, repr=False)
   effects: Effects | None = dataclasses.field(default=None, repr=False)
   _reference_side: ReferenceSide | None = dataclasses.field(default=None, repr=False)
 

@@ -1,5 +1,6 @@
 """Two models at once: closed forms, planted evidence, and error bars held against many keys."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -93,8 +94,9 @@ def test_the_planted_cells_are_named_beside_noise(rng):
   assert found.difference[1, 0] > 2 > -2 > found.difference[2, 3]
 
 
-def test_maps_are_those_of_the_explainer_by_their_scale(photos):
-  options = {"design": DESIGN, "fill": "grey"}
+@pytest.mark.parametrize("mode", ["fixed", "both"])
+def test_maps_are_those_of_the_explainer_by_their_scale(photos, mode):
+  options = {"design": DESIGN, "fill": "grey", "mode": mode}
   found = sane_jax.compare(nonlinear(0), nonlinear(1), photos[0], photos[1], **options)
   for k in (0, 1):
     e = sane_jax.Explainer(nonlinear(k), **options).explain(photos[0], photos[1])
@@ -107,8 +109,8 @@ def test_maps_are_those_of_the_explainer_by_their_scale(photos):
 
 
 def test_the_unit_of_a_score_is_of_no_account():
-  one = comparison._scaled(np.arange(4.0), np.arange(12.0).reshape(3, 4))
-  other = comparison._scaled(1e-3 * np.arange(4.0), 1e-3 * np.arange(12.0).reshape(3, 4))
+  one = comparison._scaled(np.arange(4.0), [np.arange(12.0).reshape(3, 4)])
+  other = comparison._scaled(1e-3 * np.arange(4.0), [1e-3 * np.arange(12.0).reshape(3, 4)])
   np.testing.assert_allclose(one.values, other.values)
   np.testing.assert_allclose(one.errors, other.errors)
   assert other.scale == pytest.approx(1e-3 * one.scale)
@@ -130,18 +132,18 @@ def test_holm_is_statsmodels_s():
 
 
 @functools.cache
-def many(design_name, paired, keys=60):
+def many(design_name, paired, mode, keys):
   """Scaled differences [k c] and their standard errors, over many keys."""
   design = {
-    "hadamard": DESIGN,
-    "rise": sane_jax.Rise(num_masks=200, grid=(4, 4)),
+    "hadamard": dataclasses.replace(DESIGN, num_reference_masks=8),
+    "rise": sane_jax.Rise(num_masks=200, grid=(4, 4), num_reference_masks=8),
   }[design_name]
   query, reference = np.random.default_rng(0).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
   differences, errors, named = [], [], []
   for key in range(keys):
-    a = sane_jax.Explainer(nonlinear(0), design=design, key=key)
+    a = sane_jax.Explainer(nonlinear(0), design=design, key=key, mode=mode)
     b = sane_jax.Explainer(
-      nonlinear(1 if paired else 0), design=design, key=key if paired else 10_000 + key
+      nonlinear(1 if paired else 0), design=design, key=key if paired else 10_000 + key, mode=mode
     )
     found = sane_jax.compare(a, b, query, reference)
     assert found.paired == paired
@@ -151,9 +153,16 @@ def many(design_name, paired, keys=60):
   return np.array(differences), np.array(errors), np.array(named)
 
 
-@pytest.mark.parametrize("design", ["hadamard", "rise"])
-def test_two_identical_models_with_two_keys_differ_by_noise_alone(design):
-  differences, errors, named = many(design, False)
+# In mode 'both' the reference's masks are drawn too, and few.
+DRAWS = pytest.mark.parametrize(
+  ("design", "mode", "keys"),
+  [("hadamard", "fixed", 60), ("rise", "fixed", 60), ("hadamard", "both", 30)],
+)
+
+
+@DRAWS
+def test_two_identical_models_with_two_keys_differ_by_noise_alone(design, mode, keys):
+  differences, errors, named = many(design, False, mode, keys)
   z = differences / errors
   assert abs(z.mean()) < 0.1
   assert 0.85 < z.std() < 1.15  # N(0, 1)
@@ -161,13 +170,31 @@ def test_two_identical_models_with_two_keys_differ_by_noise_alone(design):
   assert named.mean() <= 0.1  # 5 % of comparisons may name any cell
 
 
-@pytest.mark.parametrize("design", ["hadamard", "rise"])
-def test_the_paired_error_is_the_spread_over_keys(design):
-  differences, errors, _ = many(design, True)
+@DRAWS
+def test_the_paired_error_is_the_spread_over_keys(design, mode, keys):
+  differences, errors, _ = many(design, True, mode, keys)
   spread = differences.std(axis=0, ddof=1)
   ratio = np.sqrt((errors**2).mean(axis=0)) / spread
   assert 0.8 < np.median(ratio) < 1.25
   assert ((ratio > 0.6) & (ratio < 1.6)).all()
+
+
+def test_each_group_of_the_reference_s_masks_is_left_out(photos):
+  """Against the map of the masked references that remain; groups have a pair of each fill."""
+  design = dataclasses.replace(DESIGN, num_reference_masks=14)
+  explainer = sane_jax.Explainer(nonlinear(), design=design, mode="both", fill="mean+blur")
+  measured = explainer.effects(photos[0])
+  of_query, of_reference = comparison._left_out(measured, explainer.explain(measured, photos[1]))
+  directions = explainer.masked_embeddings(photos[1])
+  assert directions.shape[0] == 14
+  assert of_query.shape == (8, 16)
+  assert of_reference.shape == (3, 16)
+  for group in range(3):
+    rest = np.delete(directions[:12], range(4 * group, 4 * group + 4), axis=0)
+    want = np.asarray(measured.matrix) @ rest.mean(axis=0)
+    np.testing.assert_allclose(of_reference[group], want, atol=1e-6)
+  fixed = sane_jax.Explainer(nonlinear(), design=design, fill="mean+blur")
+  assert len(comparison._left_out(measured, fixed.explain(measured, photos[1]))) == 1
 
 
 # --- crops and sizes ------------------------------------------------------------------------------
@@ -274,7 +301,7 @@ def test_what_is_refused(photos):
   for arguments, options, told in (
     ((score, nonlinear()), {}, "give embeddings and a design of masks"),
     ((nonlinear(), nonlinear()), {"design": "learned_mask"}, "a design of masks"),
-    ((nonlinear(), nonlinear()), {"mode": "both"}, "perturbs the query alone"),
+    ((sane_jax.Explainer(nonlinear(), mode="both"), nonlinear()), {}, "the same mode"),
     ((sane_jax.Explainer(nonlinear()), nonlinear()), {"key": 1}, "key are for models; a is an"),
   ):
     with pytest.raises(ValueError, match=told):
@@ -342,7 +369,7 @@ def test_the_job_compares_pairs_and_goes_on(config, tmp_path, capsys, monkeypatc
   from sane_jax import compare_models
 
   (tmp_path / "pairs.txt").write_text("0.png 1.png\n1.png 2.png\n")
-  config.pairs = "pairs.txt"
+  config.pairs, config.mode = "pairs.txt", "both"
   compare_models.run(config)
   out = tmp_path / "runs/photos/compare_models"
   found = json.loads((out / "comparisons.json").read_text())
@@ -352,6 +379,7 @@ def test_the_job_compares_pairs_and_goes_on(config, tmp_path, capsys, monkeypatc
   page = (out / "index.html").read_text()
   assert page.count('data-role="comparison"') == 2
   assert "--config.job=compare_models" in page
+  assert "--config.mode=both" in page
   before = page
 
   def never(*_, **__):

@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 import sane_jax
 from sane_jax import engine as engine_lib
 from sane_jax.ops import designs, fills
+from sane_jax.ops import effects as effects_lib
 from tests import encoders
 
 SIZE = encoders.SIZE
@@ -109,7 +110,6 @@ def test_both_images_map_is_the_mean_of_explicit_runs(design, photos):
 
 def test_a_chunk_that_does_not_fit_is_halved(photos, monkeypatch):
   """As if the device had room for 9 images."""
-  from sane_jax.ops import effects as effects_lib
 
   design = sane_jax.Hadamard(num_masks=128, grid=(4, 4))
   expected = sane_jax.Explainer(nonlinear_model(), design=design).explain(photos[0], photos[1])
@@ -452,6 +452,26 @@ def test_both_images_error_counts_the_references_masks(photos):
   scatter = np.std(maps, axis=0, ddof=1)
   claimed = np.sqrt(np.mean(np.square(errors), axis=0))
   assert 0.7 < np.median(claimed / scatter) < 1.4
+
+
+@pytest.mark.parametrize("design", [sane_jax.Hadamard(), sane_jax.Rise(num_masks=200)])
+def test_the_share_of_the_reference_s_masks_is_their_scatter(photos, design):
+  """Of the query's masks nothing is drawn anew; fills that take turns are no scatter."""
+  matrix = np.asarray(
+    sane_jax.Explainer(nonlinear_model(), design=design).effects(photos[0]).matrix
+  )
+  maps, variances = [], []
+  for key in range(50):
+    explainer = sane_jax.Explainer(
+      nonlinear_model(), design=design, mode="both", fill="mean+blur", key=key
+    )
+    groups = effects_lib.reference_maps(
+      design, matrix, explainer.masked_embeddings(photos[1]), num_fills=2
+    )
+    maps.append(groups.mean(axis=0))
+    variances.append(groups.var(axis=0, ddof=1) / len(groups))
+  ratio = np.mean(variances, axis=0) / np.var(maps, axis=0, ddof=1)
+  assert 0.7 < np.median(ratio) < 1.45
 
 
 def test_one_replicate_has_no_spread_to_see(photos):

@@ -260,6 +260,26 @@ def standard_error(
   return out
 
 
+def reference_maps(
+  design: designs.Design,
+  effects: Float[Array | np.ndarray, "c d"],
+  directions: Float[Array | np.ndarray, "k d"],
+  num_fills: int = 1,
+) -> Float[np.ndarray, "groups c"]:
+  """Maps against each few neighbours of K masked references, which were drawn like the masks are.
+
+  Their mean is the map in which both images are perturbed, their spread by the root of their number
+  what the draw of the reference's masks adds to its error. A group has a pair of each fill: some
+  designs draw complements in turn, and fills alternate. Where a design draws without replacement
+  the spread is rather too large. Empty where nothing was drawn, or too little to see a spread.
+  """
+  size = 2 * num_fills if len(directions) >= 4 * num_fills else 2
+  if len(directions) < 4 or isinstance(design, designs.SlidingWindow):
+    return np.zeros((0, len(effects)), np.float32)
+  each = np.asarray(directions) @ np.asarray(effects).T
+  return each[: len(each) // size * size].reshape(-1, size, each.shape[1]).mean(axis=1)
+
+
 def degrees_of_freedom(
   left_out: Float[Array | np.ndarray, "replicates c k"], valid: np.ndarray
 ) -> Float[np.ndarray, " k"]:

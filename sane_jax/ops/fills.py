@@ -63,6 +63,11 @@ def fill_images(fill: Any, image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarra
   return np.stack([fill_image(name.strip() if len(names) > 1 else name, image) for name in names])
 
 
+def num_fills(fill: Any) -> int:
+  """How many images `fill_images` makes of it."""
+  return fill.count("+") + 1 if isinstance(fill, str) else 1
+
+
 def median_blur(image: Float[np.ndarray, "h w 3"], pixels: int) -> Float[np.ndarray, "h w 3"]:
   """Each channel's median over squares of `pixels` a side."""
   return ndimage.median_filter(image, (pixels, pixels, 1), mode="nearest").astype(np.float32)
