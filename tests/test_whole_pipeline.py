@@ -153,8 +153,17 @@ def test_the_viewer_serves_a_split_and_says_where_there_is_no_map(whole):
   for index, folder in ((few, "runs/synthetic"), (every, "every")):
     with served(whole, f"workdir={folder}", ours) as ask:
       assert ask("/api/status")["no_uploads"].endswith("measured by its job.")
-      ids = {i["name"]: i["key"] for i in ask("/api/images?count=500")["images"]}
-      assert len(ids) == len(index.ids)
+      images = ask("/api/images?count=500")["images"]
+      assert sorted(i["name"] for i in images) == sorted(index.ids)
+      mapped = [i["name"] for i in images if i["mapped"]]
+      assert mapped == [name for name in index.ids if index.has_effects(name)]
+      assert 0 < len(mapped) < len(images)
+      assert mapped == [i["name"] for i in images[: len(mapped)]]  # first
+      assert ask("/api/status")["mapped"] == len(mapped)
+      assert all(ask("/api/images/random")["mapped"] for _ in range(5))
+      other = images[-1]["key"]
+      told = ask(f"/api/pair?query={other}&reference={images[0]['key']}")["missing"][0]["why"]
+      assert f"measured {len(mapped)} of its {len(images)} images, and not this one" in told
       some = [(q, r) for q in index.ids if index.has_effects(q) for r in index.nearest(q, 4)][:40]
       with_maps = 0
       for query, reference in some:

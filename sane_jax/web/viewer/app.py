@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import random
 import secrets
 import threading
 import time
@@ -138,6 +137,7 @@ def make_app(
     return {
       "key": key, "name": collection.name_of(key), "missing": pictures.is_missing(key),
       "uploaded": key.startswith(UPLOAD),
+      "mapped": key in collection.mapped or key.startswith(UPLOAD),
     }  # fmt: skip
 
   # --- pages --------------------------------------------------------------------------------------
@@ -163,6 +163,7 @@ def make_app(
     return {
       "images": len(collection.keys) - left_out,
       "left_out": left_out,
+      "mapped": len(collection.mapped),
       "page_size": PAGE_SIZE,
       "neighbors": options.neighbors,
       "model": str(collection.first.settings.get("model", "")),
@@ -201,7 +202,7 @@ def make_app(
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     count: Annotated[int, Query(ge=1, le=500)] = PAGE_SIZE,
   ) -> Response:  # fmt: skip
-    """Images in order whose name holds `search`."""
+    """Images whose name holds `search`: first those that have maps of their own, in order."""
 
     def make() -> dict[str, Any]:
       found = collection.search(search)
@@ -212,17 +213,8 @@ def make_app(
 
   @app.get("/api/images/random")
   def any_image(request: Request) -> Response:
-    """One of the images that are measured, at random."""
-
-    def make() -> dict[str, Any]:
-      index = collection.first.stored
-      for _ in range(1000):
-        key = random.choice(collection.keys)
-        if index is not None and index.has_effects(collection.ids[key]):
-          return described(key)
-      raise Refusal(404, "No image is measured yet.")
-
-    return answer(request, make, lasting=False)
+    """One of the images that have maps of their own, at random."""
+    return answer(request, lambda: described(collection.random_key()), lasting=False)
 
   @app.get("/api/images/{key}/picture", response_class=Response)
   def picture(
@@ -356,7 +348,10 @@ def make_app(
       can = measuring is not None and (view.stored is None or key not in collection.ids)
       why = f"{collection.name_of(key)} is not measured with {_title(view)} yet."
       if view.stored is not None and key in collection.ids:
-        why = f"{collection.name_of(key)} has an embedding in this index and no effects: no map."
+        why = (
+          f"No map on {collection.name_of(key)}: the index measured {len(collection.mapped):,} of"
+          f" its {len(collection.keys):,} images, and not this one."
+        )
         if view.stored.has_effects(collection.ids[key]):
           why = (
             f"{collection.name_of(key)} was not measured in the space that it shares with that"

@@ -10,6 +10,7 @@ and so are images that a visitor sent. Whatever made it, what a map needs of an 
 """
 
 import hashlib
+import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -125,6 +126,7 @@ class Collection:
   Attributes:
     views: by key, those of the indexes.
     keys: of all images, in order.
+    mapped: of those that have maps of their own; the others are references alone.
 
   Raises:
     ValueError: two indexes of one design and fill, or of different models.
@@ -155,7 +157,11 @@ class Collection:
     self.keys = tuple(self.ids)
     self._key_of_id = {name: key for key, name in self.ids.items()}
     self.labels = dict(zip(self.keys, shorten(tuple(self.ids.values())), strict=True))
-    self._folded = {key: label.casefold() for key, label in self.labels.items()}
+    self.mapped = frozenset(
+      key for key, name in self.ids.items() if any(i.has_effects(name) for i in self.indexes)
+    )
+    self._order = sorted(self.keys, key=lambda key: key not in self.mapped)
+    self._folded = {key: self.labels[key].casefold() for key in self._order}
     self.left_out = {n: why for index in self.indexes for n, why in index.left_out.items()}
     self.uploads = Kept(upload_bytes)
     self.measured = Kept(measured_bytes)
@@ -189,15 +195,26 @@ class Collection:
     return found
 
   def search(self, text: str) -> list[str]:
-    """Keys of the images whose name holds the text, upper or lower case alike."""
+    """Keys of the images whose name holds the text, upper or lower case alike.
+
+    Those with maps of their own first, and each in order.
+    """
     text = text.casefold().strip()
-    if not text:
-      return [key for key in self.keys if self.ids[key] not in self.left_out]
     return [
       key
       for key, folded in self._folded.items()
       if text in folded and self.ids[key] not in self.left_out
     ]
+
+  def random_key(self) -> str:
+    """Of an image that has maps of its own.
+
+    Raises:
+      Refusal: 404, none has.
+    """
+    if not self.mapped:
+      raise Refusal(404, "No image is measured yet.")
+    return self._order[random.randrange(len(self.mapped))]
 
   def picture(self, key: str) -> np.ndarray:
     """The image as the model sees it, [h w 3] uint8.

@@ -124,11 +124,15 @@
     const pages = Math.max(1, Math.ceil(found.total / size));
     at("found").textContent = state.search
       ? `${found.total.toLocaleString("en")} of ${status.images.toLocaleString("en")} images`
-      : `${status.images.toLocaleString("en")} images`;
+      : `${status.images.toLocaleString("en")} images` +
+        (status.mapped < status.images
+          ? `; ${status.mapped.toLocaleString("en")} have maps of their own and come first`
+          : "");
     at("grid").replaceChildren(
       ...found.images.map((image) => {
         const link = make("a", { className: "tile", href: address({ ...DEFAULTS, q: image.key }) });
         link.append(thumbnail(image), make("bdi", { title: image.name }, image.name));
+        if (!image.mapped) link.append(make("small", {}, "no map of its own"));
         link.dataset.key = image.key;
         link.addEventListener("click", (event) => {
           if (event.metaKey || event.ctrlKey || event.shiftKey) return;
