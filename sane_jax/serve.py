@@ -49,6 +49,7 @@ def run(config: Any) -> None:
   address = server.choose_address(settings.host, settings.port, settings.token, SETTING)
   is_photos = "photos" in config
   read_picture: Callable[[str], np.ndarray] | None = None
+  name_of: Callable[[str], str] | None = None
   if is_photos:
     folders = list(settings.indexes) or [files.at(config.workdir) / "index"]
   else:
@@ -57,8 +58,8 @@ def run(config: Any) -> None:
   indexes = [ExplanationIndex(folder, cache_bytes=cache) for folder in folders]
   rankers, no_attributes = None, "No attributes: this server was given no table of them."
   if not is_photos:
-    read_picture, rankers, no_attributes = _of_data_set(config)
-  collection = Collection(indexes, read_picture=read_picture)
+    read_picture, name_of, rankers, no_attributes = _of_data_set(config)
+  collection = Collection(indexes, read_picture=read_picture, name_of=name_of)
   model = measuring = None
   no_uploads = ""
   if not is_photos:
@@ -122,7 +123,7 @@ def _always(one: ranker.Ranker) -> Callable[[str | None, str | None], ranker.Ran
 
 
 def _of_data_set(config: Any):
-  """How a data set's images are read; what ranks attributes of a pair, or why nothing does."""
+  """How a data set's images are read and called; what ranks a pair's attributes, or why nothing."""
   split, workdir = config.serve.split, files.at(config.workdir)
   collection = load.load_split(config.data, config.workdir, split)
   rows = {name: row for row, name in enumerate(collection.ids)}
@@ -132,6 +133,13 @@ def _of_data_set(config: Any):
   def read(name: str) -> np.ndarray:
     return spaces.read_pixels(model, collection, rows[name])
 
+  def call(name: str) -> str:
+    """Title, type and id, as far as there are."""
+    parts = [collection.titles[rows[name]]]
+    if len(collection.type_names) > 1:
+      parts.append(collection.type_names[collection.types[rows[name]]])
+    return " · ".join(part for part in [*parts, name] if part)
+
   try:
     tuned = ranker.read_ranking(workdir / config.ranking.folder)
     reader = attribute_reader.read_attribute_model(workdir / config.ranking.attributes)
@@ -140,7 +148,7 @@ def _of_data_set(config: Any):
       workdir / config.ranking.concepts, collection.attribute_names, collection.name
     )
   except ValueError as error:
-    return read, None, f"No attributes: {error}"
+    return read, call, None, f"No attributes: {error}"
   look = attribute_reader.make_look(reader)
 
   def rank(query: str | None, reference: str | None) -> ranker.Ranker:
@@ -153,4 +161,4 @@ def _of_data_set(config: Any):
       tuned.phi[ranker.WHOLE], tuned.calibration, tuned.thresholds,
     )  # fmt: skip
 
-  return read, rank, ""
+  return read, call, rank, ""

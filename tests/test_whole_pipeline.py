@@ -154,6 +154,13 @@ def test_the_viewer_serves_a_split_and_says_where_there_is_no_map(whole):
     with served(whole, f"workdir={folder}", ours) as ask:
       assert ask("/api/status")["no_uploads"].endswith("measured by its job.")
       images = ask("/api/images?count=500")["images"]
+      parts = [i["name"].split(" · ") for i in images]  # title, type, id
+      assert all(len(part) == 3 for part in parts)
+      assert ask(f"/api/images?search={parts[0][1].upper()}%20")["total"] == sum(
+        part[1] == parts[0][1] for part in parts
+      )
+      for image, part in zip(images, parts, strict=True):
+        image["name"] = part[2]
       assert sorted(i["name"] for i in images) == sorted(index.ids)
       mapped = [i["name"] for i in images if i["mapped"]]
       assert mapped == [name for name in index.ids if index.has_effects(name)]

@@ -121,6 +121,7 @@ class Collection:
     indexes: of the same model and images, each of another design or fill; the first is shown first.
     read_picture: id -> image as the model sees it, [h w 3] uint8 or float32 in [0, 1]; read from
       the paths that the index knows by default.
+    name_of: id -> what to call the image, and find it by; the id without its folders by default.
     upload_bytes, measured_bytes: of uploads, and of what was measured, that are kept at a time.
 
   Attributes:
@@ -134,7 +135,8 @@ class Collection:
 
   def __init__(
     self, indexes: Sequence[ExplanationIndex], *,
-    read_picture: Callable[[str], np.ndarray] | None = None, upload_bytes: int = 64 << 20,
+    read_picture: Callable[[str], np.ndarray] | None = None,
+    name_of: Callable[[str], str] | None = None, upload_bytes: int = 64 << 20,
     measured_bytes: int = 256 << 20,
   ):  # fmt: skip
     self.indexes = tuple(indexes)
@@ -156,7 +158,8 @@ class Collection:
       raise ValueError("two ids of the collection have the same key")
     self.keys = tuple(self.ids)
     self._key_of_id = {name: key for key, name in self.ids.items()}
-    self.labels = dict(zip(self.keys, shorten(tuple(self.ids.values())), strict=True))
+    names = map(name_of, ids) if name_of is not None else shorten(tuple(ids))
+    self.labels = dict(zip(self.keys, names, strict=True))
     self.mapped = frozenset(
       key for key, name in self.ids.items() if any(i.has_effects(name) for i in self.indexes)
     )
