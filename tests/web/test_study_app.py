@@ -360,10 +360,13 @@ def test_answers_are_deleted_on_demand(make):
   client = visitor(app)
   link = link_of(consent(client))
   answer(client)
+  store.submit(lambda db: store_lib.comment(db, 1, "my own words")).result(20)
   token = field(client.get("/pause"), "token")
   assert client.post("/withdraw", data={"token": token}).status_code == 422
   assert "are deleted" in client.post("/withdraw", data={"token": token, "sure": "yes"}).text
   assert store_lib.read_study(store.path) == ([], [])
+  for path in store.path.parent.glob("answers.sqlite*"):  # the log of changes, too
+    assert b"my own words" not in path.read_bytes()
   assert client.get("/task").status_code == 403
   assert visitor(app).get(link).status_code == 404
 

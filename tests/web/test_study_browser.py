@@ -239,6 +239,24 @@ def test_enter_without_a_choice_sends_nothing(server, sit_down):
   assert store_lib.read_study(store.path)[1] == []
 
 
+def test_a_key_that_is_held_down_confirms_nothing(server, sit_down):
+  base, store, _ = server
+  page = sit_down()
+  begin(page, base)
+  page.goto(f"{base}/task")
+  page.keyboard.down("Enter")  # nothing is chosen yet
+  page.keyboard.press("a")
+  for _ in range(3):
+    page.keyboard.down("Enter")  # the same, repeated by the system
+  page.wait_for_timeout(500)
+  assert page.url == f"{base}/task"
+  assert store_lib.read_study(store.path)[1] == []
+  page.keyboard.up("Enter")
+  page.keyboard.press("Enter")
+  page.wait_for_url("**/feedback*")
+  assert len(store_lib.read_study(store.path)[1]) == 1
+
+
 def test_confirming_twice_answers_once(server, sit_down):
   base, store, _ = server
   page = sit_down()

@@ -226,10 +226,10 @@ class _Study:
       self.pictures[name] = picture
       self.addresses[id(picture)] = f"/picture/{name}"
 
-  async def do(self, operation: Callable[[sqlite3.Connection], _T]) -> _T:
-    """The result of an operation of the store, once it is on the disk."""
+  async def do(self, operation: Callable[[sqlite3.Connection], _T], *, erase: bool = False) -> _T:
+    """The result of an operation of the store, once it is on the disk; see `Store.submit`."""
     try:
-      return await asyncio.wrap_future(self.store.submit(operation))
+      return await asyncio.wrap_future(self.store.submit(operation, erase=erase))
     except store_lib.Unlikely as error:
       _LOG.warning("refused: %s", error)
       raise Refusal(409, str(error)) from error
@@ -455,7 +455,7 @@ def _add_pages(app: FastAPI, study: _Study) -> None:
     state = await study.need(request)
     if sure != "yes":
       raise Refusal(422, "To have your answers deleted, tick that you are sure; go back to do so.")
-    await study.do(lambda db: store_lib.withdraw(db, state.subject, time.time()))
+    await study.do(lambda db: store_lib.withdraw(db, state.subject, time.time()), erase=True)
     response = study.html(request, "withdrawn.html.j2")
     response.delete_cookie(SESSION)
     return response

@@ -163,14 +163,17 @@ class Store:
     self._thread.start()
 
   def submit(
-    self, operation: Callable[[sqlite3.Connection], _T]
+    self, operation: Callable[[sqlite3.Connection], _T], *, erase: bool = False
   ) -> "concurrent.futures.Future[_T]":
-    """The operation's result, once what it wrote is on the disk; it is undone if it raises."""
+    """The operation's result, once what it wrote is on the disk; it is undone if it raises.
+
+    With `erase`, once what it deleted is on the disk no more: not in the log of changes either.
+    """
     future: concurrent.futures.Future[_T] = concurrent.futures.Future()
     if self._closed:
       future.set_exception(RuntimeError("the store is closed"))
     else:
-      self._queue.put((operation, future))
+      self._queue.put((operation, future, erase))
     return future
 
   def close(self) -> None:
@@ -197,11 +200,11 @@ class Store:
 
   def _transact(self, batch: list[Any]) -> None:
     # From here on nobody who stops waiting can take it back.
-    batch = [(todo, future) for todo, future in batch if future.set_running_or_notify_cancel()]
+    batch = [entry for entry in batch if entry[1].set_running_or_notify_cancel()]
     connection, done = self._connection, []
     try:
       connection.execute("BEGIN IMMEDIATE")
-      for operation, future in batch:
+      for operation, future, _ in batch:
         connection.execute("SAVEPOINT one")
         try:
           done.append((future, operation(connection), None))
@@ -215,9 +218,12 @@ class Store:
     except Exception as error:  # a full disk, say: nothing of the batch is stored
       with contextlib.suppress(sqlite3.Error):
         connection.execute("ROLLBACK")
-      for _, future in batch:
+      for _, future, _ in batch:
         future.set_exception(error)
       return
+    if any(erase for _, _, erase in batch):
+      with contextlib.suppress(sqlite3.Error):  # whoever reads just now keeps it until the end
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     for future, result, error in done:
       if error is None:
         future.set_result(result)

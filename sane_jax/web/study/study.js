@@ -49,7 +49,7 @@ if (task) {
       choose(letter);
     } else if (event.key === "Enter" && !event.target.closest("a, button")) {
       event.preventDefault();
-      if (!event.repeat && task.reportValidity()) task.requestSubmit();
+      if (!event.repeat) task.requestSubmit(); // which asks for a choice where there is none
     }
   });
   if (matchMedia("(hover: hover)").matches) one("keys").hidden = false;
