@@ -19,6 +19,7 @@ SIZE = encoders.SIZE
 DESIGN = sane_jax.Hadamard(num_masks=256, grid=(4, 4), smoothing=0.0)
 
 
+@functools.cache  # compiled once
 def nonlinear(seed=0, name="", **fitting):
   return sane_jax.from_jax(
     encoders.nonlinear, encoders.nonlinear_params(seed), image_size=SIZE, name=name or "small",
@@ -139,12 +140,11 @@ def many(design_name, paired, mode, keys):
     "rise": sane_jax.Rise(num_masks=200, grid=(4, 4), num_reference_masks=8),
   }[design_name]
   query, reference = np.random.default_rng(0).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+  one, other = nonlinear(0), nonlinear(1 if paired else 0)
   differences, errors, named = [], [], []
   for key in range(keys):
-    a = sane_jax.Explainer(nonlinear(0), design=design, key=key, mode=mode)
-    b = sane_jax.Explainer(
-      nonlinear(1 if paired else 0), design=design, key=key if paired else 10_000 + key, mode=mode
-    )
+    a = sane_jax.Explainer(one, design=design, key=key, mode=mode)
+    b = sane_jax.Explainer(other, design=design, key=key if paired else 10_000 + key, mode=mode)
     found = sane_jax.compare(a, b, query, reference)
     assert found.paired == paired
     differences.append(found.difference.ravel())

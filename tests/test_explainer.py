@@ -26,6 +26,7 @@ SAMPLING = [
 by_name = functools.partial(pytest.mark.parametrize, "design", ids=lambda d: type(d).__name__)
 
 
+@functools.cache  # compiled once
 def nonlinear_model():
   return sane_jax.from_jax(encoders.nonlinear, encoders.nonlinear_params(), image_size=SIZE)
 
