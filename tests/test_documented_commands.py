@@ -65,7 +65,10 @@ class Smaller(NamedTuple):
 SERVERS = re.compile(r"--config\.job=(serve|study)\b(?!_)")
 
 SMALLER = (
-  Smaller(r"--config\.job=serve\b", (*PHOTOS, "--config.serve.port=0"), always=True),
+  # As the index was built; any port that is free.
+  Smaller(
+    r"--config\.job=serve\b", (*(() if ALL else PHOTOS), "--config.serve.port=0"), always=True
+  ),
   Smaller(r"--config\.job=study\b(?!_)", ("--config.study.port=0",), always=True),
   Smaller(
     r"--config=configs/demo\.py.*job=discover_attributes",
