@@ -15,7 +15,6 @@ SCRIPT = """
 import os, sys, time
 from sane_jax import hosts, processes
 hosts.HEARTBEAT = 10
-processes.PATIENCE = 2
 what, address, count, i = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 last = i == count - 1
 processes.hear_interruptions()
@@ -42,6 +41,7 @@ try:
       raise OSError("the disk is full")
     if what == "vanishes" and last:
       os.kill(os.getpid(), 9)
+    processes.PATIENCE = 2  # from here, where all have come at once
     if what == "straggles" and last:
       time.sleep(5)
     if what == "is to leave":
