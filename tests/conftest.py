@@ -35,6 +35,18 @@ def _drop_compiled_programs():
   jax.clear_caches()
 
 
+# Two workers take a file each: the longest first, so that none works alone at the end.
+LONGEST = (
+  "test_documented_commands", "test_explainer", "test_train_jobs", "test_whole_pipeline",
+  "test_many_processes", "test_main", "test_processes", "test_designs", "test_remote",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+  place = {name: i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture
 def rng():
   return np.random.default_rng(0)

@@ -43,7 +43,7 @@ try:
       os.kill(os.getpid(), 9)
     processes.PATIENCE = 2  # from here, where all have come at once
     if what == "straggles" and last:
-      time.sleep(5)
+      time.sleep(9)
     if what == "is to leave":
       done = 0
       for item in processes.share(range(3000), "work", polls=2):
