@@ -1,5 +1,6 @@
 """Job: asks people which of two pairs the model scores higher, with a web server."""
 
+import sys
 import urllib.parse
 from typing import Any
 
@@ -66,3 +67,4 @@ def run(config: Any) -> None:
     )  # fmt: skip
   finally:
     store.close()
+  print("study: ended; all answers are kept, and the same command goes on", file=sys.stderr)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import ipaddress
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -110,7 +111,7 @@ def run(
   app: App, address: Address, setting: str, *, certificate: str = "", certificate_key: str = "",
   on_ready: Callable[[str], None] = print, threads: int = 0,
 ) -> None:  # fmt: skip
-  """Serves until SIGINT or SIGTERM; requests that have begun are answered first.
+  """Serves until SIGINT or SIGTERM, and returns; requests that have begun are answered first.
 
   Args:
     app: ASGI application, guarded.
@@ -138,6 +139,12 @@ def run(
         anyio.to_thread.current_default_thread_limiter().total_tokens = threads
       if self.started:
         on_ready(link(address, listener, scheme))
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+      # A server that was told to end and did has not been interrupted: nothing is raised after it.
+      if self.should_exit and sig == signal.SIGINT:
+        self.force_exit = True
+      self.should_exit = True
 
   options: dict[str, Any] = {}
   if certificate:

@@ -84,6 +84,7 @@ def test_it_says_where_it_is_and_ends_in_order(workdir):
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=30)
     assert "Traceback" not in said
+    assert process.returncode == 0
   finally:
     process.kill()
   assert {path.name for path in (workdir / "study").iterdir()} == {
