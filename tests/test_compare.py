@@ -19,7 +19,7 @@ SIZE = encoders.SIZE
 DESIGN = sane_jax.Hadamard(num_masks=256, grid=(4, 4), smoothing=0.0)
 
 
-@functools.cache  # compiled once
+@functools.cache  # traced once
 def nonlinear(seed=0, name="", **fitting):
   return sane_jax.from_jax(
     encoders.nonlinear, encoders.nonlinear_params(seed), image_size=SIZE, name=name or "small",

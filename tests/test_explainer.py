@@ -26,7 +26,7 @@ SAMPLING = [
 by_name = functools.partial(pytest.mark.parametrize, "design", ids=lambda d: type(d).__name__)
 
 
-@functools.cache  # compiled once
+@functools.cache  # traced once
 def nonlinear_model():
   return sane_jax.from_jax(encoders.nonlinear, encoders.nonlinear_params(), image_size=SIZE)
 
@@ -111,7 +111,6 @@ def test_both_images_map_is_the_mean_of_explicit_runs(design, photos):
 
 def test_a_chunk_that_does_not_fit_is_halved(photos, monkeypatch):
   """As if the device had room for 9 images."""
-
   design = sane_jax.Hadamard(num_masks=128, grid=(4, 4))
   expected = sane_jax.Explainer(nonlinear_model(), design=design).explain(photos[0], photos[1])
   stream, sizes = effects_lib.stream, []

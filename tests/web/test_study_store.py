@@ -189,6 +189,16 @@ def test_nothing_of_who_withdrew_is_left_on_the_disk(store):
   assert left
 
 
+def test_who_reads_the_file_holds_up_nobody_who_withdraws(store):
+  enrol(store, "v")
+  reader = sqlite3.connect(store.path, isolation_level=None)
+  reader.execute("BEGIN")
+  reader.execute("SELECT count(*) FROM subjects").fetchone()
+  store.submit(lambda db: store_lib.withdraw(db, 1, 20.0), erase=True).result(timeout=10)
+  reader.close()
+  assert store_lib.read_study(store.path) == ([], [])
+
+
 def test_a_personal_link_opens_a_session(store):
   _, session = enrol(store, "v")
   other = do(store, lambda db: store_lib.resume(db, "link 1", 1.0))

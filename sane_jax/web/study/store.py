@@ -222,8 +222,11 @@ class Store:
         future.set_exception(error)
       return
     if any(erase for _, _, erase in batch):
-      with contextlib.suppress(sqlite3.Error):  # whoever reads just now keeps it until the end
+      # Not longer than this for whoever reads the file: others wait for their answers meanwhile.
+      connection.execute("PRAGMA busy_timeout=1000")
+      with contextlib.suppress(sqlite3.Error):  # then the log goes with the next or at the end
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+      connection.execute("PRAGMA busy_timeout=30000")
     for future, result, error in done:
       if error is None:
         future.set_result(result)

@@ -348,10 +348,12 @@ def make_app(
       can = measuring is not None and (view.stored is None or key not in collection.ids)
       why = f"{collection.name_of(key)} is not measured with {_title(view)} yet."
       if view.stored is not None and key in collection.ids:
-        why = (
-          f"No map on {collection.name_of(key)}: the index measured {len(collection.mapped):,} of"
-          f" its {len(collection.keys):,} images, and not this one."
-        )
+        why = f"No map on {collection.name_of(key)}: this index did not measure it."
+        if view.stored is collection.first.stored:
+          why = (
+            f"No map on {collection.name_of(key)}: the index measured {len(collection.mapped):,} of"
+            f" its {len(collection.keys):,} images, and not this one."
+          )
         if view.stored.has_effects(collection.ids[key]):
           why = (
             f"{collection.name_of(key)} was not measured in the space that it shares with that"

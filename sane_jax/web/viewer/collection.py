@@ -127,7 +127,7 @@ class Collection:
   Attributes:
     views: by key, those of the indexes.
     keys: of all images, in order.
-    mapped: of those that have maps of their own; the others are references alone.
+    mapped: of those that have maps of their own in the first index; the others are references.
 
   Raises:
     ValueError: two indexes of one design and fill, or of different models.
@@ -160,9 +160,8 @@ class Collection:
     self._key_of_id = {name: key for key, name in self.ids.items()}
     names = map(name_of, ids) if name_of is not None else shorten(tuple(ids))
     self.labels = dict(zip(self.keys, names, strict=True))
-    self.mapped = frozenset(
-      key for key, name in self.ids.items() if any(i.has_effects(name) for i in self.indexes)
-    )
+    shown = self.indexes[0]
+    self.mapped = frozenset(key for key, name in self.ids.items() if shown.has_effects(name))
     self._order = sorted(self.keys, key=lambda key: key not in self.mapped)
     self._folded = {key: self.labels[key].casefold() for key in self._order}
     self.left_out = {n: why for index in self.indexes for n, why in index.left_out.items()}
