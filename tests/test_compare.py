@@ -340,6 +340,7 @@ def test_the_page_stands_alone(photos, tmp_path):
   assert "http" not in page.replace("http-equiv", "")
   assert "&lt;b&gt;one" in page
   assert page.count('data-row="0"') == 4
+  assert "At most, were no noise shared" in page  # one key: the same masks
   assert page.count(" differs") >= found.significant.sum()
   assert len(found.matches) <= 6
   for match in found.matches:

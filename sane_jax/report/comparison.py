@@ -239,7 +239,8 @@ def _card(number: int, view: ComparisonView) -> dict[str, Any]:
     "rows": worst,
     "facts": [
       ("Rank correlation", correlation),
-      ("At most, given the noise", ceiling),
+      # What both hear of the same masks agrees, and may be above it.
+      (f"At most, {'were no noise shared' if view.paired else 'given the noise'}", ceiling),
       ("Regions that differ", f"{int(view.significant.sum())} of {view.significant.size}"),
       ("Masks", "the same for both" if view.paired else "each its own"),
       ("Encoder passes", f"{view.encoder_passes:,}"),
