@@ -44,7 +44,8 @@ def main() -> None:
   sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
   import tiny_data
 
-  from sane_jax import sharding, train_similarity
+  from sane_jax.jobs import train_similarity
+  from sane_jax.training import sharding
 
   config = runpy.run_path(str(ROOT / options.config))["get_config"]()
   train, settings = tiny_data.collection("train"), config.similarity

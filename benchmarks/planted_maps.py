@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 import sane_jax
-from sane_jax import recognition
-from sane_jax.compare_generators import parse_generator
+from sane_jax.attributes import quality
 from sane_jax.datasets import outfits_drawn
+from sane_jax.maps.explainer import parse_generator
 
 SIDE = 64
 OWN = 12  # axes that are the image's own
@@ -91,8 +91,8 @@ def measure(pixels, masks, num_pairs):
         shown, true = np.asarray(e.saliency_map), truth[0] > 0.2
         top = np.where(shown >= np.quantile(shown, 0.8), shown, 0)
         out[spec].append((
-          e.encoder_passes, recognition.pointing_game(shown[None], true[None])[0],
-          *recognition.mass_inside(np.stack([shown, top]), np.stack([true, true])),
+          e.encoder_passes, quality.pointing_game(shown[None], true[None])[0],
+          *quality.mass_inside(np.stack([shown, top]), np.stack([true, true])),
         ))  # fmt: skip
   return {spec: np.asarray(rows, float) for spec, rows in out.items()}
 

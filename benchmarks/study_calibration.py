@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from sane_jax import study_statistics as statistics
+from sane_jax.study import statistics
 
 GAINS = (0.0, 0.0, 0.05, 0.1, 0.15)
 

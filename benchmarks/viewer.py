@@ -25,7 +25,7 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from sane_jax import effect_index
+from sane_jax.maps import index_arrays
 
 ROOT = pathlib.Path(__file__).parents[1]
 GRID, AXES, SPREAD = (8, 8), 1280, 8
@@ -53,13 +53,13 @@ def draw_index(folder: pathlib.Path, count: int, dtype: str, photos: int = 200) 
     "sources": [str(pictures / f"{number % photos:03d}.jpg") for number in range(count)],
     "left_out": {},
   }  # fmt: skip
-  index = effect_index.open_index(
+  index = index_arrays.open_index(
     folder / "index", queries=np.arange(count), types=np.zeros(count, int), num_types=1, grid=GRID,
     embedding_size=AXES, dtype=dtype, spread=SPREAD,
   )  # fmt: skip
   centers = rng.normal(size=(50, AXES)).astype(np.float32)
-  for shard in tqdm.tqdm(effect_index.missing_shards(index, "effects"), desc="drawing the index"):
-    where = effect_index.shard_slice(shard, count)
+  for shard in tqdm.tqdm(index_arrays.missing_shards(index, "effects"), desc="drawing the index"):
+    where = index_arrays.shard_slice(shard, count)
     size = where.stop - where.start
     near = centers[rng.integers(0, 50, size)]
     embeddings = near + rng.normal(size=(size, AXES), scale=0.8).astype(np.float32)
@@ -67,9 +67,9 @@ def draw_index(folder: pathlib.Path, count: int, dtype: str, photos: int = 200) 
     effects = rng.normal(size=(size, 1, 64, AXES), scale=1e-3).astype(np.float32)
     effects += rng.normal(size=(size, 1, 64, 1), scale=0.02) * embeddings[:, None, None]
     spread = rng.normal(size=(size, 1, AXES, SPREAD), scale=1e-4).astype(np.float32)
-    effect_index.write_shard(index, "embeddings", shard, embeddings[:, None])
-    effect_index.write_shard(index, "spread", shard, spread)
-    effect_index.write_shard(index, "effects", shard, effects)
+    index_arrays.write_shard(index, "embeddings", shard, embeddings[:, None])
+    index_arrays.write_shard(index, "spread", shard, spread)
+    index_arrays.write_shard(index, "effects", shard, effects)
   (folder / "index" / "index.json").write_text(json.dumps(manifest))
 
 

@@ -116,7 +116,7 @@ def jobs_table() -> str:
   )
   rows = ["| job | what it does |", "| --- | --- |"]
   for job in jobs:
-    text = ast.get_docstring(ast.parse((ROOT / f"sane_jax/{job}.py").read_text()))
+    text = ast.get_docstring(ast.parse((ROOT / f"sane_jax/jobs/{job}.py").read_text()))
     first = text.split("\n\n")[0].replace("\n", " ").removeprefix("Job: ")
     rows.append(f"| `{job}` | {_cell(first)} |")
   return "\n".join(rows)

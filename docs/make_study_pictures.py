@@ -18,11 +18,12 @@ import uvicorn
 from PIL import Image
 from playwright import sync_api
 
-from sane_jax import forward_simulation, simulate_study
 from sane_jax.datasets.outfits_drawn import garments, release
-from sane_jax.web.study import app as app_lib
-from sane_jax.web.study import questions as questions_lib
-from sane_jax.web.study import store as store_lib
+from sane_jax.jobs import simulate_study
+from sane_jax.study import export, proxy
+from sane_jax.study.server import app as app_lib
+from sane_jax.study.server import questions as questions_lib
+from sane_jax.study.server import store as store_lib
 
 SIZE, CELLS, COUNT = 224, 8, 60
 SIZES = {"desktop": (1280, 860), "tablet": (768, 1024), "phone": (390, 844)}
@@ -74,18 +75,18 @@ def shrink(region: np.ndarray, cells: int) -> np.ndarray:
   return np.asarray(picture, float) / 255
 
 
-def make_questions(material: simulate_study.Material) -> simulate_study.Questions:
+def make_questions(material: simulate_study.Material) -> export.Questions:
   """A few of each kind."""
   high = np.argsort(-material.scores)
   couples = np.stack([high[: COUNT // 2], high[::-1][: COUNT // 2]], axis=1)
   sides = np.arange(len(couples)) % 2
   couples = np.where(sides[:, None] == 0, couples, couples[:, ::-1])
 
-  def items(part: slice) -> forward_simulation.Items:
+  def items(part: slice) -> proxy.Items:
     none = np.zeros(len(sides[part]), int)
-    return forward_simulation.Items(couples[part], sides[part], none, none, 0.5)
+    return proxy.Items(couples[part], sides[part], none, none, 0.5)
 
-  return simulate_study.Questions(
+  return export.Questions(
     items(slice(0, 20)), items(slice(20, 25)),
     couples[25:27], np.array([0, 1]), int(high[28]),
   )  # fmt: skip
@@ -165,7 +166,7 @@ def main() -> None:
     folder = pathlib.Path(name)
     out = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else folder
     material = draw_material()
-    simulate_study.export_study(
+    export.export_study(
       folder / "export", material, make_questions(material), key=1, num_subjects=5
     )
     with serving(folder) as (base, _, operator), sync_api.sync_playwright() as playwright:

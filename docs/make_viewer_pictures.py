@@ -21,11 +21,11 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 import sane_jax
-from sane_jax import photo_attributes
+from sane_jax.attributes import table as attribute_table
 from sane_jax.datasets.outfits_drawn import garments, release
-from sane_jax.web.viewer import app as app_lib
-from sane_jax.web.viewer.collection import Collection
-from sane_jax.web.viewer.measuring import Measuring
+from sane_jax.viewer import app as app_lib
+from sane_jax.viewer.collection import Collection
+from sane_jax.viewer.measuring import Measuring
 
 DOCS = pathlib.Path(__file__).parent
 COUNT = 30
@@ -61,8 +61,8 @@ def served(folder: pathlib.Path) -> Iterator[str]:
   index = sane_jax.ExplanationIndex.build(
     folder / "index", explainer, paths, on_progress=lambda done, n: print(done, n, end="\r")
   )
-  table = photo_attributes.read_table(folder / "attributes.csv", folder / "garments")
-  learned = photo_attributes.learn(
+  table = attribute_table.read_table(folder / "attributes.csv", folder / "garments")
+  learned = attribute_table.learn(
     table, sane_jax.Explainer(model, num_masks=MASKS), calibration_photos=4
   )
   collection = Collection([index])

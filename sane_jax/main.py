@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sane_jax import files, hosts, processes
+from sane_jax.runs import files, hosts, processes
 
 # Each is a module with run(config), imported when it is asked for: one job does not wait for the
 # libraries of another.
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
       logging.get_absl_handler().setFormatter(form)
     for job in jobs:
       with processes.job(job):
-        importlib.import_module(f"sane_jax.{job}").run(config)
+        importlib.import_module(f"sane_jax.jobs.{job}").run(config)
   except (ValueError, TypeError, OSError) as error:
     if flags.FLAGS.verbosity > 0:
       raise  # --verbosity=1 shows where

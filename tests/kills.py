@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import many
 
-from sane_jax import effect_index
+from sane_jax.maps import index_arrays
 
 TAKEN = {"seconds", "images_per_second", "passes_of_this_run"}  # how long, or how much of it here
 LIVES = (2.0, 14.0)  # seconds between start and signal
@@ -94,7 +94,7 @@ def differences(one: pathlib.Path, two: pathlib.Path) -> list[str]:
     elif name != "explain/index.html":  # shows seconds; what it is made of was compared
       out.append(name)
   for split in ("index", "index_valid", "index_test"):
-    x, y = (effect_index.read_index(run / split) for run in (one, two))
+    x, y = (index_arrays.read_index(run / split) for run in (one, two))
     for part in ("embeddings", "effects"):
       a, b = (i.arrays[part].read().result() for i in (x, y))
       if not np.array_equal(a, b):

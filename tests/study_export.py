@@ -8,10 +8,11 @@ import time
 import numpy as np
 import uvicorn
 
-from sane_jax import forward_simulation, simulate_study
-from sane_jax.web.study import app as app_lib
-from sane_jax.web.study import questions as questions_lib
-from sane_jax.web.study import store as store_lib
+from sane_jax.study import export as export_lib
+from sane_jax.study import proxy
+from sane_jax.study.server import app as app_lib
+from sane_jax.study.server import questions as questions_lib
+from sane_jax.study.server import store as store_lib
 
 WAYS = ("random", "predicted", "sane")
 NAMES = ("red", "striped", "naïve <b>$x_1$</b> 青")
@@ -21,7 +22,7 @@ def make_material(pairs, size=48, seed=0):
   """Images of noise; whatever is shown is noise, too."""
   rng = np.random.default_rng(seed)
   small = rng.integers(0, 256, (2 * pairs, 4, 4, 3)).astype(np.uint8)
-  return forward_simulation.Material(
+  return proxy.Material(
     images=small.repeat(size // 4, 1).repeat(size // 4, 2),
     queries=np.arange(pairs),
     references=pairs + np.arange(pairs),
@@ -36,7 +37,7 @@ def make_material(pairs, size=48, seed=0):
 def make_items(material, pairs):
   pairs = np.asarray(pairs).reshape(-1, 2)
   answers = (material.scores[pairs[:, 1]] > material.scores[pairs[:, 0]]).astype(int)
-  return forward_simulation.Items(pairs, answers, answers * 0, answers * 0, 0.01)
+  return proxy.Items(pairs, answers, answers * 0, answers * 0, 0.01)
 
 
 def export(folder, *, items=10, practice=5, checks=2, key=3, size=48):
@@ -45,14 +46,14 @@ def export(folder, *, items=10, practice=5, checks=2, key=3, size=48):
   material = make_material(count, size)
   numbers = np.arange(count)
   cut = 2 * items, 2 * (items + practice), 2 * (items + practice + checks)
-  questions = simulate_study.Questions(
+  questions = export_lib.Questions(
     items=make_items(material, numbers[: cut[0]]),
     practice=make_items(material, numbers[cut[0] : cut[1]]),
     checks=numbers[cut[1] : cut[2]].reshape(-1, 2),
     check_answers=np.arange(checks) % 2,
     example=int(numbers[-1]),
   )
-  simulate_study.export_study(folder, material, questions, key=key, num_subjects=5)
+  export_lib.export_study(folder, material, questions, key=key, num_subjects=5)
   return folder
 
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import study_export
 
-from sane_jax.web.study import store as store_lib
+from sane_jax.study.server import store as store_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sane_jax import attribute_effects as lib
-from sane_jax.pair_terms import PairTerms
+from sane_jax.attributes import effects as lib
+from sane_jax.attributes.pairs import PairTerms
 
 # Attributes of 8 images; the score is a sum of what the attributes are worth.
 PRESENT = np.array(

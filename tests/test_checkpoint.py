@@ -5,8 +5,9 @@ import types
 import numpy as np
 import pytest
 
-from sane_jax import checkpoint
 from sane_jax.report import AttributeView, PairView, render_page
+from sane_jax.report import saved as saved_views
+from sane_jax.runs import npz
 
 
 def make_pair(**changes):
@@ -48,8 +49,8 @@ def test_a_pair_and_its_attributes_come_back_as_they_were(tmp_path):
     attributes=attributes, attribute_margin=np.float32(1.0), sentence="Why “x”.", kind="tops"
   )
   path = tmp_path / "pair.npz"
-  checkpoint.save_view(path, pair)
-  back = checkpoint.load_view(path)
+  saved_views.save_view(path, pair)
+  back = saved_views.load_view(path)
   assert back is not None
   assert len(back.attributes) == 12
   for one, other in zip(attributes, back.attributes, strict=True):
@@ -69,8 +70,8 @@ def test_a_pair_and_its_attributes_come_back_as_they_were(tmp_path):
 
 def test_a_pair_without_attributes_comes_back_without(tmp_path):
   path = tmp_path / "pair.npz"
-  checkpoint.save_view(path, make_pair())
-  back = checkpoint.load_view(path)
+  saved_views.save_view(path, make_pair())
+  back = saved_views.load_view(path)
   assert back is not None
   assert not back.attributes
   assert (back.attribute_margin, back.sentence, back.kind) == (None, "", "")
@@ -81,13 +82,13 @@ def test_what_cannot_be_read_is_no_pair(tmp_path, content):
   path = tmp_path / "pair.npz"
   if content is not None:
     path.write_bytes(content)
-  assert checkpoint.load_view(path) is None
+  assert saved_views.load_view(path) is None
 
 
 def test_what_would_be_pickled_is_refused_and_nothing_else_is_stored(tmp_path):
   path = tmp_path / "a.npz"
   with pytest.raises(TypeError, match=r"a\.npz: some would have to be pickled"):
-    checkpoint.write_arrays(path, {"x": np.zeros(2), "some": np.array([{}], object)})
+    npz.write_arrays(path, {"x": np.zeros(2), "some": np.array([{}], object)})
   assert not path.exists()
-  checkpoint.write_arrays(path, {"x": np.zeros(2)})
-  assert checkpoint.read_arrays(path).keys() == {"x"}
+  npz.write_arrays(path, {"x": np.zeros(2)})
+  assert npz.read_arrays(path).keys() == {"x"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sane_jax import clustering
+from sane_jax.attributes import clusters as clusters_lib
 from sane_jax.datasets import load
 
 
@@ -26,13 +26,13 @@ def world(n=240, seed=0):
 def test_maps_decide_what_is_clustered():
   features, saliency, shown, around = world()
   for maps, truth in ((saliency, shown), (None, around)):
-    vectors = clustering.pool(features, maps)
+    vectors = clusters_lib.pool(features, maps)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    clusters = clustering.find_clusters(vectors, (2, 3, 5, 8), seed=0)
+    clusters = clusters_lib.find_clusters(vectors, (2, 3, 5, 8), seed=0)
     assert len(clusters.centers) == 3  # the planted number, by the silhouette
     nearest = (vectors @ clusters.centers.T).argmax(axis=1)
     labels = np.arange(3) == truth[:, None]
-    found = clustering.agreement(clustering.assign(vectors, clusters), nearest, labels)
+    found = clusters_lib.agreement(clusters_lib.assign(vectors, clusters), nearest, labels)
     assert found.information > 0.5
     assert sorted(found.best) == [0, 1, 2]
     assert found.f1.min() > 0.95
@@ -43,33 +43,33 @@ def test_pooling_is_a_weighted_mean():
   weights = np.maximum(saliency, 0).reshape(2, 4, 2, 4, 2).mean((2, 4))
   brute = np.einsum("nhwc,nhw->nc", features, weights)
   brute /= np.linalg.norm(brute, axis=1, keepdims=True)
-  np.testing.assert_allclose(clustering.pool(features, saliency), brute, atol=1e-6)
-  assert (clustering.pool(features, 0 * saliency) == 0).all()
+  np.testing.assert_allclose(clusters_lib.pool(features, saliency), brute, atol=1e-6)
+  assert (clusters_lib.pool(features, 0 * saliency) == 0).all()
 
 
 def test_an_image_without_a_map_belongs_nowhere():
   features, saliency, _, _ = world()
-  clusters = clustering.find_clusters(clustering.pool(features, saliency), (3,), seed=0)
-  assert not clustering.assign(np.zeros((2, 9)), clusters).any()
-  members = clustering.assign(clustering.pool(features, saliency), clusters)
+  clusters = clusters_lib.find_clusters(clusters_lib.pool(features, saliency), (3,), seed=0)
+  assert not clusters_lib.assign(np.zeros((2, 9)), clusters).any()
+  members = clusters_lib.assign(clusters_lib.pool(features, saliency), clusters)
   assert (members.sum(axis=1) >= 1).all()
 
 
 def test_the_same_seed_finds_the_same():
-  vectors = clustering.pool(*world()[:2])
-  one, two = (clustering.find_clusters(vectors, (4, 6), seed=1) for _ in range(2))
+  vectors = clusters_lib.pool(*world()[:2])
+  one, two = (clusters_lib.find_clusters(vectors, (4, 6), seed=1) for _ in range(2))
   np.testing.assert_array_equal(one.centers, two.centers)
 
 
 def test_too_few_images_are_named():
   with pytest.raises(ValueError, match=r"5 images can't make 8, 16 clusters"):
-    clustering.find_clusters(np.eye(5), (8, 16), seed=0)
+    clusters_lib.find_clusters(np.eye(5), (8, 16), seed=0)
 
 
 def test_identical_images_are_no_crash():
   vectors = np.tile(np.eye(4)[:1], (30, 1))
-  clusters = clustering.find_clusters(vectors, (2, 3), seed=0)
-  assert clustering.assign(vectors, clusters).any(axis=1).all()
+  clusters = clusters_lib.find_clusters(vectors, (2, 3), seed=0)
+  assert clusters_lib.assign(vectors, clusters).any(axis=1).all()
 
 
 def test_discovered_attributes_take_the_place_of_the_others(tmp_path):

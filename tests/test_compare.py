@@ -10,8 +10,8 @@ from PIL import Image
 from scipy import stats
 
 import sane_jax
-from sane_jax import comparison
 from sane_jax.datasets import images as images_lib
+from sane_jax.maps import comparison
 from sane_jax.ops import effects
 from tests import encoders
 
@@ -367,7 +367,7 @@ def config(tmp_path, monkeypatch, rng):
 def test_the_job_compares_pairs_and_goes_on(config, tmp_path, capsys, monkeypatch):
   import json
 
-  from sane_jax import compare_models
+  from sane_jax.jobs import compare_models
 
   (tmp_path / "pairs.txt").write_text("0.png 1.png\n1.png 2.png\n")
   config.pairs, config.mode = "pairs.txt", "both"
@@ -394,7 +394,7 @@ def test_the_job_compares_pairs_and_goes_on(config, tmp_path, capsys, monkeypatc
 def test_the_job_lists_what_it_can_t_compare(config, tmp_path):
   import json
 
-  from sane_jax import compare_models
+  from sane_jax.jobs import compare_models
 
   (tmp_path / "3.png").write_bytes(b"no image")
   (tmp_path / "pairs.txt").write_text("0.png 1.png\n1.png 3.png\n")

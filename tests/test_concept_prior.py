@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sane_jax import concept_prior
+from sane_jax.attributes import concepts as concepts_lib
 
 
 def world(n=500, d=24, groups=160, seed=0, spaces=1):
@@ -29,10 +29,10 @@ def world(n=500, d=24, groups=160, seed=0, spaces=1):
 
 def fit(x, labels, pairs, seed=0, known=None, **settings):
   n = len(x)
-  return concept_prior.fit(
+  return concepts_lib.fit(
     x[:, None], np.zeros(n, int), np.zeros((1, 1), int), labels,
     np.ones(n, bool) if known is None else known, pairs, seed=seed,
-    settings=concept_prior.Settings(**settings),
+    settings=concepts_lib.Settings(**settings),
   )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_what_matters_is_found_with_its_sign_and_nothing_else():
   found = fit(x, labels, pairs)
   assert found.prior[0, 0] > 0.7  # more of it raises the score
   assert found.prior[0, 1] < 0.3  # more of it lowers it
-  assert (found.prior[0, 2:] == concept_prior.NEUTRAL).sum() >= 3
+  assert (found.prior[0, 2:] == concepts_lib.NEUTRAL).sum() >= 3
   assert found.accuracy[0, 0] > 0.8
   assert (found.vectors[0, 2:] == 0).all()  # no better than chance on images held out
   cosines = [abs(found.vectors[0, i] @ axes[i]) for i in range(2)]
@@ -86,7 +86,7 @@ def test_spaces_are_fitted_apart_and_pooled():
   types = (np.arange(len(x)) % 10 == 0).astype(int)
   conditions = np.array([[0, 1], [1, 2]])
   embeddings = np.stack([x, x], axis=1)
-  found = concept_prior.fit(
+  found = concepts_lib.fit(
     embeddings, types, conditions, labels, np.ones(len(x), bool), pairs, seed=0
   )
   assert np.isfinite(found.tcav[0, 0])
@@ -104,7 +104,7 @@ def test_attributes_that_cannot_be_fitted_are_neutral():
   labels[:, 2] = False
   labels[3, 2] = True  # one has it
   found = fit(x, labels, pairs)
-  assert (found.prior[0, :3] == concept_prior.NEUTRAL).all()
+  assert (found.prior[0, :3] == concepts_lib.NEUTRAL).all()
   assert np.isnan(found.tcav[0, :3]).all()
   assert np.isfinite(found.tcav[0, 3:]).all()
 
@@ -112,7 +112,7 @@ def test_attributes_that_cannot_be_fitted_are_neutral():
 def test_no_pairs_and_unknown_images_are_no_error():
   x, labels, pairs, _ = world(n=200, groups=40)
   found = fit(x, labels, np.zeros((0, 2), int))
-  assert (found.prior == concept_prior.NEUTRAL).all()
+  assert (found.prior == concepts_lib.NEUTRAL).all()
   known = np.arange(200) < 120
   dark = labels.copy()
   dark[120:] = True  # must not be looked at

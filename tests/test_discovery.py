@@ -9,10 +9,14 @@ import tiny_data
 import tiny_run
 from PIL import Image
 
-from sane_jax import clustering, discover_attributes, effect_index, pair_terms, training
+from sane_jax.attributes import clusters as clusters_lib
+from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
+from sane_jax.jobs import discover_attributes
+from sane_jax.maps import index_arrays
 from sane_jax.models import weights
+from sane_jax.runs import folder as run_folder
 
 NAMES = tiny_data.collection("train", groups=4).attribute_names
 COLOURS = set(NAMES[:4])
@@ -118,12 +122,12 @@ def test_the_pairs_stay_those_that_were_measured(done):
     assert set(again) <= set(drawn)
     lost = {p.query for p in drawn} - {p.query for p in again}
     assert not any(len(after.attributes[row]) for row in lost)
-    index = effect_index.read_index(pair_terms.index_folder(done, split))
+    index = index_arrays.read_index(pairs_lib.index_folder(done, split))
     embeddings = index.embeddings.read().result()
 
     def has_map(pair, index=index, embeddings=embeddings):
       position = int(np.searchsorted(index.queries, pair.query))
-      return effect_index.read_maps(index, position, [pair.reference], embeddings).any()
+      return index_arrays.read_maps(index, position, [pair.reference], embeddings).any()
 
     assert all(map(has_map, again))
     drawn_anew = collection_lib.draw_pairs(after._replace(pairs=()), limit=12, seed=0)
@@ -190,11 +194,11 @@ def test_discovered_attributes_are_not_asked_for_before_there_are_any(tmp_path, 
 
 
 def zero(folder):
-  index = effect_index.read_index(folder / "index")
-  for shard in range(effect_index.num_shards(len(index.queries))):
-    where = effect_index.shard_slice(shard, len(index.queries))
+  index = index_arrays.read_index(folder / "index")
+  for shard in range(index_arrays.num_shards(len(index.queries))):
+    where = index_arrays.shard_slice(shard, len(index.queries))
     values = np.zeros(index.effects[where].shape, np.float32)
-    effect_index.write_shard(index, "effects", shard, values)
+    index_arrays.write_shard(index, "effects", shard, values)
 
 
 def other_model(folder):
@@ -223,7 +227,7 @@ def test_what_is_wrong_with_the_index_is_named(copied, damage, words):
   damage(copied)
   with pytest.raises(ValueError, match=words):
     tiny_run.run_jobs(small(copied), "discover_attributes")
-  assert not training.is_finished(copied / "discovered")
+  assert not run_folder.is_finished(copied / "discovered")
 
 
 def test_settings_that_can_not_be_are_named(copied):
@@ -246,7 +250,7 @@ def test_settings_that_can_not_be_are_named(copied):
 
 def test_an_unreadable_image_costs_only_its_own_clusters(done, tmp_path, monkeypatch):
   train = split_of("train")
-  victim = int(effect_index.read_index(done / "index").queries[5])
+  victim = int(index_arrays.read_index(done / "index").queries[5])
   images = list(train.images)
   images[victim] = images[victim][:300]
   real = tiny_run.tiny_split
@@ -279,7 +283,7 @@ def test_positions_are_weighed_by_the_area_of_the_cells_on_them():
   brute = large.reshape(2, 7, 8, 7, 8).mean((2, 4)).reshape(2, 49)
   brute /= np.linalg.norm(brute, axis=1, keepdims=True)
   positions = np.broadcast_to(np.eye(49).reshape(7, 7, 49), (2, 7, 7, 49))
-  np.testing.assert_allclose(clustering.pool(positions, saliency), brute, atol=1e-6)
+  np.testing.assert_allclose(clusters_lib.pool(positions, saliency), brute, atol=1e-6)
 
 
 def test_maps_of_a_model_that_crops_lie_in_the_middle():
@@ -288,7 +292,7 @@ def test_maps_of_a_model_that_crops_lie_in_the_middle():
   positions = np.broadcast_to(np.eye(64).reshape(8, 8, 64), (3, 8, 8, 64))
   whole = np.pad(saliency, ((0, 0), (2, 2), (2, 2)))
   np.testing.assert_allclose(
-    clustering.pool(positions, saliency, 0.5), clustering.pool(positions, whole), atol=1e-6
+    clusters_lib.pool(positions, saliency, 0.5), clusters_lib.pool(positions, whole), atol=1e-6
   )
   spot = np.zeros((4, 4))
   spot[0, 3] = 1

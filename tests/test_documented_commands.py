@@ -26,8 +26,8 @@ from PIL import Image
 from test_study_results import people, write_database
 from test_whole_pipeline import SMALL, small_awa2
 
-from sane_jax import study_results
-from sane_jax.web.study import questions as questions_lib
+from sane_jax.study import results as results_lib
+from sane_jax.study.server import questions as questions_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -312,7 +312,7 @@ def answered(folder):
   """As people leave it."""
   asked = questions_lib.read_export(folder / "export")
   kinds = {item: kind for kind, items in asked.items.items() for item in items}
-  subjects, rows = people(study_results.read_key(folder / "export/key"), kinds, 25)
+  subjects, rows = people(results_lib.read_key(folder / "export/key"), kinds, 25)
   write_database(folder / "answers.sqlite", subjects, rows, asked.fingerprint)
 
 

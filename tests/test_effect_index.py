@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sane_jax import effect_index
+from sane_jax.maps import index_arrays
 
 N, T, D, GRID = 150, 3, 8, (2, 3)
 
@@ -16,14 +16,14 @@ def made(tmp_path, rng):
   embeddings = rng.normal(size=(N, T, D)).astype(np.float32)
   effects = rng.normal(size=(70, T, 6, D)).astype(np.float32)
   for part, values in (("embeddings", embeddings), ("effects", effects)):
-    for shard in effect_index.missing_shards(index, part):
-      where = effect_index.shard_slice(shard, len(values))
-      effect_index.write_shard(index, part, shard, values[where])
+    for shard in index_arrays.missing_shards(index, part):
+      where = index_arrays.shard_slice(shard, len(values))
+      index_arrays.write_shard(index, part, shard, values[where])
   return index, embeddings, effects
 
 
 def open_at(folder, queries, types, grid=GRID):
-  return effect_index.open_index(
+  return index_arrays.open_index(
     folder, queries=queries, types=types, num_types=T, grid=grid, embedding_size=D
   )
 
@@ -33,7 +33,7 @@ def test_maps_are_products_in_the_slots_of_each_others_types(made):
   for position in (0, 63, 64, 69):
     query = index.queries[position]
     references = [3, 149, 3, 77, 0]
-    maps = effect_index.read_maps(index, position, references, embeddings)
+    maps = index_arrays.read_maps(index, position, references, embeddings)
     for reference, out in zip(references, maps, strict=True):
       expected = sum(
         effects[position, index.types[reference], :, axis]
@@ -41,21 +41,21 @@ def test_maps_are_products_in_the_slots_of_each_others_types(made):
         for axis in range(D)
       )
       np.testing.assert_allclose(out.ravel(), expected, rtol=5e-3, atol=5e-3)  # float16's 11 bits
-  assert effect_index.read_maps(index, 0, [], embeddings).shape == (0, *GRID)
+  assert index_arrays.read_maps(index, 0, [], embeddings).shape == (0, *GRID)
 
 
 def test_a_shard_counts_once_it_is_marked(made, tmp_path):
   index, embeddings, _ = made
-  assert effect_index.missing_shards(index, "effects") == []
+  assert index_arrays.missing_shards(index, "effects") == []
   fresh = open_at(tmp_path / "other", index.queries, index.types)
-  assert effect_index.missing_shards(fresh, "embeddings") == [0, 1, 2]
+  assert index_arrays.missing_shards(fresh, "embeddings") == [0, 1, 2]
   # As if killed between the two writes of write_shard.
-  where = effect_index.shard_slice(1, N)
+  where = index_arrays.shard_slice(1, N)
   fresh.embeddings[where].write(embeddings[where]).result()
-  assert effect_index.missing_shards(fresh, "embeddings") == [0, 1, 2]
-  effect_index.write_shard(fresh, "embeddings", 1, embeddings[where])
+  assert index_arrays.missing_shards(fresh, "embeddings") == [0, 1, 2]
+  index_arrays.write_shard(fresh, "embeddings", 1, embeddings[where])
   again = open_at(tmp_path / "other", index.queries, index.types)
-  assert effect_index.missing_shards(again, "embeddings") == [0, 2]
+  assert index_arrays.missing_shards(again, "embeddings") == [0, 2]
   np.testing.assert_array_equal(again.embeddings[where].read().result(), embeddings[where])
 
 
@@ -63,7 +63,7 @@ def test_slots_that_are_zero_take_no_room(tmp_path, rng):
   index = open_at(tmp_path, np.arange(64), np.zeros(64, int))
   effects = np.zeros((64, T, 6, D), np.float32)
   effects[:, 0] = rng.normal(size=(64, 6, D))
-  effect_index.write_shard(index, "effects", 0, effects)
+  index_arrays.write_shard(index, "effects", 0, effects)
   size = sum(p.stat().st_size for p in (tmp_path / "effects").rglob("*") if p.is_file())
   assert size < 2 * 64 * 6 * D * 2
 
@@ -71,7 +71,7 @@ def test_slots_that_are_zero_take_no_room(tmp_path, rng):
 def test_bad_values_and_other_shapes(made, tmp_path):
   index, _, effects = made
   with pytest.raises(ValueError, match="65,504"):
-    effect_index.write_shard(index, "effects", 0, effects[:64] * 1e9)
+    index_arrays.write_shard(index, "effects", 0, effects[:64] * 1e9)
   with pytest.raises(ValueError, match="remove it and build it again"):
     open_at(tmp_path, index.queries, index.types, grid=(3, 3))
 
@@ -79,12 +79,12 @@ def test_bad_values_and_other_shapes(made, tmp_path):
 @pytest.mark.parametrize(("dtype", "kilobytes"), [("float16", 10), ("int8", 6)])
 def test_an_image_takes_few_bytes(tmp_path, rng, dtype, kilobytes):
   """64 cells and 64 axes, as in the paper, with the standard error's factor."""
-  index = effect_index.open_index(
+  index = index_arrays.open_index(
     tmp_path, queries=np.arange(64), types=np.zeros(64, int), num_types=1, grid=(8, 8),
     embedding_size=64, dtype=dtype, spread=8,
   )  # fmt: skip
   for part, shape in (("embeddings", (64,)), ("effects", (64, 64)), ("spread", (64, 8))):
-    effect_index.write_shard(index, part, 0, rng.normal(size=(64, 1, *shape)).astype(np.float32))
+    index_arrays.write_shard(index, part, 0, rng.normal(size=(64, 1, *shape)).astype(np.float32))
   size = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
   assert size / 64 < kilobytes * 1000
 
@@ -94,9 +94,9 @@ def test_it_grows_at_its_end_and_counts_what_is_there(tmp_path, rng):
   for count in (70, 150):
     types = np.zeros(count, int)
     index = open_at(tmp_path, np.arange(count), types)
-    for shard in effect_index.missing_shards(index, "embeddings"):
-      rows = effect_index.missing_rows(index, "embeddings", shard)
-      effect_index.write_shard(index, "embeddings", shard, values[rows])
+    for shard in index_arrays.missing_shards(index, "embeddings"):
+      rows = index_arrays.missing_rows(index, "embeddings", shard)
+      index_arrays.write_shard(index, "embeddings", shard, values[rows])
   assert index.finished["embeddings"].read().result().tolist() == [64, 64, 22]
   np.testing.assert_array_equal(index.embeddings.read().result(), values)
   with pytest.raises(ValueError, match="remove it and build it again"):

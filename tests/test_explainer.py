@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 import sane_jax
-from sane_jax import engine as engine_lib
+from sane_jax.maps import engine as engine_lib
 from sane_jax.ops import designs, fills
 from sane_jax.ops import effects as effects_lib
 from tests import encoders

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import sane_jax
-from sane_jax import effect_index, explanation_index
-from sane_jax.explanation_index import ExplanationIndex
+from sane_jax.maps import index as index_lib
+from sane_jax.maps import index_arrays
+from sane_jax.maps.index import ExplanationIndex
 from sane_jax.ops import effects as effects_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -292,13 +293,13 @@ def test_the_url_of_a_key_value_store(folder):
 
 def test_a_data_set_s_index_opens_by_ids(tmp_path, rng):
   queries, types = np.array([1, 4]), np.array([0, 1, 1, 0, 1])
-  index = effect_index.open_index(
+  index = index_arrays.open_index(
     tmp_path, queries=queries, types=types, num_types=2, grid=(2, 2), embedding_size=8
   )
   values = {"embeddings": rng.normal(size=(5, 2, 8)), "effects": rng.normal(size=(2, 2, 4, 8))}
   for part, array in values.items():
-    effect_index.write_shard(index, part, 0, array)
-  explanation_index.write_manifest(
+    index_arrays.write_shard(index, part, 0, array)
+  index_lib.write_manifest(
     tmp_path, index, ids=["a", "b", "c", "d", "e"], settings={"design": "hadamard"},
     left_out={"c": "broken"},
   )  # fmt: skip
@@ -321,14 +322,14 @@ def test_a_data_set_s_index_opens_by_ids(tmp_path, rng):
 def test_a_space_that_was_not_measured_is_no_flat_map(tmp_path, rng):
   """A data set's index has, of an image, the spaces of its matches; zeros stand in the others."""
   queries, types = np.array([0]), np.array([0, 0, 1])
-  index = effect_index.open_index(
+  index = index_arrays.open_index(
     tmp_path, queries=queries, types=types, num_types=2, grid=(2, 2), embedding_size=8
   )
   effects = rng.normal(size=(1, 2, 4, 8))
   effects[0, 1] = 0
-  effect_index.write_shard(index, "embeddings", 0, rng.normal(size=(3, 2, 8)))
-  effect_index.write_shard(index, "effects", 0, effects)
-  explanation_index.write_manifest(
+  index_arrays.write_shard(index, "embeddings", 0, rng.normal(size=(3, 2, 8)))
+  index_arrays.write_shard(index, "effects", 0, effects)
+  index_lib.write_manifest(
     tmp_path, index, ids=["a", "b", "c"], settings={"design": "hadamard"}, left_out={}
   )
   opened = ExplanationIndex(tmp_path)

@@ -15,9 +15,13 @@ import tiny_run
 from PIL import Image
 
 import sane_jax
-from sane_jax import effect_index, files, sharding, training
 from sane_jax.datasets import pipeline
-from sane_jax.explanation_index import ExplanationIndex
+from sane_jax.maps import index_arrays
+from sane_jax.maps.index import ExplanationIndex
+from sane_jax.runs import files
+from sane_jax.runs import folder as run_folder
+from sane_jax.training import checkpoints as checkpoints_lib
+from sane_jax.training import loop, sharding
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "sane_jax"
 
@@ -45,10 +49,10 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path, rng, sma
     sharding.replicate(mesh, {"w": rng.normal(size=(400, 300)).astype(np.float32)})
     for _ in range(2)
   ]
-  checkpoints = training.Checkpoints(tmp_path)
+  checkpoints = checkpoints_lib.Checkpoints(tmp_path)
   checkpoints.save(1, states[0], {})
   checkpoints.close()
-  checkpoints = training.Checkpoints(tmp_path)
+  checkpoints = checkpoints_lib.Checkpoints(tmp_path)
 
   def save():
     checkpoints.save(2, states[1], {})
@@ -58,13 +62,13 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path, rng, sma
   with pytest.raises(OSError, match=r"could not be written.*kept"):
     save()
   small_disk.make_room()
-  again = training.Checkpoints(tmp_path)
+  again = checkpoints_lib.Checkpoints(tmp_path)
   step, state, _ = again.restore(states[1])
   assert step == 1
   jax.tree.map(np.testing.assert_array_equal, state, states[0])
   again.save(2, states[1], {})
   again.close()
-  assert training.Checkpoints(tmp_path).restore(states[0])[0] == 2
+  assert checkpoints_lib.Checkpoints(tmp_path).restore(states[0])[0] == 2
 
 
 def test_a_report_that_does_not_fit_leaves_the_one_before(tmp_path, small_disk):
@@ -78,7 +82,7 @@ def test_a_report_that_does_not_fit_leaves_the_one_before(tmp_path, small_disk):
 
 
 def test_metrics_on_a_full_disk(tmp_path):
-  writer = training.MetricWriter(tmp_path, first_step=0)
+  writer = loop.MetricWriter(tmp_path, first_step=0)
   path = tmp_path / "metrics.jsonl"
   path.unlink()
   path.symlink_to("/dev/full")
@@ -90,7 +94,7 @@ def test_a_training_whose_disk_fills_goes_on_to_the_same_end(tmp_path, monkeypat
   """The disk is full at the second checkpoint; then there is room again."""
   small = {"similarity__num_steps": 15, "similarity__save_every_steps": 5}
   tiny_run.run_jobs(tiny_run.tiny_config(tmp_path / "whole", **small), "train_similarity")
-  save, calls = training.ocp.CheckpointManager.save, []
+  save, calls = loop.ocp.CheckpointManager.save, []
 
   def full(*args, **kwargs):
     calls.append(args)
@@ -98,14 +102,14 @@ def test_a_training_whose_disk_fills_goes_on_to_the_same_end(tmp_path, monkeypat
       raise OSError(errno.ENOSPC, "No space left on device")
     return save(*args, **kwargs)
 
-  monkeypatch.setattr(training.ocp.CheckpointManager, "save", full)
+  monkeypatch.setattr(loop.ocp.CheckpointManager, "save", full)
   config = tiny_run.tiny_config(tmp_path / "full", **small)
   with pytest.raises(OSError, match=r"checkpoints could not be written: No space left.*kept"):
     tiny_run.run_jobs(config, "train_similarity")
   tiny_run.run_jobs(config, "train_similarity")
   one, two = (tmp_path / name / "similarity" for name in ("whole", "full"))
   assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
-  assert training.read_metrics(one) == training.read_metrics(two)
+  assert loop.read_metrics(one) == loop.read_metrics(two)
 
 
 def test_a_folder_that_can_not_be_written(tmp_path, monkeypatch):
@@ -114,7 +118,7 @@ def test_a_folder_that_can_not_be_written(tmp_path, monkeypatch):
 
   monkeypatch.setattr(files.tempfile, "mkstemp", read_only)
   with pytest.raises(OSError, match=r"finished.json could not be written: Read-only.*mend"):
-    training.finish(tmp_path, {})
+    run_folder.finish(tmp_path, {})
 
 
 @pytest.mark.parametrize("how", ["moved", "emptied"])
@@ -180,9 +184,9 @@ def test_outfits_that_go_away_are_measured_later(tmp_path, monkeypatch):
     tiny_run.run_jobs(tiny_run.tiny_config(tmp_path / "part"), "build_index")
   monkeypatch.setattr(tiny_run, "tiny_split", split)
   tiny_run.run_jobs(tiny_run.tiny_config(tmp_path / "part"), "build_index")
-  finished = training.read_json(tmp_path / "part/index/finished.json")
+  finished = run_folder.read_json(tmp_path / "part/index/finished.json")
   assert not finished["images_that_could_not_be_read"]
-  one, two = (effect_index.read_index(tmp_path / name / "index") for name in ("whole", "part"))
+  one, two = (index_arrays.read_index(tmp_path / name / "index") for name in ("whole", "part"))
   for part in ("embeddings", "effects"):
     a, b = (index.arrays[part].read().result() for index in (one, two))
     np.testing.assert_array_equal(a, b)

@@ -8,9 +8,14 @@ import pytest
 import tiny_data
 from scipy import stats
 
-from sane_jax import concept_prior, effect_index, fit_concepts, pair_terms, training
+from sane_jax.attributes import concepts as concepts_lib
+from sane_jax.attributes import pairs as pairs_lib
+from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
+from sane_jax.jobs import fit_concepts
+from sane_jax.maps import index_arrays
 from sane_jax.ops import concepts
+from sane_jax.runs import folder as run_folder
 
 NAMES = ("shared", "differing", "noise", "none", "all", "one")
 N, D = 400, 16
@@ -44,20 +49,20 @@ def planted(num_types=1, seed=0):
 
 def write_index(workdir, embeddings, collection):
   """As build_index leaves it, without effects."""
-  folder = pair_terms.index_folder(workdir, "train")
+  folder = pairs_lib.index_folder(workdir, "train")
   n, t, d = embeddings.shape
-  index = effect_index.open_index(
+  index = index_arrays.open_index(
     folder, queries=np.arange(1), types=collection.types if t > 1 else np.zeros(n, np.int32),
     num_types=t, grid=(1, 1), embedding_size=d,
   )  # fmt: skip
-  effect_index.describe(folder, index)
+  index_arrays.describe(folder, index)
   index.embeddings[:].write(embeddings).result()
-  content = training.hash_images(collection)
-  training.finish(folder, {"fingerprint": "first", "content": content})
+  content = collection_lib.hash_images(collection)
+  run_folder.finish(folder, {"fingerprint": "first", "content": content})
 
 
 def config(workdir, **fields):
-  settings = concept_prior.Settings()._asdict() | {"folder": "concepts"} | fields
+  settings = concepts_lib.Settings()._asdict() | {"folder": "concepts"} | fields
   return ml_collections.ConfigDict(
     {"workdir": str(workdir), "key": 0, "data": {}, "concepts": settings}
   )
@@ -87,7 +92,7 @@ def test_planted_attributes_are_found_and_the_rest_is_named(run, tmp_path, num_t
   assert (found["prior"][:, 0] > 0.7).all()  # more of it raises the score
   # Each pair counts both ways round: what one of them has gains as often as it loses.
   np.testing.assert_allclose(found["tcav"][:, 1], 0.5, atol=0.1)
-  assert (found["prior"][:, 1:] == concept_prior.NEUTRAL).all()
+  assert (found["prior"][:, 1:] == concepts_lib.NEUTRAL).all()
   for axis in range(2):
     assert (found["vectors"][:, axis] @ axes[axis] > 0.9).all()  # towards the attribute
   np.testing.assert_allclose(np.linalg.norm(found["vectors"][:, :2], axis=2), 1, atol=1e-5)
@@ -99,7 +104,7 @@ def test_planted_attributes_are_found_and_the_rest_is_named(run, tmp_path, num_t
   table = (tmp_path / "concepts/concepts.md").read_text()
   assert "| shared |" in table
   assert "| none |" not in table
-  read = pair_terms.read_concepts(tmp_path / "concepts", NAMES, "planted")
+  read = concepts_lib.read_concepts(tmp_path / "concepts", NAMES, "planted")
   np.testing.assert_array_equal(read.prior, found["prior"])
 
 
@@ -128,11 +133,11 @@ def test_where_nothing_can_be_fitted_all_is_neutral(run, tmp_path, capsys):
   embeddings, collection, _ = planted()
   write_index(tmp_path, embeddings, collection)
   found, finished = run(collection, min_images=N)
-  assert (found["prior"] == concept_prior.NEUTRAL).all()
+  assert (found["prior"] == concepts_lib.NEUTRAL).all()
   assert (found["vectors"] == 0).all()
   assert set(finished["neutral"]) == set(NAMES)
   assert "neutral for all" in capsys.readouterr().out
-  pair_terms.read_concepts(tmp_path / "concepts", NAMES, "planted")
+  concepts_lib.read_concepts(tmp_path / "concepts", NAMES, "planted")
 
 
 def test_matching_pairs_are_all_of_the_groups_or_a_draw_of_them(monkeypatch):
@@ -171,9 +176,9 @@ def test_p_values_of_labels_that_mean_nothing_are_uniform(monkeypatch, size, of_
     choice = np.flatnonzero(types == 0) if of_one_type else np.arange(n)
     for column in labels.T:
       column[rng.choice(choice, size, replace=False)] = True
-    found = concept_prior.fit(
+    found = concepts_lib.fit(
       embeddings.astype(np.float32), types, conditions, labels, np.ones(n, bool), pairs, seed=seed,
-      settings=concept_prior.Settings(num_random=300),
+      settings=concepts_lib.Settings(num_random=300),
     )  # fmt: skip
     pooled.append(found.pooled_p_value)
     apart.append(found.p_value[np.isfinite(found.p_value)])
@@ -192,7 +197,7 @@ def test_random_concepts_have_as_many_images_of_each_type():
   labels[:30, 0] = True
   labels[:100, 1], labels[100:107, 1] = True, True
   labels[:, 2] = True
-  sizes, order = concept_prior._random_concepts(types, labels, known, 50, rng)
+  sizes, order = concepts_lib._random_concepts(types, labels, known, 50, rng)
   total = np.bincount(types[known])
   for attribute, have in enumerate(labels.T):
     sets = order < sizes[types, attribute]

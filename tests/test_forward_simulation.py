@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sane_jax import forward_simulation as simulation
-from sane_jax.forward_simulation import CONDITIONS, Items, Material, Result
+from sane_jax.study import proxy as simulation
+from sane_jax.study.proxy import CONDITIONS, Items, Material, Result
 
 NAMES = 6
 

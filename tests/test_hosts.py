@@ -2,7 +2,7 @@
 
 import pytest
 
-from sane_jax import hosts
+from sane_jax.runs import hosts
 
 SLURM = {
   "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "8", "SLURM_PROCID": "3",

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sane_jax import explain, main
+from sane_jax import main
+from sane_jax.jobs import explain
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -293,7 +294,7 @@ def test_interrupted_it_says_so_and_writes_what_it_has(folder):
 
 def test_an_index_of_a_folder_grows_with_it(folder, capsys):
   import sane_jax
-  from sane_jax import build_index
+  from sane_jax.jobs import build_index
 
   (folder / "photos/photo 3.png").write_bytes(b"no picture")
   last = folder / "photos/photo 4.png"
@@ -317,7 +318,7 @@ def test_an_index_of_a_folder_grows_with_it(folder, capsys):
 
 
 def test_evaluation_tabulates_and_resumes(folder):
-  from sane_jax import compare_generators
+  from sane_jax.jobs import compare_generators
 
   (folder / "pairs.csv").write_text(
     "".join(f"photos/photo {i}.png,photos/photo {j}.png\n" for i in range(3) for j in (3, 4))
@@ -356,7 +357,7 @@ def test_evaluation_tabulates_and_resumes(folder):
 
 
 def test_benchmark_reports_ratios(folder, capsys):
-  from sane_jax import benchmark
+  from sane_jax.jobs import benchmark
 
   tiny = config("benchmark")
   del tiny["image_size"]

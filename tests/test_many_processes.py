@@ -15,8 +15,9 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import many
 
-from sane_jax import effect_index, training
-from sane_jax.explanation_index import ExplanationIndex
+from sane_jax.maps import index_arrays
+from sane_jax.maps.index import ExplanationIndex
+from sane_jax.training import loop
 
 CASES = [(2, 2)]
 if os.environ.get("SANE_JAX_MATRIX"):
@@ -104,7 +105,7 @@ def test_the_answers_are_those_of_one_process_and_device(home, processes, device
       assert "build_index: " not in other
   name, apart = f"{processes}x{devices}", {}
   for part in TRAINED:
-    one, other = (training.read_metrics(home / f / part) for f in ("1x1", name))
+    one, other = (loop.read_metrics(home / f / part) for f in ("1x1", name))
     assert [r["step"] for r in one] == [r["step"] for r in other]
     lines = [both for both in zip(one, other, strict=True) if "train/loss" in both[0]]
     apart[f"losses of {part}"] = max(abs(a["train/loss"] - b["train/loss"]) for a, b in lines)
@@ -115,8 +116,8 @@ def test_the_answers_are_those_of_one_process_and_device(home, processes, device
       abs(a[k] - b[k]) for a, b in lines for k in a if k.startswith("train/")
     )
   for split in ("index", "index_valid", "index_test"):
-    one, other = (effect_index.read_index(home / f / split) for f in ("1x1", name))
-    assert not effect_index.missing_shards(other, "effects")
+    one, other = (index_arrays.read_index(home / f / split) for f in ("1x1", name))
+    assert not index_arrays.missing_shards(other, "effects")
     for part in ("embeddings", "effects"):
       a, b = (np.asarray(i.arrays[part].read().result(), np.float64) for i in (one, other))
       # float16 keeps 11 bits: values that are rounded apart differ by its last one.

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 import sane_jax
-from sane_jax import explain, photo_attributes
+from sane_jax.attributes import table as attribute_table
+from sane_jax.jobs import explain
 
 
 def patch_means(_, images):
@@ -51,7 +52,7 @@ def test_a_table_is_read_with_its_problems(photos, tmp_path):
     tmp_path / "t.csv", ("file", *NAMES),
     [*rows, rows[0], ("none.png", 1, 0), ("p01.png", 1), ("p00.png", "maybe", 1), ("", "", "")],
   )  # fmt: skip
-  table = photo_attributes.read_table(path, folder)
+  table = attribute_table.read_table(path, folder)
   assert table.names == NAMES
   np.testing.assert_array_equal(table.labels, np.array([row[1:] for row in rows], bool))
   assert len(table.problems) == 4
@@ -64,7 +65,7 @@ def test_words_and_a_byte_order_mark_are_read(photos, tmp_path):
   folder, _ = photos
   text = "\ufefffile, red ,striped\np00.png,Yes,no\n p01.png,FALSE,x\n"
   (tmp_path / "t.csv").write_text(text, encoding="utf-8")
-  table = photo_attributes.read_table(tmp_path / "t.csv", folder)
+  table = attribute_table.read_table(tmp_path / "t.csv", folder)
   assert table.names == NAMES
   np.testing.assert_array_equal(table.labels, [[True, False], [False, True]])
 
@@ -83,19 +84,19 @@ def test_words_and_a_byte_order_mark_are_read(photos, tmp_path):
 def test_a_table_that_cannot_be_used_says_why(photos, tmp_path, text, words):
   (tmp_path / "t.csv").write_text(text)
   with pytest.raises(ValueError, match=words):
-    photo_attributes.read_table(tmp_path / "t.csv", photos[0])
+    attribute_table.read_table(tmp_path / "t.csv", photos[0])
   with pytest.raises(ValueError, match="can't be read"):
-    photo_attributes.read_table(tmp_path / "missing.csv")
+    attribute_table.read_table(tmp_path / "missing.csv")
 
 
 def test_the_head_is_scikit_learns_and_its_map_has_the_logit_as_mean():
   rng = np.random.default_rng(1)
   features = rng.normal(size=(80, 30)) * rng.uniform(0.1, 5, 30) + 3
   labels = np.stack([features[:, 3] > 3, features[:, 7] + features[:, 8] > 7], axis=1)
-  head = photo_attributes.fit_head(features, labels)
+  head = attribute_table.fit_head(features, labels)
   logits = features @ head.weights.T + head.bias
   assert ((logits > 0) == labels).mean() > 0.9
-  skills = photo_attributes.skills(features, np.concatenate([labels, rng.random((80, 1)) < 0.4], 1))
+  skills = attribute_table.skills(features, np.concatenate([labels, rng.random((80, 1)) < 0.4], 1))
   assert min(skills[:2]) > 0.7
   assert 0.25 < skills[2] < 0.75
 
@@ -105,12 +106,12 @@ def test_attributes_are_learned_and_explain(photos, tmp_path):
   path = write(
     tmp_path / "t.csv", ("file", *NAMES, "rare"), [(*row, int(row[0] == "p00.png")) for row in rows]
   )
-  table = photo_attributes.read_table(path, folder)
+  table = attribute_table.read_table(path, folder)
   explainer = sane_jax.Explainer(
     sane_jax.from_jax(patch_means, None, image_size=64, name="colours"), design="hadamard",
     num_masks=128, fill="white",
   )  # fmt: skip
-  learned = photo_attributes.learn(table, explainer, calibration_photos=3)
+  learned = attribute_table.learn(table, explainer, calibration_photos=3)
   assert learned.names == NAMES
   assert "rare: 1 photos have it and 23 do not; 3 of each are needed" in learned.left_out
   assert min(learned.skills) > 0.8
@@ -131,14 +132,14 @@ def test_no_attribute_can_be_learned(photos, tmp_path):
   path = write(
     tmp_path / "t.csv", ("file", "one"), [(row[0], int(n == 0)) for n, row in enumerate(rows)]
   )
-  table = photo_attributes.read_table(path, folder)
+  table = attribute_table.read_table(path, folder)
   explainer = sane_jax.Explainer(
     sane_jax.from_jax(patch_means, None, image_size=64), design="rise", num_masks=10
   )
   with pytest.raises(ValueError, match="no attribute can be learned from 24 photos: one: 1 photos"):
-    photo_attributes.learn(table, explainer)
+    attribute_table.learn(table, explainer)
   with pytest.raises(ValueError, match="phi has 4 weights"):
-    photo_attributes.learn(table, explainer, phi=(1.0, 1.0, 0.0, 0.0))
+    attribute_table.learn(table, explainer, phi=(1.0, 1.0, 0.0, 0.0))
 
 
 def test_the_job_takes_a_table(photos, tmp_path, monkeypatch, capsys):

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 import sane_jax
-from sane_jax import concept_prior, pair_terms, ranker, recognition
+from sane_jax.attributes import concepts as concepts_lib
+from sane_jax.attributes import quality
 from sane_jax.datasets import outfits_drawn
+from sane_jax.maps import reasons
 from sane_jax.ops import ranking
 
 SIDE = 64
@@ -97,9 +99,9 @@ def concepts_of(drawn, attribute):
   x = whole_embeddings(drawn, attribute)
   have = np.flatnonzero(labels[:, attribute])
   pairs = np.array([(q, r) for q in have for r in have if q != r])
-  found = concept_prior.fit(
+  found = concepts_lib.fit(
     x[:, None], np.zeros(len(x), int), np.zeros((1, 1), int), labels, np.ones(len(x), bool), pairs,
-    settings=concept_prior.Settings(num_random=10, min_images=5),
+    settings=concepts_lib.Settings(num_random=10, min_images=5),
   )  # fmt: skip
   return found.prior[0], found.vectors[0]
 
@@ -116,18 +118,18 @@ def explained(drawn, attribute):
     model = planted_model(drawn, attribute, [query, reference])
     explainer = sane_jax.Explainer(model, design="hadamard", num_masks=128, fill="grey")
     e = explainer.explain(drawn[0][query], drawn[0][reference])
-    rank = ranker.make_ranker(
+    rank = reasons.make_ranker(
       drawn[3], lambda _, row=query: oracle(drawn, row), concepts, (0.25,) * 4, ranking.RAW
     )
     e.ranker = rank
     each = {a.name: a.terms for a in e.attributes}
-    terms.append([[each[name][term] for name in drawn[3]] for term in pair_terms.TERMS])
+    terms.append([[each[name][term] for name in drawn[3]] for term in ranking.TERMS])
     mask = masks[query][attribute][None] > 0.5
     if mask.any():
-      aims.append(recognition.mass_inside(e.saliency_map[None], mask)[0] / mask.mean())
+      aims.append(quality.mass_inside(e.saliency_map[None], mask)[0] / mask.mean())
       column = [a.name for a in e.attributes].index(drawn[3][attribute])
       seen = e.attribute_regions[:, column][e.query_cells]
-      regions.append(recognition.mass_inside(seen[None], mask)[0] / mask.mean())
+      regions.append(quality.mass_inside(seen[None], mask)[0] / mask.mean())
   return np.array(terms).swapaxes(0, 1), aims, regions
 
 

@@ -8,7 +8,7 @@ import sys
 import many
 import pytest
 
-from sane_jax import processes
+from sane_jax.runs import processes
 
 # Three processes: what they share first, then what befalls the last of them.
 SCRIPT = """

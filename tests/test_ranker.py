@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sane_jax import ranker
+from sane_jax.attributes import trained
+from sane_jax.maps import reasons
 from sane_jax.ops import ranking
 
 NAMES = ("striped", "collared", "red")
@@ -18,7 +19,7 @@ def look(image):
 
 def rank(saliency, phi=(0.0, 1.0, 0.0, 0.0), embeddings=None, vectors=None, thresholds=None):
   vectors = np.zeros((3, 5)) if vectors is None else vectors
-  made = ranker.make_ranker(NAMES, look, (np.full(3, 0.5), vectors), phi, ranking.RAW, thresholds)
+  made = reasons.make_ranker(NAMES, look, (np.full(3, 0.5), vectors), phi, ranking.RAW, thresholds)
   return made(np.zeros((8, 8, 3), np.float32), saliency, embeddings)
 
 
@@ -116,22 +117,22 @@ def test_a_flat_map_is_not_talked_up():
 def test_places(where, words):
   weights = np.zeros((4, 4))
   weights[where] = 1
-  assert ranker.place(weights) == words
+  assert reasons.place(weights) == words
 
 
 def test_a_ranking_survives_its_file(tmp_path):
   quantiles = np.random.default_rng(0).random((4, 9))
-  tuned = ranker.Ranking(
+  tuned = trained.Ranking(
     {"all terms": (0.4, 0.3, 0.2, 0.1)}, ranking.Calibration(quantiles),
     np.array([0.1, np.inf]), ("ø", "b"),
   )  # fmt: skip
-  ranker.write_ranking(tmp_path, tuned)
-  again = ranker.read_ranking(tmp_path)
+  trained.write_ranking(tmp_path, tuned)
+  again = trained.read_ranking(tmp_path)
   assert again.phi == tuned.phi
   assert again.names == tuned.names
   np.testing.assert_array_equal(again.calibration.quantiles, tuned.calibration.quantiles)
   np.testing.assert_array_equal(again.thresholds, tuned.thresholds)
   with pytest.raises(ValueError, match="tune_ranking first"):
-    ranker.read_ranking(tmp_path / "none")
+    trained.read_ranking(tmp_path / "none")
   with pytest.raises(ValueError, match="tuned for 2 attributes"):
-    ranker.check_names(tuned, ("a",))
+    trained.check_names(tuned, ("a",))

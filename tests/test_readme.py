@@ -24,7 +24,7 @@ def test_files_configs_and_names_exist(page):
 
 def test_readme_names_every_design_and_the_explanations_attributes():
   text = (ROOT / "README.md").read_text()
-  from sane_jax import explainer
+  from sane_jax.maps import explainer
 
   for name in explainer.DESIGNS:
     assert f"`{name}`" in text

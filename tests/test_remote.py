@@ -19,9 +19,12 @@ import tiny_run
 from PIL import Image
 
 import sane_jax
-from sane_jax import checkpoint, files, sharding, training
 from sane_jax.datasets import images, load, outfits_drawn, photos
-from sane_jax.explanation_index import ExplanationIndex
+from sane_jax.maps.index import ExplanationIndex
+from sane_jax.runs import files
+from sane_jax.runs import folder as run_folder
+from sane_jax.training import checkpoints as checkpoints_lib
+from sane_jax.training import loop, sharding
 
 pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
@@ -119,7 +122,7 @@ def test_a_write_that_fails_leaves_what_was_there(failing):
 
 def test_what_is_missing_is_named(monkeypatch):
   with pytest.raises(OSError, match=r"nobody-s/run.*make the bucket nobody-s, or correct its name"):
-    checkpoint.writable_folder(files.at("s3://nobody-s/run"))
+    run_folder.writable_folder(files.at("s3://nobody-s/run"))
   with pytest.raises(OSError, match=r"make the bucket nobody-s"):
     photos.list_photos("s3://nobody-s/photos")
   with pytest.raises(ValueError, match=r"no such folder"):
@@ -132,7 +135,7 @@ def test_what_is_missing_is_named(monkeypatch):
   bucket.forget_clients()
   try:
     with pytest.raises(OSError, match=r"AWS_ACCESS_KEY_ID.*aws configure"):
-      checkpoint.writable_folder(files.at(f"{URL}/run"))
+      run_folder.writable_folder(files.at(f"{URL}/run"))
   finally:
     monkeypatch.undo()
     bucket.forget_clients()
@@ -141,7 +144,7 @@ def test_what_is_missing_is_named(monkeypatch):
 def test_a_library_that_is_missing_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, "gcsfs", None)
   with pytest.raises(OSError, match=r"pip install 'sane_jax\[gcs\]'"):
-    checkpoint.writable_folder(files.at("gs://bucket/run"))
+    run_folder.writable_folder(files.at("gs://bucket/run"))
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
@@ -155,20 +158,20 @@ def state_of(seed):
 
 def test_checkpoints_are_whole_and_two(store, failing, monkeypatch):
   run = files.at(f"{URL}/checkpoints_alone")
-  checkpoints = training.open_checkpoints(run)
+  checkpoints = checkpoints_lib.open_checkpoints(run)
   for step in (1, 2, 3):
     checkpoints.save(step, state_of(step), {"data": step})
   checkpoints.close()
   names = [entry.name for entry in files.scandir(run / "checkpoints")]
   assert sorted(names) == ["000000002.msgpack", "000000003.msgpack"]
 
-  checkpoints = training.open_checkpoints(run)
+  checkpoints = checkpoints_lib.open_checkpoints(run)
   failing.add("put_object")
   checkpoints.save(4, state_of(4), {})
   with pytest.raises(OSError, match="could not be written"):
     checkpoints.close()
   failing.clear()
-  again = training.open_checkpoints(run)
+  again = checkpoints_lib.open_checkpoints(run)
   step, state, meta = again.restore(state_of(0))
   assert (step, meta) == (3, {"data": 3})
   jax.tree.map(np.testing.assert_array_equal, state, state_of(3))
@@ -183,7 +186,7 @@ def test_checkpoints_are_whole_and_two(store, failing, monkeypatch):
   jax.tree.map(lambda x: x.delete(), state)
   slow.set()
   again.close()
-  step, state, _ = training.open_checkpoints(run).restore(state_of(0))
+  step, state, _ = checkpoints_lib.open_checkpoints(run).restore(state_of(0))
   assert step == 5
   jax.tree.map(np.testing.assert_array_equal, state, state_of(5))
 
@@ -192,7 +195,7 @@ def test_a_damaged_checkpoint_is_named():
   run = files.at(f"{URL}/damaged")
   files.write_bytes(run / "checkpoints" / "000000007.msgpack", b"\x81\xa5state")
   with pytest.raises(ValueError, match=r"step 7 .* damaged .*remove"):
-    training.open_checkpoints(run).restore(state_of(0))
+    checkpoints_lib.open_checkpoints(run).restore(state_of(0))
 
 
 # --- whole jobs -----------------------------------------------------------------------------------
@@ -241,7 +244,7 @@ def test_all_of_a_run_is_the_same_in_a_bucket(tmp_path, store, monkeypatch):
   tiny_run.run_jobs(tiny_run.tiny_config(here, **fields), *JOBS)
   config = tiny_run.tiny_config(f"{URL}/run", **fields)
 
-  real = training.MetricWriter.write_scalars
+  real = loop.MetricWriter.write_scalars
 
   def stop(writer, step, scalars):  # once
     real(writer, step, scalars)
@@ -250,7 +253,7 @@ def test_all_of_a_run_is_the_same_in_a_bucket(tmp_path, store, monkeypatch):
       os.kill(os.getpid(), signal.SIGTERM)
 
   stopped = []
-  monkeypatch.setattr(training.MetricWriter, "write_scalars", stop)
+  monkeypatch.setattr(loop.MetricWriter, "write_scalars", stop)
   for job in JOBS:
     if job == "train_similarity":
       with pytest.raises(InterruptedError, match="stopped after step"):
@@ -299,9 +302,9 @@ def test_photos_and_their_index(tmp_path, store, rng):
   pairs, problems = photos.read_pairs(f"{URL}/photos/pairs.txt")
   assert [str(pair.reference) for pair in pairs] == [f"{URL}/photos/{n}.png" for n in (1, 3)]
   assert not problems
-  from sane_jax import photo_attributes
+  from sane_jax.attributes import table as attribute_table
 
-  table = photo_attributes.read_table(f"{URL}/photos/table.csv")
+  table = attribute_table.read_table(f"{URL}/photos/table.csv")
   assert [path.name for path in table.paths] == ["0.png", "1.png"]
   assert "no.png" in table.problems[0]
 

@@ -5,8 +5,8 @@ import pytest
 import tiny_data
 from sklearn import metrics
 
-from sane_jax import retrieval
 from sane_jax.datasets.collection import Compatibility, Question
+from sane_jax.training import retrieval
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sane_jax import sanity_checks
+from sane_jax.maps import sanity_checks
 
 TREE = {
   "params": {

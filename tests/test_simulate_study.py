@@ -14,10 +14,11 @@ import study_export
 import tiny_data
 from PIL import Image
 
-from sane_jax import simulate_study
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
-from sane_jax.forward_simulation import CONDITIONS
+from sane_jax.jobs import simulate_study
+from sane_jax.study import export as export_lib
+from sane_jax.study.proxy import CONDITIONS
 
 WAYS = ("random", "predicted", "sane")
 
@@ -169,7 +170,7 @@ def test_an_interrupted_run_comes_to_the_same(study, tmp_path):
   write_material(tmp_path, split)
   config = make_config(tmp_path)
   with (
-    mock.patch.object(simulate_study, "_png", side_effect=KeyboardInterrupt),
+    mock.patch.object(export_lib, "_png", side_effect=KeyboardInterrupt),
     pytest.raises(KeyboardInterrupt),
   ):
     run(config, split)
@@ -254,7 +255,7 @@ def contents(folder):
 def exported(tmp_path):
   """Questions on noise, and a function that exports them with other answers."""
   material = study_export.make_material(41)
-  questions = simulate_study.Questions(
+  questions = export_lib.Questions(
     items=study_export.make_items(material, np.random.default_rng(0).permutation(24)),
     practice=study_export.make_items(material, range(24, 34)),
     checks=np.arange(34, 40).reshape(-1, 2),
@@ -264,7 +265,7 @@ def exported(tmp_path):
 
   def export(name, material=material, questions=questions, **options):
     options = {"key": 3, "num_subjects": 10, **options}
-    simulate_study.export_study(tmp_path / name, material, questions, **options)
+    export_lib.export_study(tmp_path / name, material, questions, **options)
     return contents(tmp_path / name)
 
   return material, questions, export
@@ -474,9 +475,7 @@ def test_the_same_key_makes_the_same_files(exported):
 def draw(scores, **options):
   count = len(scores)
   options = {"count": 21, "min_gap": 0.2, **options}
-  return simulate_study.draw_export(
-    0, np.arange(count), count + np.arange(count), scores, **options
-  )
+  return export_lib.draw_export(0, np.arange(count), count + np.arange(count), scores, **options)
 
 
 def test_export_draws_as_many_left_as_right(rng):
@@ -507,7 +506,7 @@ def test_practice_shows_other_images_where_there_are_enough(rng):
   queries = np.arange(count) // 2
   references = count + np.arange(count)
   scores = rng.normal(size=count)
-  drawn = simulate_study.draw_export(
+  drawn = export_lib.draw_export(
     0, queries, references, scores, count=20, min_gap=0.2, num_practice=10
   )
   images = [set(queries[part.pairs].flat) for part in (drawn.items, drawn.practice)]

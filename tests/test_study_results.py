@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import study_export
 
-from sane_jax import plan_study, study_results
-from sane_jax.forward_simulation import CONDITIONS
-from sane_jax.study_results import Key
-from sane_jax.study_statistics import Plan, Rules
-from sane_jax.web.study import questions as questions_lib
-from sane_jax.web.study.store import AnswerRow, Store, SubjectRow
+from sane_jax.jobs import plan_study, study_results
+from sane_jax.study import results as results_lib
+from sane_jax.study.proxy import CONDITIONS
+from sane_jax.study.results import Key
+from sane_jax.study.server import questions as questions_lib
+from sane_jax.study.server.store import AnswerRow, Store, SubjectRow
+from sane_jax.study.statistics import Plan, Rules
 
 CONSENTED = 1_790_000_000.25
 NAMES = list(CONDITIONS)
@@ -54,7 +55,7 @@ def make_key(items=20, checks=2):
 
 
 def analyse(subjects, rows, key, rules=None, num_items=20):
-  return study_results.analyse(subjects, rows, key, rules or Rules(), num_items)
+  return results_lib.analyse(subjects, rows, key, rules or Rules(), num_items)
 
 
 def make_config(workdir, **exclusion):
@@ -99,7 +100,7 @@ def study(tmp_path_factory):
   export = study_export.export(folder / "export", items=20, practice=2, checks=2)
   asked = questions_lib.read_export(export)
   kinds = {item: kind for kind, items in asked.items.items() for item in items}
-  key = study_results.read_key(export / "key")
+  key = results_lib.read_key(export / "key")
   subjects, rows = people(key, kinds, 25)
   write_database(folder / "answers.sqlite", subjects, rows, asked.fingerprint)
   study_results.run(make_config(workdir))
@@ -181,9 +182,7 @@ def test_subjects_get_new_numbers_and_texts_are_no_formulas():
   subjects, rows = people(key, renamed, 10)
   rows = [row._replace(file=f"{row.item[1:]}-{NAMES[row.place % 5]}") for row in rows]
   findings = analyse(subjects, rows, key)
-  published = [
-    study_results.anonymous_csv(findings, np.random.default_rng(seed)) for seed in (0, 1)
-  ]
+  published = [results_lib.anonymous_csv(findings, np.random.default_rng(seed)) for seed in (0, 1)]
   assert published[0] != published[1]
   assert all(line.split(",")[2].startswith("'=") for line in published[0].splitlines()[1:])
 
@@ -213,14 +212,14 @@ def test_each_rule_leaves_out_who_breaks_it():
   assert findings.broken == {1: (0,), 2: (1,), 3: (2,), 4: (3,), 99: (1,)}
   assert set(findings.kept.subject) == {5, 6, 7, 8}
   assert len(findings.answers.correct) == 8 * 20 - 11
-  table = study_results.make_tables(findings)["exclusion"]
+  table = results_lib.make_tables(findings)["exclusion"]
   assert [row[1] for row in table.rows] == [1, 2, 1, 1, 5, 9, 0, 0]
 
 
 def test_all_left_out_still_gives_tables(tmp_path):
   key, kinds = make_key()
   findings = analyse(*people(key, kinds, 6), key, Rules(min_median_seconds=1e6))
-  study_results.write(tmp_path, findings)
+  results_lib.write(tmp_path, findings)
   record = json.loads((tmp_path / "results.json").read_text())
   assert record["kept"]["accuracy"]["sane"]["value"] is None
   assert record["all"]["accuracy"]["sane"]["value"] > 0.4
@@ -264,7 +263,7 @@ def test_little_or_lopsided_answers_give_all_files(tmp_path, kind):
       row._replace(answer=key.answers[row.item]) if row.file.endswith("sane") else row
       for row in rows
     ]
-  study_results.write(tmp_path, analyse(subjects, rows, key))
+  results_lib.write(tmp_path, analyse(subjects, rows, key))
   record = json.loads((tmp_path / "results.json").read_text())
   note, accuracy = record["all"]["mixed_model"]["note"], record["all"]["accuracy"]["sane"]
   if kind == "all right":
@@ -307,7 +306,7 @@ def test_a_damaged_key_is_named(tmp_path, text):
   (tmp_path / "answers.csv").write_bytes(text.encode("latin-1"))
   (tmp_path / "conditions.csv").write_text("item,file,condition\nx,f,sane\n")
   with pytest.raises(ValueError, match=re.escape(str(pathlib.Path(tmp_path, "answers.csv")))):
-    study_results.read_key(tmp_path)
+    results_lib.read_key(tmp_path)
 
 
 def test_the_plan_is_told(capsys):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from sane_jax import study_statistics
-from sane_jax.study_statistics import Answers, Plan, Rules, Subject
+from sane_jax.study import statistics
+from sane_jax.study.statistics import Answers, Plan, Rules, Subject
 
 LONG = os.environ.get("SANE_JAX_STUDY_CALIBRATION") == "1"
 STUDIES = 1000 if LONG else 200
@@ -55,7 +55,7 @@ def test_two_way_variance_is_that_of_brute_force():
     both += psi[a] * psi[b] * (a == b)
   subjects, items = len(set(answers.subject)), len(set(answers.item))
   wanted = by_subject * subjects / (subjects - 1) + by_item * items / (items - 1) - both
-  error, _ = study_statistics.clustered_error(psi, answers.subject, answers.item)
+  error, _ = statistics.clustered_error(psi, answers.subject, answers.item)
   assert error == pytest.approx(math.sqrt(wanted), rel=1e-12)
 
 
@@ -64,7 +64,7 @@ def test_the_subjects_part_is_the_bootstrap_of_subjects():
   psi = np.array([0.3, -0.1, 0.2, -0.4])
   draws = [psi[list(draw)].sum() for draw in itertools.product(range(4), repeat=4)]
   # As many items as subjects, one each: V_S = V_I = Σψ² · 4/3, less Σψ² once.
-  error, _ = study_statistics.clustered_error(psi, np.arange(4), np.arange(4))
+  error, _ = statistics.clustered_error(psi, np.arange(4), np.arange(4))
   exact = float(np.var(draws))
   assert error**2 == pytest.approx(2 * exact * 4 / 3 - exact, rel=1e-12)
 
@@ -75,7 +75,7 @@ def test_a_mean_of_independent_answers_has_its_textbook_error():
   for seed in range(40):
     answers = grid(40, 40, seed)
     psi = (answers.correct - answers.correct.mean()) / 1600
-    errors.append(study_statistics.clustered_error(psi, answers.subject, answers.item)[0] ** 2)
+    errors.append(statistics.clustered_error(psi, answers.subject, answers.item)[0] ** 2)
   assert math.sqrt(np.mean(errors)) == pytest.approx(math.sqrt(0.24 / 1600), rel=0.08)
 
 
@@ -84,7 +84,7 @@ def test_between_subjects_is_welch_of_subjects_means_where_items_do_not_vary():
   rng = np.random.default_rng(3)
   correct = rng.random(24) < 0.6
   answers = make_answers(np.arange(24), np.arange(24), np.arange(24) % 2, correct)
-  found = study_statistics.difference(answers.correct, answers, 1, 0)
+  found = statistics.difference(answers.correct, answers, 1, 0)
   first, second = (answers.correct[answers.condition == c] for c in (0, 1))
   # V_S = V_I = v·24/22 with v = Σψ²: both less v once.
   v = sum(((x - x.mean()) ** 2).sum() / len(x) ** 2 for x in (first, second))
@@ -93,17 +93,17 @@ def test_between_subjects_is_welch_of_subjects_means_where_items_do_not_vary():
 
 def test_too_little_gives_no_interval():
   one = make_answers([1, 1, 1], [0, 1, 2], [0, 0, 1], [1, 0, 1])
-  assert math.isnan(study_statistics.accuracy(one, 0).low)
-  assert study_statistics.accuracy(one, 0).value == 0.5
-  assert math.isnan(study_statistics.difference(one.correct, one, 1, 0).p)
+  assert math.isnan(statistics.accuracy(one, 0).low)
+  assert statistics.accuracy(one, 0).value == 0.5
+  assert math.isnan(statistics.difference(one.correct, one, 1, 0).p)
   none = one.take(np.zeros(3, bool))
-  assert math.isnan(study_statistics.accuracy(none, 0).value)
+  assert math.isnan(statistics.accuracy(none, 0).value)
 
 
 def test_all_right_has_wilsons_interval_of_as_many_as_subjects():
   s, i = (x.ravel() for x in np.mgrid[:10, :6])
   answers = make_answers(s, i, 0 * s, np.ones(60))
-  found = study_statistics.accuracy(answers, 0)
+  found = statistics.accuracy(answers, 0)
   t = stats.t.ppf(0.975, 1 / (1 / 9 + 1 / 5))
   assert found.value == found.high == 1
   assert found.low == pytest.approx(10 / (10 + t**2))
@@ -111,7 +111,7 @@ def test_all_right_has_wilsons_interval_of_as_many_as_subjects():
 
 def test_holm_by_hand():
   given = [0.01, 0.04, math.nan, 0.03, 0.005]
-  found = study_statistics.holm(given)
+  found = statistics.holm(given)
   assert found[:2] + found[3:] == pytest.approx([0.03, 0.06, 0.06, 0.02])
   assert math.isnan(found[2])
 
@@ -122,10 +122,10 @@ def test_times_out_of_range_do_not_count():
   seconds[0], seconds[5] = 1000.0, 0.01
   answers = make_answers(s, i, (s + i) % 2, s * 0 + 1, seconds)
   rules = Rules()
-  assert study_statistics.num_out_of_range(answers, rules) == 2
-  assert study_statistics.median_seconds(answers, 0, rules) == 2
-  assert study_statistics.geometric_seconds(answers, 1, rules).value == pytest.approx(8)
-  assert study_statistics.time_ratio(answers, 1, 0, rules).value == pytest.approx(4)
+  assert statistics.num_out_of_range(answers, rules) == 2
+  assert statistics.median_seconds(answers, 0, rules) == 2
+  assert statistics.geometric_seconds(answers, 1, rules).value == pytest.approx(8)
+  assert statistics.time_ratio(answers, 1, 0, rules).value == pytest.approx(4)
 
 
 # --- rules ----------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_times_out_of_range_do_not_count():
 
 def test_each_rule_is_strict_at_its_limit():
   rules, fine = Rules(), Subject(1, 0.5, 1.5, 0.9)
-  assert study_statistics.broken_rules(fine, rules) == ()
+  assert statistics.broken_rules(fine, rules) == ()
   for index, worse in enumerate(
     (
       fine._replace(failed_checks=2),
@@ -142,7 +142,7 @@ def test_each_rule_is_strict_at_its_limit():
       fine._replace(same_side=0.91),
     )
   ):
-    assert study_statistics.broken_rules(worse, rules) == (index,)
+    assert statistics.broken_rules(worse, rules) == (index,)
   assert len(rules.words()) == 4
 
 
@@ -152,7 +152,7 @@ def test_each_rule_is_strict_at_its_limit():
 )
 def test_a_rule_out_of_range_is_named(field, value):
   with pytest.raises(ValueError, match=f"exclusion.{field}"):
-    study_statistics.check_rules(Rules()._replace(**{field: value}))
+    statistics.check_rules(Rules()._replace(**{field: value}))
 
 
 # --- the mixed model ------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_laplace_is_the_integral_where_it_is_nearly_normal():
   """One coefficient of many answers: against quadrature on a fine grid."""
   rng = np.random.default_rng(0)
   correct = (rng.random(400) < 0.7).astype(float)
-  value, mode, _ = study_statistics.laplace(
+  value, mode, _ = statistics.laplace(
     sparse.csr_matrix(np.ones((400, 1))), correct, np.array([0.25]), np.zeros(1)
   )
   x = np.linspace(-3, 4, 20001)
@@ -177,14 +177,14 @@ def test_laplace_is_the_integral_where_it_is_nearly_normal():
 def test_mixed_model_finds_planted_effects():
   """On a large study, where neither deviation may fall to nothing."""
   plan = Plan(subject_sd=0.6, item_sd=1.0, num_items=100)
-  answers = study_statistics.simulate(np.random.default_rng(5), plan, 100, (0, 0, 0.1, 0.2))
-  found = study_statistics.mixed_model(answers)
+  answers = statistics.simulate(np.random.default_rng(5), plan, 100, (0, 0, 0.1, 0.2))
+  found = statistics.mixed_model(answers)
   assert found.note == ""
   assert found.subject_sd == pytest.approx(0.6, abs=0.12)
   assert found.item_sd == pytest.approx(1.0, abs=0.18)
   sds = (0.6, 1.0)
   for effect, gain in zip(found.effects, (0, 0.1, 0.2), strict=True):
-    logit = study_statistics.logit_of(0.6 + gain, *sds) - study_statistics.logit_of(0.6, *sds)
+    logit = statistics.logit_of(0.6 + gain, *sds) - statistics.logit_of(0.6, *sds)
     assert effect.low < math.exp(logit) < effect.high
   assert found.effects[2].p < 1e-6
 
@@ -192,10 +192,10 @@ def test_mixed_model_finds_planted_effects():
 def test_mixed_model_says_where_it_rests_on_the_prior():
   answers = grid(12, 12)
   right = np.where(answers.condition == 1, 1.0, answers.correct)
-  found = study_statistics.mixed_model(answers._replace(correct=right))
+  found = statistics.mixed_model(answers._replace(correct=right))
   assert "all answers are alike under sane" in found.note
   assert math.isfinite(found.effects[0].odds_ratio)
-  few = study_statistics.mixed_model(answers.take(answers.subject < 2))
+  few = statistics.mixed_model(answers.take(answers.subject < 2))
   assert few.effects == ()
   assert "too few" in few.note
 
@@ -212,7 +212,7 @@ def binomial_slack(share, count):
 def test_intervals_hold_95_percent_and_no_effect_is_found_in_5(setting):
   subjects, within, sds, slopes = setting
   plan = Plan(within=within, subject_sd=sds[0], item_sd=sds[1])
-  found = study_statistics.calibrate(7, plan, subjects, GAINS, studies=STUDIES, slopes=slopes)
+  found = statistics.calibrate(7, plan, subjects, GAINS, studies=STUDIES, slopes=slopes)
   print(setting, found)
   slack = binomial_slack(0.05, STUDIES)
   assert abs(found["accuracy"] - 0.95) <= slack
@@ -226,7 +226,7 @@ def test_mixed_model_finds_no_effect_in_about_5_percent(setting):
   """Of 4 conditions in 300 studies."""
   subjects, within = setting
   plan = Plan(within=within)
-  found = study_statistics.calibrate(3, plan, subjects, (0,) * 5, studies=300, fit_mixed=True)
+  found = statistics.calibrate(3, plan, subjects, (0,) * 5, studies=300, fit_mixed=True)
   print(setting, found["mixed"])
   assert abs(np.mean(found["mixed"]) - 0.05) <= 0.02
 
@@ -235,7 +235,7 @@ def test_a_bootstrap_of_subjects_and_items_at_once_is_far_too_wide():
   """Why the variance has its third term: such intervals hold the truth nearly always."""
   plan, rng, held = Plan(), np.random.default_rng(7), []
   for _ in range(STUDIES // 4):
-    answers = study_statistics.simulate(rng, plan, 40, GAINS)
+    answers = statistics.simulate(rng, plan, 40, GAINS)
     draws = []
     subjects, items = (rng.multinomial(40, np.full(40, 1 / 40), 200) for _ in range(2))
     for condition in (0, 1):
@@ -252,12 +252,12 @@ def test_a_bootstrap_of_subjects_and_items_at_once_is_far_too_wide():
 @pytest.mark.parametrize("within", [True, False])
 def test_predicted_power_is_that_of_simulated_studies(within):
   plan = Plan(within=within)
-  subjects = study_statistics.num_subjects(plan)
-  found = study_statistics.calibrate(11, plan, subjects, (0, 0.1, 0, 0, 0), studies=STUDIES)
-  predicted = study_statistics.predicted_power(plan, subjects)
+  subjects = statistics.num_subjects(plan)
+  found = statistics.calibrate(11, plan, subjects, (0, 0.1, 0, 0, 0), studies=STUDIES)
+  predicted = statistics.predicted_power(plan, subjects)
   print(within, subjects, predicted, found["found"][0])
   assert predicted >= plan.power
-  assert study_statistics.predicted_power(plan, subjects - plan.num_conditions) < plan.power
+  assert statistics.predicted_power(plan, subjects - plan.num_conditions) < plan.power
   slack = 0.03 + 3 * math.sqrt(0.16 / STUDIES)
   assert abs(found["found"][0] - predicted) <= slack
 
@@ -267,9 +267,9 @@ def test_predicted_power_is_that_of_simulated_studies(within):
 )
 def test_a_plan_that_can_not_be_is_named(field, value):
   with pytest.raises(ValueError, match=r"config.study.plan"):
-    study_statistics.num_subjects(Plan()._replace(**{field: value}))
+    statistics.num_subjects(Plan()._replace(**{field: value}))
 
 
 def test_a_gain_too_small_says_what_to_raise():
   with pytest.raises(ValueError, match="even 81,920 subjects"):
-    study_statistics.num_subjects(Plan(gain=0.0005))
+    statistics.num_subjects(Plan(gain=0.0005))

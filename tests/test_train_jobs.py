@@ -17,8 +17,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny_data
 import tiny_run
 
-from sane_jax import effect_index, training
+from sane_jax.maps import index_arrays
 from sane_jax.models import weights
+from sane_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALL = ("train_similarity", "build_index", "train_attributes")
@@ -47,13 +48,13 @@ def test_both_models_learn(finished):
   attributes = results(finished, "attributes")
   assert attributes["test"]["mean_average_precision"] > 0.6
   assert 0.2 < attributes["test_chance"]["mean_average_precision"] < 0.3
-  steps = [r["step"] for r in training.read_metrics(finished / "similarity")]
+  steps = [r["step"] for r in loop.read_metrics(finished / "similarity")]
   assert steps == sorted(steps)
   assert steps[-1] == 30  # the last step is evaluated
 
 
 def test_the_best_is_what_is_kept(finished):
-  rows = training.read_metrics(finished / "similarity")
+  rows = loop.read_metrics(finished / "similarity")
   values = {r["step"]: v for r in rows if (v := r.get("valid/fill_in_the_blank")) is not None}
   best = results(finished, "similarity")["best"]
   assert best["value"] == max(values.values())
@@ -67,7 +68,7 @@ def test_the_index_holds_the_maps_of_the_trained_model(finished):
   import sane_jax
 
   train = tiny_data.collection("train", groups=60, seed=0)
-  index = effect_index.read_index(finished / "index")
+  index = index_arrays.read_index(finished / "index")
   embeddings = index.embeddings.read().result()
   path = finished / "similarity/model.safetensors"
   for position in (0, 17):
@@ -83,7 +84,7 @@ def test_the_index_holds_the_maps_of_the_trained_model(finished):
 
     photos = [Image.open(io.BytesIO(train.images[r])) for r in (query, reference)]
     e = explainer.explain(*photos)
-    (found,) = effect_index.read_maps(index, position, [reference], embeddings)
+    (found,) = index_arrays.read_maps(index, position, [reference], embeddings)
     np.testing.assert_allclose(
       found.ravel(), e.saliency.cells, rtol=1e-2, atol=2e-3 * np.abs(e.saliency.cells).max()
     )
@@ -100,10 +101,10 @@ def test_the_passes_do_not_grow_with_the_matches(finished, tmp_path):
 
 
 def test_an_unreadable_image_costs_only_its_own_maps(finished, tmp_path, monkeypatch):
-  from sane_jax import train_attributes
+  from sane_jax.jobs import train_attributes
 
   train = tiny_data.collection("train", groups=60, seed=0)
-  index = effect_index.read_index(finished / "index")
+  index = index_arrays.read_index(finished / "index")
   victim = int(index.queries[3])
   images = list(train.images)
   images[victim] = images[victim][:300]
@@ -164,7 +165,7 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
   import optax
 
   params = {"w": np.ones(3, np.float32)}
-  optimizer = training.accumulate(optax.adam(0.1), 2)
+  optimizer = loop.accumulate(optax.adam(0.1), 2)
   state = optimizer.init(params)
   for grad in (np.array([1.0, 0, 3]), np.array([3.0, 2, 3])):
     changes, state = optimizer.update({"w": grad.astype(np.float32)}, state, params)
@@ -177,7 +178,7 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path):
 def test_without_maps_there_is_no_index_to_read(tmp_path):
   config = tiny_run.tiny_config(tmp_path, attributes__map_weight=0.0, attributes__num_epochs=1)
   tiny_run.run_jobs(config, "train_attributes")
-  rows = training.read_metrics(tmp_path / "attributes")
+  rows = loop.read_metrics(tmp_path / "attributes")
   assert all(r["train/map"] == 0 for r in rows if "train/map" in r)
 
 
@@ -203,7 +204,7 @@ def test_classes_in_one_space(tmp_path, monkeypatch):
   assert found["same_class_auc"] > 0.9
   variables, _ = weights.read_model_file(tmp_path / "similarity/model.safetensors")
   assert "type_masks" not in variables["params"]
-  assert effect_index.read_index(tmp_path / "index").effects.shape[1] == 1
+  assert index_arrays.read_index(tmp_path / "index").effects.shape[1] == 1
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ def models(folder):
 
 
 def logged(folder, job):
-  return training.read_metrics(folder / job)
+  return loop.read_metrics(folder / job)
 
 
 def test_killed_at_any_moment_it_comes_to_the_same_end(finished, tmp_path):
@@ -263,7 +264,7 @@ def same_as(finished, folder):
   assert models(folder) == models(finished)
   for job in ("similarity", "attributes"):
     assert logged(folder, job) == logged(finished, job)
-  ours, theirs = (effect_index.read_index(f / "index") for f in (folder, finished))
+  ours, theirs = (index_arrays.read_index(f / "index") for f in (folder, finished))
   for part in ("embeddings", "effects"):
     np.testing.assert_array_equal(
       *(getattr(index, part).read().result() for index in (ours, theirs))

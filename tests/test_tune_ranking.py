@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sane_jax import tune_ranking
+from sane_jax.jobs import tune_ranking
 from sane_jax.ops import ranking
 
 GRID = np.asarray(ranking.simplex(3, 10))

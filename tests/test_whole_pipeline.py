@@ -15,8 +15,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from sane_jax.explanation_index import ExplanationIndex
-from sane_jax.web.viewer.collection import key_of
+from sane_jax.maps.index import ExplanationIndex
+from sane_jax.viewer.collection import key_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (

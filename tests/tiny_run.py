@@ -43,8 +43,8 @@ def run_jobs(config, *jobs):
   """Runs jobs on tiny data."""
   import importlib
 
-  from sane_jax import processes
   from sane_jax.datasets import load
+  from sane_jax.runs import processes
 
   with mock.patch.object(load, "load_split", tiny_split):
     for job in jobs:
@@ -55,7 +55,7 @@ def run_jobs(config, *jobs):
 if __name__ == "__main__":
   sys.path.insert(0, str(ROOT))
   sys.path.insert(0, str(ROOT / "tests"))
-  from sane_jax import hosts, processes
+  from sane_jax.runs import hosts, processes
 
   processes.hear_interruptions()
   workdir, jobs, *rest = sys.argv[1:]

@@ -1,7 +1,8 @@
 """What the training jobs know of a data set: one split's images, which of them match, and why."""
 
+import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -136,3 +137,25 @@ def label_matrix(collection: Collection) -> np.ndarray:
   for row, attributes in enumerate(collection.attributes):
     labels[row, attributes] = True
   return labels
+
+
+def fingerprint(collection: Collection) -> dict[str, Any]:
+  """What fixes the result of a run on a collection: how large it is and what is in it."""
+  return {
+    "images": len(collection.ids),
+    "groups": len(collection.groups),
+    "content": hash_content(collection),
+  }
+
+
+def hash_content(collection: Collection) -> str:
+  """Changes with the images' ids, the groups, the titles or the attributes."""
+  lists = [[rows.tolist() for rows in part] for part in (collection.groups, collection.attributes)]
+  text = repr((collection.ids, collection.titles, lists))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_images(collection: Collection) -> str:
+  """Changes with the images' ids and the groups: what maps depend on, whatever is known of them."""
+  text = repr((collection.ids, [rows.tolist() for rows in collection.groups]))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sane_jax import files
+from sane_jax.runs import files
 
 # Formats of photos, and no others: some of Pillow's (EPS) start an interpreter on the file.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

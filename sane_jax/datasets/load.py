@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from sane_jax import files
 from sane_jax.datasets.collection import Collection, Pair
+from sane_jax.runs import files
 
 DATASETS = ("polyvore_outfits", "awa2")  # packages with a function `load`
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import tqdm
 
-from sane_jax import files
+from sane_jax.runs import files
 
 LIST = "files.json"  # name -> [SHA-256, bytes]
 _AT_ONCE = 2  # files held in memory, of 256 MB at most

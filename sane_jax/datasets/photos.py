@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sane_jax import files
+from sane_jax.runs import files
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 

@@ -21,9 +21,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sane_jax import files
 from sane_jax.datasets import images as images_lib
 from sane_jax.datasets import mirror, sources
+from sane_jax.runs import files
 
 Progress = Callable[[int, int], None]  # images done, images in all
 

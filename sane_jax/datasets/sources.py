@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from sane_jax import files
 from sane_jax.datasets import archives
+from sane_jax.runs import files
 
 Kind = Literal["image", "text", ""]
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sane_jax import files
+from sane_jax.runs import files
 
 
 class ModelError(ValueError):

@@ -32,12 +32,12 @@ import safetensors.numpy
 from flax import linen as nn
 from flax import traverse_util
 
-from sane_jax import files
 from sane_jax.models import embedding as embedding_lib
 from sane_jax.models import torch_file
 from sane_jax.models.attribute import AttributeModel
 from sane_jax.models.embedding import SimilarityModel
 from sane_jax.models.resnet import BlockName, ResNet, Stem
+from sane_jax.runs import files
 
 Variables = dict[str, Any]  # the collections 'params' and 'batch_stats'
 Description = dict[str, Any]

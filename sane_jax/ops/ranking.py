@@ -183,3 +183,11 @@ def explain_jointly(
     shares, left = [*shares, float(left - residual)], residual
   each = tuple(float(weight * length) for weight in weights)
   return Joint(tuple(chosen), each, tuple(shares), float(1 - left))
+
+
+TERMS = ("confidence", "map fit", "prior", "sensitivity")
+
+
+def sensitivities(vectors: np.ndarray, query: np.ndarray, reference: np.ndarray) -> np.ndarray:
+  """Derivative of the score along each direction [a d] from the query's unit embedding: [a]."""
+  return vectors @ (reference - (query @ reference) * query)

@@ -12,10 +12,11 @@ import numpy as np
 import safetensors.numpy
 from fuzz import mutate
 
-from sane_jax import checkpoint
 from sane_jax.datasets.polyvore_outfits import formats
 from sane_jax.models import torch_file, weights
 from sane_jax.report import AttributeView, PairView
+from sane_jax.report import saved as saved_views
+from sane_jax.runs import npz
 
 _FLOATS = np.arange(12, dtype="<f4").tobytes()
 
@@ -205,7 +206,7 @@ def _view() -> PairView:
 
 def prepare_arrays(rng: np.random.Generator, folder: pathlib.Path) -> pathlib.Path:
   path = folder / "view.npz"
-  checkpoint.save_view(path, _view())
+  saved_views.save_view(path, _view())
   way = rng.random()
   if way < 0.5:  # members are damaged and the zip around them is not
     with zipfile.ZipFile(path) as archive:
@@ -234,15 +235,15 @@ def prepare_arrays(rng: np.random.Generator, folder: pathlib.Path) -> pathlib.Pa
 
 def valid_arrays(folder: pathlib.Path) -> list[pathlib.Path]:
   path = folder / "seed.npz"
-  checkpoint.save_view(path, _view())
+  saved_views.save_view(path, _view())
   return [path]
 
 
 def read_arrays(path: pathlib.Path) -> None:
   """None of them raises: what is damaged is measured again."""
   try:
-    checkpoint.read_arrays(path)
-    checkpoint.load_view(path)
+    npz.read_arrays(path)
+    saved_views.load_view(path)
   except Exception as error:
     raise AssertionError(f"{type(error).__name__}: {error}") from error
 

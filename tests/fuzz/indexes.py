@@ -9,7 +9,7 @@ import numpy as np
 from fuzz import mutate, texts
 
 import sane_jax
-from sane_jax import training
+from sane_jax.runs import folder as run_folder
 
 _IDS = ("a", "b", "c")
 _NOTE = {"best": {"step": 3, "loss": 0.5}, "history": [1, 2]}
@@ -50,7 +50,7 @@ def valid(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def read(folder: pathlib.Path) -> None:
   with contextlib.suppress(ValueError, OSError):
-    training.read_json(folder / "note.json")
+    run_folder.read_json(folder / "note.json")
   index = sane_jax.ExplanationIndex(folder / "index")
   if len(index) > 1:
     with contextlib.suppress(KeyError):  # an id that is not there is a KeyError, with a sentence

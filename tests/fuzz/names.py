@@ -9,8 +9,8 @@ import re
 import numpy as np
 from fuzz import checkpoints, mutate
 
-from sane_jax import files
 from sane_jax.report import Interval, PairView, Table, figure_png, render_page, tables
+from sane_jax.runs import files
 
 _SCRIPTS = 3  # the page's own, the colours, and one pair's data
 

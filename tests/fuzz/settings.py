@@ -82,6 +82,6 @@ def read(arguments: list[str]) -> None:
   quiet = io.StringIO()
   try:
     with contextlib.redirect_stderr(quiet), contextlib.redirect_stdout(quiet):
-      importlib.import_module("sane_jax.explain").run(values.config)
+      importlib.import_module("sane_jax.jobs.explain").run(values.config)
   except TypeError as error:  # main takes these, too
     raise ValueError(str(error)) from error

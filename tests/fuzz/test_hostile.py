@@ -16,11 +16,13 @@ import pytest
 from fuzz import checkpoints, guard
 from fuzz.images import png
 
-from sane_jax import checkpoint, files, photo_attributes
+from sane_jax.attributes import table as attribute_table
 from sane_jax.datasets import archives, images, photos, records, sources
 from sane_jax.datasets.awa2 import formats as awa2
 from sane_jax.datasets.polyvore_outfits import formats as polyvore
 from sane_jax.models import torch_file, weights
+from sane_jax.report import saved as saved_views
+from sane_jax.runs import files, npz
 
 # --- archives -------------------------------------------------------------------------------------
 
@@ -194,14 +196,14 @@ def test_arrays_that_claim_more_than_they_have_allocate_nothing(tmp_path):
   np.lib.format.write_array_header_1_0(
     header, {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**6)}
   )
-  assert checkpoint.read_arrays(_npz(tmp_path / "a.npz", a=header.getvalue() + bytes(100))) is None
+  assert npz.read_arrays(_npz(tmp_path / "a.npz", a=header.getvalue() + bytes(100))) is None
 
 
 def test_what_is_no_file_of_arrays_is_nothing(tmp_path):
   np.save(tmp_path / "a.npy", np.zeros(3))
-  assert checkpoint.read_arrays(tmp_path / "a.npy") is None
+  assert npz.read_arrays(tmp_path / "a.npy") is None
   os.mkfifo(tmp_path / "pipe")
-  assert checkpoint.read_arrays(tmp_path / "pipe") is None
+  assert npz.read_arrays(tmp_path / "pipe") is None
 
 
 def test_arrays_of_any_type_come_back(tmp_path):
@@ -209,8 +211,8 @@ def test_arrays_of_any_type_come_back(tmp_path):
     "a": np.arange(6, dtype=np.float16).reshape(2, 3), "b": np.array(["ü", "xyz"]),
     "c": np.zeros((0, 4), bool), "d": np.asfortranarray(np.eye(3)), "e": np.array(5),
   }  # fmt: skip
-  checkpoint.write_arrays(tmp_path / "a.npz", arrays)
-  back = checkpoint.read_arrays(tmp_path / "a.npz")
+  npz.write_arrays(tmp_path / "a.npz", arrays)
+  back = npz.read_arrays(tmp_path / "a.npz")
   assert back is not None
   assert [*back] == [*arrays]
   for name, array in arrays.items():
@@ -223,14 +225,14 @@ def test_arrays_of_any_type_come_back(tmp_path):
 )
 def test_a_view_that_cannot_be_shown_is_measured_again(tmp_path, change):
   path = tmp_path / "a.npz"
-  checkpoint.save_view(path, checkpoints._view())
-  assert checkpoint.load_view(path) is not None
-  arrays = checkpoint.read_arrays(path)
+  saved_views.save_view(path, checkpoints._view())
+  assert saved_views.load_view(path) is not None
+  arrays = npz.read_arrays(path)
   assert arrays is not None
   text = {**json.loads(arrays["_text"].tobytes()), **change}
   arrays["_text"] = np.frombuffer(json.dumps(text).encode(), np.uint8)
-  checkpoint.write_arrays(path, arrays)
-  assert checkpoint.load_view(path) is None
+  npz.write_arrays(path, arrays)
+  assert saved_views.load_view(path) is None
 
 
 # --- tables and lists -----------------------------------------------------------------------------
@@ -245,7 +247,7 @@ def table(tmp_path):
 
 def test_a_quote_left_open_costs_one_row(table):
   table.write_text('file,"long\nsleeves"\na.jpg,1\n"b.jpg,0\nc.jpg,0\n')
-  read = photo_attributes.read_table(table)
+  read = attribute_table.read_table(table)
   assert [path.name for path in read.paths] == ["a.jpg", "c.jpg"]
   assert read.names == ("long\nsleeves",)
   assert read.labels.tolist() == [[True], [False]]
@@ -254,7 +256,7 @@ def test_a_quote_left_open_costs_one_row(table):
 
 def test_names_of_any_length_cost_one_row(table):
   table.write_text(f"file,red\n{'x' * 5000},1\na\0b.jpg,1\n{'y' * 200_000},0\na.jpg,1\n")
-  read = photo_attributes.read_table(table)
+  read = attribute_table.read_table(table)
   assert [path.name for path in read.paths] == ["a.jpg"]
   assert len(read.problems) == 3
   assert max(map(len, read.problems)) < 500
@@ -263,7 +265,7 @@ def test_names_of_any_length_cost_one_row(table):
 def test_a_hundred_thousand_rows_are_read_in_a_moment(table):
   rows = "".join(f"no{i}.jpg,1\n" for i in range(100_000))
   table.write_text(f"file,red\na.jpg,1\n{rows}")
-  read = photo_attributes.read_table(table)
+  read = attribute_table.read_table(table)
   assert (len(read.paths), len(read.problems)) == (1, 100_000)
 
 
@@ -273,7 +275,7 @@ def test_pipes_and_devices_are_refused(tmp_path):
   for name in ("pipe", "zero"):
     path = tmp_path / name
     for read in (
-      photo_attributes.read_table, photos.read_pairs, torch_file.read_torch_file,
+      attribute_table.read_table, photos.read_pairs, torch_file.read_torch_file,
       weights.read_model_file, weights.convert, files.read_bytes, images.read_image,
     ):  # fmt: skip
       with pytest.raises((ValueError, OSError), match=r"pipe or (a )?device"):

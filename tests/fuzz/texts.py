@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from fuzz import mutate
 
-from sane_jax import photo_attributes
+from sane_jax.attributes import table as attribute_table
 from sane_jax.datasets import photos, records, sources
 from sane_jax.datasets.awa2 import formats as awa2
 from sane_jax.datasets.polyvore_outfits import formats as polyvore
@@ -141,7 +141,7 @@ def read(text: Text) -> None:
   data, notes = path.read_bytes(), polyvore.Notes()
   match kind:
     case "csv":
-      photo_attributes.read_table(path)
+      attribute_table.read_table(path)
     case "pairs":
       photos.read_pairs(path)
     case "categories":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sane_jax
-from sane_jax import engine
+from sane_jax.maps import engine
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

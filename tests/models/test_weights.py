@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 import sane_jax
-from sane_jax import convert_weights
+from sane_jax.jobs import convert_weights
 from sane_jax.models import embedding, resnet, weights
 
 TRUNK = {"stage_sizes": [1, 1], "block": "basic", "width": 8, "stem": "small"}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from web import viewer_tools as tools
 
-from sane_jax import serve
+from sane_jax.jobs import serve
 
 ROOT = pathlib.Path(__file__).parents[2]
 

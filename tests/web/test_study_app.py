@@ -10,8 +10,8 @@ import pytest
 import study_export
 from fastapi.testclient import TestClient
 
-from sane_jax.web.study import app as app_lib
-from sane_jax.web.study import store as store_lib
+from sane_jax.study.server import app as app_lib
+from sane_jax.study.server import store as store_lib
 
 BASE = "http://127.0.0.1"
 HTML = {"accept": "text/html"}
@@ -212,7 +212,7 @@ def test_forged_answers_are_refused_and_logged(make, caplog):
   page = client.get("/task")
   mine = field(page, "item")
   other = next(i for i in questions.items["item"] if i != mine)
-  with caplog.at_level(logging.WARNING, logger="sane_jax.web.study"):
+  with caplog.at_level(logging.WARNING, logger="sane_jax.study.server"):
     assert answer(client, page=page, item=other).status_code == 409  # his, but later
     assert answer(client, page=page, item="of nobody").status_code == 409
   assert caplog.text.count("refused") == 2
@@ -238,7 +238,7 @@ def test_sessions_of_others_are_refused(make, caplog):
     assert got.status_code == 409
   stranger = visitor(app)
   stranger.cookies.set(app_lib.SESSION, "x" * 32)
-  with caplog.at_level(logging.WARNING, logger="sane_jax.web.study"):
+  with caplog.at_level(logging.WARNING, logger="sane_jax.study.server"):
     token = field(stranger.get("/"), "token")
     got = answer(stranger, page=page, token=token)
   assert got.status_code == 403

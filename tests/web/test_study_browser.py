@@ -7,8 +7,8 @@ import shutil
 import pytest
 import study_export
 
-from sane_jax.web.study import app as app_lib
-from sane_jax.web.study import store as store_lib
+from sane_jax.study.server import app as app_lib
+from sane_jax.study.server import store as store_lib
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -20,7 +20,7 @@ def palettes():
   """Colours by name, as they hold in light and in dark."""
   text = "\n".join(
     (importlib.resources.files(package) / name).read_text()
-    for package, name in (("sane_jax.report", "page.css"), ("sane_jax.web.study", "study.css"))
+    for package, name in (("sane_jax.report", "page.css"), ("sane_jax.study.server", "study.css"))
   )
   name = re.compile(r"--([\w-]+):\s*(#[0-9a-f]{3,6})\b")
   dark_blocks = re.findall(r"prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", text, re.S)

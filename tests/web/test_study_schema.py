@@ -9,8 +9,8 @@ import pytest
 import study_export
 from fastapi.testclient import TestClient
 
-from sane_jax.web.study import app as app_lib
-from sane_jax.web.study import store as store_lib
+from sane_jax.study.server import app as app_lib
+from sane_jax.study.server import store as store_lib
 
 schemathesis = pytest.importorskip("schemathesis")
 EXAMPLES = int(os.environ.get("SANE_JAX_STUDY_EXAMPLES", "12"))  # an operation

@@ -16,8 +16,8 @@ import pytest
 import study_export
 import study_load
 
-from sane_jax import study
-from sane_jax.web.study import store as store_lib
+from sane_jax.jobs import study
+from sane_jax.study.server import store as store_lib
 
 KILLS = int(os.environ.get("SANE_JAX_STUDY_KILLS", "2"))
 SECONDS = float(os.environ.get("SANE_JAX_STUDY_SECONDS", "5"))

@@ -8,10 +8,10 @@ import threading
 import pytest
 import study_export
 
-from sane_jax.web.study import app as app_lib
-from sane_jax.web.study import questions as questions_lib
-from sane_jax.web.study import store as store_lib
-from sane_jax.web.study.store import Newcomer, Place, Store, Unlikely
+from sane_jax.study.server import app as app_lib
+from sane_jax.study.server import questions as questions_lib
+from sane_jax.study.server import store as store_lib
+from sane_jax.study.server.store import Newcomer, Place, Store, Unlikely
 
 DAY = 86400.0
 
@@ -344,7 +344,7 @@ def test_nobody_is_bound_by_a_study_that_nobody_took(store):
 
 @pytest.mark.parametrize("place", ["gs://bucket/study", "s3://bucket/study"])
 def test_a_bucket_is_no_disk(place):
-  from sane_jax import files
+  from sane_jax.runs import files
 
   with pytest.raises(ValueError, match=r"SQLite, which needs a disk\. Copy"):
     Store(files.at(place) / "answers.sqlite", {})

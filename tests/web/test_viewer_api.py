@@ -12,14 +12,15 @@ from PIL import Image
 from web import viewer_tools as tools
 
 import sane_jax
-from sane_jax import explanation_index, ranker
-from sane_jax.explanation_index import ExplanationIndex
+from sane_jax.maps import index as index_lib
+from sane_jax.maps import reasons
+from sane_jax.maps.index import ExplanationIndex
 from sane_jax.models.model import Model
 from sane_jax.ops import ranking
+from sane_jax.viewer import collection as collection_lib
+from sane_jax.viewer.collection import Collection, Kept, key_of, shorten
+from sane_jax.viewer.measuring import Measuring
 from sane_jax.web.guard import Limit
-from sane_jax.web.viewer import collection as collection_lib
-from sane_jax.web.viewer.collection import Collection, Kept, key_of, shorten
-from sane_jax.web.viewer.measuring import Measuring
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def test_attributes_are_the_ranker_s(both, paths):
   def look(image):
     return np.array([0.9, 0.2], np.float32), maps
 
-  rank = ranker.make_ranker(
+  rank = reasons.make_ranker(
     names, look, (np.array([0.6, 0.4]), vectors), (0.7, 0.1, 0.0, 0.2), ranking.RAW
   )
   viewer = tools.Viewer([both], uploads=False, rankers=lambda query, reference: rank)
@@ -592,7 +593,7 @@ def test_the_index_finds_nearest_to_any_embedding(both, paths):
   assert "no such" not in both
   assert both.ids[0] in both
   assert collection_lib.page_grid((25, 7)) == (14, 7)
-  assert explanation_index.check_same(both, tools.explainer(mode="both")) is None
+  assert index_lib.check_same(both, tools.explainer(mode="both")) is None
 
 
 def test_openapi_is_the_application_s_own(client):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from web import viewer_tools as tools
 
-from sane_jax import ranker
+from sane_jax.maps import reasons
 from sane_jax.ops import ranking
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -55,7 +55,7 @@ def viewer(tmp_path_factory):
              tools.build(folder / "rise", paths, "rise")]  # fmt: skip
   maps = np.zeros((SIDE, SIDE, 2), np.float32)
   maps[1, 2, 0] = maps[3, 0, 1] = 1
-  rank = ranker.make_ranker(
+  rank = reasons.make_ranker(
     ("striped", "<b>floral</b>"), lambda image: (np.array([0.9, 0.2], np.float32), maps),
     (np.array([0.6, 0.4]), np.eye(2, 6, dtype=np.float32)), (0.7, 0.1, 0.0, 0.2), ranking.RAW,
   )  # fmt: skip

@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import sane_jax
-from sane_jax.explanation_index import ExplanationIndex
-from sane_jax.web.viewer import app as app_lib
-from sane_jax.web.viewer.collection import Collection
-from sane_jax.web.viewer.measuring import Measuring
+from sane_jax.maps.index import ExplanationIndex
+from sane_jax.viewer import app as app_lib
+from sane_jax.viewer.collection import Collection
+from sane_jax.viewer.measuring import Measuring
 
 GRID = (4, 4)
 NAMES = [

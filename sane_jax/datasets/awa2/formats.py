@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sane_jax import files
 from sane_jax.datasets.sources import parse_lines
+from sane_jax.runs import files
 
 CLASSES, PREDICATES = "classes.txt", "predicates.txt"
 BINARY, CONTINUOUS = "predicate-matrix-binary.txt", "predicate-matrix-continuous.txt"

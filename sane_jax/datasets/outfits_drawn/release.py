@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from sane_jax import files
 from sane_jax.datasets.outfits_drawn import composition, garments, wardrobe
 from sane_jax.datasets.outfits_drawn.composition import Outfit
 from sane_jax.datasets.outfits_drawn.wardrobe import Item
+from sane_jax.runs import files
 
 VERSION = 2  # of the drawing: raise it when the same seed draws something else
 SPLITS = ("train", "valid", "test")

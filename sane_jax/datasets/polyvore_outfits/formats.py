@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sane_jax import files
 from sane_jax.datasets.sources import parse_json, parse_lines
+from sane_jax.runs import files
 
 Token = tuple[str, int]  # set_id and 1-based index of an item in it
 _MAX_TYPESPACES = 1 << 20  # bytes; the published file has about 1400

@@ -1,0 +1,1 @@
+"""Why two images match, in words: attribute models, concepts, tables, their quality."""

@@ -1,0 +1,220 @@
+"""Job: compares saliency generators by insertion and deletion on the same pairs."""
+
+import csv
+import hashlib
+import io
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+
+from sane_jax.datasets import photos as photos_lib
+from sane_jax.maps import explainer as explainer_lib
+from sane_jax.maps.curves import insertion_deletion
+from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.explanation import Photo
+from sane_jax.models import model as model_lib
+from sane_jax.ops.insertion_deletion import Curves, areas, bootstrap_interval
+from sane_jax.runs import files, npz, processes
+from sane_jax.runs import folder as run_folder
+
+# Pairs between two saves.
+GROUP = 16
+
+
+class Row(NamedTuple):
+  """One generator in one mode, seen against one background."""
+
+  generator: str
+  mode: str
+  background: str
+  passes: float  # a pair, had it no neighbours to share masks with
+  insertion: np.ndarray  # AUC × 100 of each pair
+  deletion: np.ndarray
+
+
+def run(config: Any) -> None:
+  """Explains the pairs with every generator and tabulates insertion and deletion AUC.
+
+  What is finished is on disk, in files named by all that determines their content; a second run
+  with the same settings, or more generators, measures only what is not there. By the first process
+  alone.
+  """
+  if not processes.is_first():
+    return
+  folder = run_folder.writable_folder(files.at(config.workdir) / "generators")
+  if not config.pairs:
+    raise ValueError("give the pairs: --config.pairs=FILE, a pair a line: query reference [label]")
+  model = model_lib.load_model(config.model, image_size=config.image_size)
+  specs = [explainer_lib.parse_generator(spec) for spec in config.generators]
+  explainers = {
+    (spec, mode): Explainer(model, design=name, mode=mode, key=config.key, **options)
+    for spec, (name, options) in zip(config.generators, specs, strict=True)
+    for mode in config.modes
+    if name != "random" or mode == "fixed"  # noise is the same whatever is perturbed
+  }
+  if not explainers:
+    raise ValueError("give at least one generator and one mode")
+  pairs, problems = _pairs(config, next(iter(explainers.values())))
+  known: dict[bytes, int] = {}
+  queries = np.array([known.setdefault(query.pixels.tobytes(), len(known)) for query, _ in pairs])
+  if len(known) < 2:
+    raise ValueError(f"{config.pairs} gave one readable query; intervals need 2 or more")
+  baseline = config.baseline or config.generators[0]
+  if baseline not in config.generators:
+    raise ValueError(
+      f"--config.baseline is one of --config.generators; given {config.baseline!r}, there is"
+      f" {', '.join(config.generators)}"
+    )
+  rows: list[Row] = []
+  total = len(pairs) * len(explainers)
+  with tqdm.tqdm(total=total, unit="pair", desc="evaluating", disable=None) as bar:
+    for (spec, mode), explainer in explainers.items():
+      bar.set_postfix_str(f"{spec}, {mode}")
+      rows += _measure(config, explainer, spec, mode, pairs, folder, bar)
+      _write(config, folder, rows, queries, baseline, problems)
+  print(f"{len(pairs)} pairs, {len(problems)} left out. Open {folder / 'table.md'}")
+
+
+def _pairs(config: Any, explainer: Explainer) -> tuple[list[tuple[Photo, Photo]], list[str]]:
+  """Readable pairs, those of one query together: they share its masks."""
+  found, problems = photos_lib.read_pairs(config.pairs, folder=config.pairs_folder or None)
+  by_query: dict[Any, list[Any]] = {}
+  for pair in found:
+    by_query.setdefault(pair.query, []).append(pair)
+  order = np.random.default_rng(config.key).permutation(len(by_query))
+  queries = list(by_query)
+  photos: dict[Any, Photo] = {}
+  pairs: list[tuple[Photo, Photo]] = []
+  for index in order:
+    for pair in by_query[queries[index]]:
+      if len(pairs) >= config.max_pairs:
+        return pairs, problems
+      try:
+        for path in (pair.query, pair.reference):
+          if path not in photos:
+            photos[path] = explainer.photo(path)
+        pairs.append((photos[pair.query], photos[pair.reference]))
+      except (ValueError, OSError) as error:
+        problems.append(str(error))
+  if len(pairs) < 2:
+    raise ValueError(f"{config.pairs} gave {len(pairs)} readable pairs; intervals need 2 or more")
+  return pairs, problems
+
+
+def _measure(config, explainer, spec, mode, pairs, folder, bar) -> list[Row]:
+  results: dict[str, list[dict[str, np.ndarray]]] = {b: [] for b in config.backgrounds}
+  passes: list[float] = []
+  effects: dict[bytes, Any] = {}
+  for begin in range(0, len(pairs), GROUP):
+    group = pairs[begin : begin + GROUP]
+    explanations = None
+    for background in config.backgrounds:
+      digest = hashlib.sha256(json.dumps([explainer.settings, background]).encode())
+      for photo in (p for pair in group for p in pair):
+        digest.update(photo.pixels.tobytes())
+      path = folder / "curves" / f"{digest.hexdigest()[:32]}.npz"
+      arrays = npz.read_arrays(path)
+      if arrays is None:
+        if explanations is None:
+          explanations = _explain(explainer, group, effects)
+        curves = insertion_deletion(explainer, explanations, background=background)
+        spent = [e.encoder_passes for e in explanations]
+        arrays = {**curves._asdict(), "passes": np.asarray(spent)}
+        npz.write_arrays(path, arrays)
+      passes += arrays.pop("passes").tolist()
+      results[background].append(areas(Curves(**arrays)))
+    bar.update(len(group))
+  spent = float(np.mean(passes))
+  rows = []
+  for background, parts in results.items():
+    scores = [np.concatenate([a[kind] for a in parts]) for kind in ("insertion", "deletion")]
+    rows.append(Row(spec, mode, background, spent, *scores))
+  return rows
+
+
+def _explain(explainer: Explainer, group, effects):
+  if not explainer.has_effects:
+    return explainer.explain_pairs(group)
+  out = []
+  for query, reference in group:
+    key = query.pixels.tobytes()
+    if key not in effects:
+      effects.clear()  # pairs come query by query
+      effects[key] = explainer.effects(query)
+    out.append(explainer.explain(effects[key], reference))
+  return out
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def table(rows: list[Row], background: str, baseline: str, queries: np.ndarray) -> str:
+  """Markdown table of the rows seen against one background.
+
+  Intervals are of 95 %, over queries with all their pairs. The last three columns are paired
+  differences to the generator `baseline` in its first mode.
+  """
+
+  def cell(values: np.ndarray) -> str:
+    low, high = bootstrap_interval(values, clusters=queries)
+    return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
+
+  rows = [row for row in rows if row.background == background]
+  floor = next((row for row in rows if row.generator == baseline), None)
+  lines = [
+    "| generator | perturbed | passes | insertion ↑ | deletion ↓ | insertion − deletion"
+    f" | to {baseline}: insertion | deletion | insertion − deletion |",
+    "| --- | --- | ---: | --- | --- | --- | --- | --- | --- |",
+  ]
+  for row in rows:
+    cells = [row.insertion, row.deletion, row.insertion - row.deletion]
+    above = ["–"] * 3
+    if floor is not None and row is not floor:
+      base = [floor.insertion, floor.deletion, floor.insertion - floor.deletion]
+      above = [cell(a - b) for a, b in zip(cells, base, strict=True)]
+    where = {"fixed": "query", "both": "both"}[row.mode]
+    shown = " | ".join([*map(cell, cells), *above])
+    lines.append(f"| {row.generator} | {where} | {row.passes:,.0f} | {shown} |")
+  return "\n".join(lines)
+
+
+def _write(
+  config: Any, folder: pathlib.Path, rows: list[Row], queries, baseline: str, problems
+) -> None:
+  settings = {k: config[k] for k in ("model", "image_size", "key", "max_pairs")}
+  parts = [
+    f"{len(queries)} pairs of {len(np.unique(queries))} queries, {config.model} at"
+    f" {config.image_size} pixels. AUC × 100, mean over pairs with its 95 % bootstrap interval over"
+    " queries; the last columns are paired. Passes: for one pair alone.\n"
+  ]
+  for background in config.backgrounds:
+    parts.append(
+      f"\nDeleted pixels become: {background}\n\n{table(rows, background, baseline, queries)}\n"
+    )
+  files.write_bytes(folder / "table.md", "".join(parts).encode())
+  out = io.StringIO()
+  writer = csv.writer(out)
+  writer.writerow(
+    ["generator", "mode", "background", "passes", "measure", "mean", "low", "high", "pairs"]
+  )
+  for row in rows:
+    for kind in ("insertion", "deletion"):
+      values = getattr(row, kind)
+      figures = values.mean(), *bootstrap_interval(values, clusters=queries)
+      writer.writerow(
+        [row.generator, row.mode, row.background, f"{row.passes:.0f}", kind,
+         *(f"{v:.4f}" for v in figures), len(values)]
+      )  # fmt: skip
+  files.write_bytes(folder / "table.csv", out.getvalue().encode())
+  document = {
+    "settings": settings,
+    "left_out": problems,
+    "rows": [
+      {**row._asdict(), "insertion": row.insertion.tolist(), "deletion": row.deletion.tolist()}
+      for row in rows
+    ],
+  }
+  files.write_bytes(folder / "results.json", (json.dumps(document) + "\n").encode())

@@ -1,0 +1,186 @@
+"""Job: where the reasons of two models differ, on pairs of photos; one page."""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from sane_jax import report
+from sane_jax.datasets import images as images_lib
+from sane_jax.maps import comparison
+from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.tasks import Failures, Task, list_tasks, make_explainer, quoted
+from sane_jax.models import model as model_lib
+from sane_jax.runs import files, npz, processes
+from sane_jax.runs import folder as run_folder
+
+
+def run(config: Any) -> None:
+  """Compares `model` and `other_model` on what the config names.
+
+  A pair that can't be compared is listed, and the others are compared. A finished pair is on disk;
+  the same command after an interruption takes it from there. Several processes share the pairs.
+
+  Raises:
+    ValueError: no other model, a contrast, or nothing that could be compared.
+  """
+  started = time.monotonic()
+  if not config.other_model:
+    raise ValueError(
+      "two models are compared: name the second with --config.other_model=MODEL, a name, a file or"
+      " module:function as for --config.model"
+    )
+  if config.contrast:
+    raise ValueError("a contrast is of one model; leave it out, or use --config.job=explain")
+  folder = run_folder.writable_folder(files.at(config.workdir) / "compare_models")
+  explainers = make_explainer(config), _other(config)
+  failures: Failures = []
+  tasks = list_tasks(config, explainers[0], failures)
+  if processes.count() > 1:
+    for task in processes.share(tasks, "compare_models"):
+      with contextlib.suppress(Exception):  # the first process meets it again, and lists it
+        _compared(config, explainers, task, folder)
+    processes.wait_for_all("compared pairs")
+    if not processes.is_first():
+      return
+  views: list[report.ComparisonView] = []
+  try:
+    for task in tqdm.tqdm(tasks, unit="pair", desc="comparing", disable=None):
+      try:
+        views.append(_compared(config, explainers, task, folder))
+      except Exception as error:  # whatever it is, it costs this pair alone
+        known = isinstance(error, ValueError | OSError)
+        why = str(error) if known else f"{type(error).__name__}: {error}"
+        failures.append((" and ".join(task.names), why))
+  finally:
+    _write_report(explainers, folder, views, failures)
+  if not views:
+    first = "; ".join(f"{name}: {why}" for name, why in failures[:3])
+    raise ValueError(f"nothing could be compared. {first}")
+  passes = sum(explainer.encoder_passes for explainer in explainers)
+  print(
+    f"{len(views)} pairs compared with {passes:,} encoder passes in"
+    f" {time.monotonic() - started:.1f} s; {len(failures)} failed.\nOpen {folder / 'index.html'}"
+  )
+  for name, why in failures[:10]:
+    print(files.printable(f"  not compared: {name}: {why}"), file=sys.stderr)
+
+
+def _other(config: Any) -> Explainer:
+  """The second model, with the design, fill and key of the first."""
+  size = config.image_size if config.other_image_size is None else config.other_image_size
+  model = model_lib.load_model(config.other_model, image_size=size)
+  settings = {k: config[k] for k in ("design", "num_masks", "fill", "mode", "key", "chunk_size")}
+  if config.grid is not None:
+    settings["grid"] = tuple(config.grid)
+  return Explainer(model, **settings)
+
+
+def _compared(
+  config: Any, explainers: tuple[Explainer, Explainer], task: Task, folder: pathlib.Path
+) -> report.ComparisonView:
+  """The pair's view: from disk if it was finished before, else measured and written there."""
+  digests = [
+    hashlib.sha256(images_lib.read_image(source).tobytes()).hexdigest() for source in task.sources
+  ]
+  identity = {
+    "settings": [explainer.settings for explainer in explainers],
+    "photos": digests,
+    "names": list(task.names),
+  }
+  text = json.dumps(identity, sort_keys=True)
+  path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+  finished = load_comparison(path)
+  if finished is not None:
+    return finished
+  found = comparison.compare(*explainers, task.sources[0], task.sources[1])
+  view = found.view()._replace(
+    query_name=task.names[0], reference_name=task.names[1], command=_command(config, task)
+  )
+  save_comparison(path, view)
+  return view
+
+
+def _command(config: Any, task: Task) -> str:
+  """The shell line that compares the models on this pair alone; none where there are no files."""
+  if not all(isinstance(source, str) for source in task.sources):
+    return ""
+  fields: dict[str, Any] = dict(zip(("query", "reference"), task.sources, strict=True))
+  names = (
+    "model", "image_size", "other_model", "other_image_size", "design", "num_masks", "grid", "fill",
+    "mode", "key",
+  )  # fmt: skip
+  fields |= {name: config[name] for name in names if config[name] is not None}
+  options = " ".join(f"--config.{k}={quoted(v)}" for k, v in fields.items())
+  return "python -m sane_jax.main --config=configs/photos.py --config.job=compare_models " + options
+
+
+# --- on disk --------------------------------------------------------------------------------------
+
+
+def save_comparison(path: pathlib.Path, view: report.ComparisonView) -> None:
+  """Keeps a comparison: its arrays as they are, everything else as text."""
+  fields = view._asdict()
+  arrays = {k: v for k, v in fields.items() if isinstance(v, np.ndarray)}
+  rest = {k: v for k, v in fields.items() if k not in arrays}
+  text = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+  npz.write_arrays(path, {**arrays, "_text": text})
+
+
+def load_comparison(path: pathlib.Path) -> report.ComparisonView | None:
+  """What `save_comparison` kept; None where there is none, or none that can be shown."""
+  arrays = npz.read_arrays(path)
+  if arrays is None or "_text" not in arrays:
+    return None
+  try:
+    fields: dict[str, Any] = json.loads(arrays.pop("_text").tobytes())
+    fields["matches"] = [report.RegionMatch(*match) for match in fields["matches"]]
+    fields.update(arrays)
+    view = report.ComparisonView(**fields)
+    report.render_comparisons([view], title="")  # whatever is wrong with it shows here
+    return view
+  except Exception:
+    return None
+
+
+def _write_report(
+  explainers: tuple[Explainer, Explainer], folder: pathlib.Path,
+  views: list[report.ComparisonView], failures: Failures,
+) -> None:  # fmt: skip
+  """index.html and comparisons.json."""
+  a, b = (explainer.model.name for explainer in explainers)
+  records = [
+    {
+      "query": view.query_name,
+      "reference": view.reference_name,
+      "scores": list(view.scores),
+      "regions_that_differ": [[int(r), int(c)] for r, c in np.argwhere(view.significant)],
+      "rank_correlation": _number(view.rank_correlation),
+      "most_correlation": _number(view.most_correlation),
+      "encoder_passes": view.encoder_passes,
+      "warnings": list(view.warnings),
+    }
+    for view in views
+  ]
+  document = {
+    "models": [a, b],
+    "settings": [explainer.settings for explainer in explainers],
+    "comparisons": records,
+    "failures": [{"what": name, "why": why} for name, why in failures],
+  }
+  text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+  files.write_bytes(folder / "comparisons.json", text.encode())
+  html = report.render_comparisons(
+    views, title="Where do two models’ reasons differ?", subtitle=f"{a} and {b}", failures=failures
+  )
+  files.write_bytes(folder / "index.html", html.encode())
+
+
+def _number(value: float) -> float | None:
+  return float(value) if np.isfinite(value) else None

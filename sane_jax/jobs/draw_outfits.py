@@ -1,0 +1,29 @@
+"""Job: draws a data set of outfits whose attributes and reasons to match are known to the pixel."""
+
+from typing import Any
+
+import tqdm
+
+from sane_jax.datasets import outfits_drawn
+from sane_jax.runs import processes
+
+
+def run(config: Any) -> None:
+  """Writes a data set in Polyvore Outfits' format, and the truth beside it; see the config.
+
+  The first process alone does.
+  """
+  settings = config.outfits
+  if not processes.is_first():
+    return
+  with tqdm.tqdm(desc="drawing", unit="item", disable=None) as bar:
+
+    def show(done: int, total: int) -> None:
+      bar.total = total
+      bar.update(done - bar.n)
+
+    drawn = outfits_drawn.draw_outfits(
+      settings.folder, num_outfits=tuple(settings.num_outfits), seed=settings.key,
+      missing=settings.missing, processes=settings.processes, on_progress=show,
+    )  # fmt: skip
+  print(f"draw_outfits: {'written to' if drawn else 'up to date in'} {settings.folder}")

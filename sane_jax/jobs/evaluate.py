@@ -1,0 +1,573 @@
+"""Job: the tables that say how good explanations are."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+
+from sane_jax.attributes import concepts as concepts_lib
+from sane_jax.attributes import effects as attribute_effects
+from sane_jax.attributes import pairs as pairs_lib
+from sane_jax.attributes import quality, spaces, trained
+from sane_jax.datasets import collection as collection_lib
+from sane_jax.datasets import outfits_drawn
+from sane_jax.datasets.collection import Collection
+from sane_jax.maps import explainer as explainer_lib
+from sane_jax.maps import index_arrays, sanity_checks
+from sane_jax.maps.curves import insertion_deletion
+from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.explanation import Photo
+from sane_jax.ops import ranking, resampling
+from sane_jax.ops.insertion_deletion import areas, bootstrap_interval
+from sane_jax.report import tables as tables_lib
+from sane_jax.report.tables import Interval, Table
+from sane_jax.runs import files, npz, processes
+from sane_jax.runs import folder as run_folder
+
+FLOOR = "random"
+BASELINE = "confidence"
+
+
+class Evaluation(NamedTuple):
+  """What all tables are made from."""
+
+  config: Any
+  folder: pathlib.Path
+  test: Collection
+  terms: pairs_lib.PairTerms
+  tuned: trained.Ranking
+  present: np.ndarray  # bool [n a]
+  named: dict[str, np.ndarray]  # method -> attribute of each pair [p]
+
+  @property
+  def matching(self) -> np.ndarray:
+    """Indices of the pairs that match."""
+    return np.flatnonzero(self.terms.labels == 1)
+
+  def interval(self, pairs: np.ndarray, values: np.ndarray, digits: int = 1) -> Interval | str:
+    """Mean over pairs with its 95 % interval, queries drawn together; NaN left out."""
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    clusters = self.terms.queries[pairs][known]
+    if len(np.unique(clusters)) < 2:
+      return "–"
+    low, high = bootstrap_interval(values[known], clusters=clusters)
+    return Interval(float(values[known].mean()), low, high, digits)
+
+
+def run(config: Any) -> None:
+  """Evaluates explanations of the test pairs; every table as Markdown, CSV and LaTeX.
+
+  Attribute insertion and deletion for every way to rank, agreement with the truth where it is
+  known, recognition with and without supervision by maps, insertion and deletion of pixels for
+  every generator, and sanity checks. Writes WORKDIR/evaluation: tables, tables.json, and
+  material.npz for simulate_study. What costs passes is kept as soon as it is done, and shared by
+  the processes.
+  """
+  settings, workdir = config.evaluation, files.at(config.workdir)
+  test, pairs = pairs_lib.load_pairs(
+    config.data, workdir, "test", limit=config.pairs.num_test, seed=config.key
+  )
+  identity = run_folder.identity(
+    collection_lib.fingerprint(test), evaluation=settings, key=config.key, pairs=len(pairs)
+  )
+  for name, folder, job in (
+    ("index", pairs_lib.index_folder(workdir, "test"), "build_index"),
+    ("ranking", workdir / config.ranking.folder, "tune_ranking"),
+  ):
+    identity[name] = run_folder.hash_finished(folder, job)
+  folder = run_folder.claim_folder(workdir / settings.folder, identity)
+  if run_folder.up_to_date(folder, "evaluate"):
+    return
+
+  terms = pairs_lib.read_terms(
+    test, pairs, workdir, "test", attributes=config.ranking.attributes,
+    concepts=config.ranking.concepts, num_threads=config.num_threads,
+  )  # fmt: skip
+  tuned = trained.read_ranking(workdir / config.ranking.folder)
+  labels = collection_lib.label_matrix(test)
+  present = attribute_effects.presence(labels, terms.row_confidence, tuned.thresholds)
+  named = _named(terms, tuned, config.key)
+  all_of = Evaluation(config, folder, test, terms, tuned, present, named)
+  _measure(all_of)
+  if not processes.is_first():
+    return
+  made = [_attribute_table(all_of), *_truth_tables(all_of), _recognition_table(all_of)]
+  made += [_saliency_table(all_of), *_sanity_tables(all_of)]
+  made = [table for table in made if table is not None]
+  _write_material(all_of)
+  for table in made:
+    stem = folder / table.title.lower().replace(" ", "_").replace(",", "")
+    for suffix, text in (
+      (".md", tables_lib.to_markdown(table)),
+      (".csv", tables_lib.to_csv(table)),
+      (".tex", tables_lib.to_latex(table)),
+    ):
+      files.write_bytes(stem.with_suffix(suffix), text.encode())
+  whole = "\n\n".join(tables_lib.to_markdown(table) for table in made)
+  files.write_bytes(folder / "tables.md", (whole + "\n").encode())
+  document = [tables_lib.to_json(table) for table in made]
+  files.write_bytes(folder / "tables.json", (json.dumps(document, indent=1) + "\n").encode())
+  run_folder.finish(folder, {"tables": [table.title for table in made], "pairs": len(pairs)})
+  print(f"evaluate: {len(made)} tables of {len(pairs)} pairs. Open {folder / 'tables.md'}")
+
+
+def _named(
+  terms: pairs_lib.PairTerms, tuned: trained.Ranking, seed: int
+) -> dict[str, np.ndarray]:  # fmt: skip
+  """The attribute [p] that each way to rank names."""
+  rng = np.random.default_rng((seed, 2))
+  pairs, count = terms.terms.shape[1:]
+  recognised = terms.terms[0] > tuned.thresholds
+  recognised[np.arange(pairs), terms.terms[0].argmax(axis=1)] = True  # one at least
+  out = {
+    FLOOR: rng.integers(count, size=pairs),
+    "random of those recognised": np.where(recognised, rng.random(recognised.shape), -1).argmax(1),
+  }
+  scores = ranking.normal_scores(terms.terms, tuned.calibration)
+  for name, phi in tuned.phi.items():
+    out[name] = np.einsum("k,kpa->pa", phi, scores).argmax(axis=1)
+  return out
+
+
+# --- attributes -----------------------------------------------------------------------------------
+
+
+def _attribute_table(e: Evaluation) -> Table:
+  """Insertion and deletion of the attribute that is named."""
+  pairs = e.matching
+  scale = 100 / abs(float(e.terms.scores[pairs].mean()))
+  worth = {}
+  for name in tqdm.tqdm(e.named, desc="attributes", unit="ranking", disable=None):
+    deletion, insertion = attribute_effects.measure(
+      pairs, e.named[name][pairs], e.terms, e.present, e.test.types,
+      count=e.config.ranking.representatives,
+    )  # fmt: skip
+    worth[name] = np.stack([deletion, insertion]) * scale
+  base = worth[BASELINE].mean(axis=0)
+  rows = []
+  for name, (deletion, insertion) in worth.items():
+    phi = e.tuned.phi.get(name)
+    both = (deletion + insertion) / 2
+    rows.append((
+      name,
+      "–" if phi is None else " ".join(f"{weight:.2f}" for weight in phi),
+      e.interval(pairs, deletion),
+      e.interval(pairs, insertion),
+      "–" if name == BASELINE else e.interval(pairs, both - base),
+      e.interval(pairs, 100 * e.present[e.terms.queries[pairs], e.named[name][pairs]]),
+    ))  # fmt: skip
+  return Table(
+    title="Attribute insertion and deletion",
+    note=(
+      f"The attribute ranked first for {len(pairs)} pairs that match. Deletion: how much of the"
+      " score is lost with the images most like the query that lack the attribute, in % of the mean"
+      " score; insertion: how much is gained from those that lack it to those that have it, none of"
+      " them the query; both 0 where the query lacks it. Higher is better for both. 95 % bootstrap"
+      " intervals over queries; the comparison is paired. φ weighs confidence, map fit, prior and"
+      " sensitivity; chosen on validation pairs."
+    ),
+    columns=(
+      "ranked by", "φ", "deletion ↑", "insertion ↑", "mean of both, more than by confidence",
+      "query has it, %",
+    ),
+    rows=tuple(rows),
+    best=("", "", "high", "high", "high", ""),
+  )  # fmt: skip
+
+
+def _truth_tables(e: Evaluation) -> list[Table]:
+  """Agreement with what is known of outfits that were drawn."""
+  truth = files.at(e.config.attributes.truth) if e.config.attributes.truth else None
+  if truth is None or not (truth / "rules.json").exists():
+    return []
+  rules = json.loads((truth / "rules.json").read_text())
+  full = json.loads((truth / "attributes.json").read_text())
+  names = {name: index for index, name in enumerate(e.test.attribute_names)}
+  groups = collection_lib.groups_of(e.test)
+  pairs, reason = [], []
+  for pair in e.matching:
+    q, r = int(e.terms.queries[pair]), int(e.terms.references[pair])
+    shared = set(groups[q]) & set(groups[r])
+    rule = {a for g in shared for a in rules[e.test.group_names[g]]["attributes"]}
+    both = set(full[e.test.ids[q]]) & {names[a] for a in rule if a in names}
+    if both:
+      pairs.append(pair)
+      reason.append(both)
+  pairs = np.asarray(pairs, int)
+  if not len(pairs):
+    return []
+  masks = {
+    q: outfits_drawn.read_truth(truth, e.test.ids[q]) for q in np.unique(e.terms.queries[pairs])
+  }
+  rows = []
+
+  def right(attributes: np.ndarray) -> np.ndarray:
+    return 100.0 * np.array([a in why for a, why in zip(attributes[pairs], reason, strict=True)])
+
+  base = right(e.named[BASELINE])
+  for name, attributes in e.named.items():
+    chosen, hits = attributes[pairs], right(attributes)
+    has = 100.0 * np.array([
+      a in full[e.test.ids[q]] for a, q in zip(chosen, e.terms.queries[pairs], strict=True)
+    ])  # fmt: skip
+    places = np.full((2, len(pairs)), np.nan)
+    for index, (pair, a) in enumerate(zip(pairs, chosen, strict=True)):
+      found = masks[int(e.terms.queries[pair])]
+      if a in found:
+        places[:, index] = _place(e.terms.activation(pair, a), found[a])
+    rows.append((
+      name, e.interval(pairs, hits), "–" if name == BASELINE else e.interval(pairs, hits - base),
+      e.interval(pairs, has), e.interval(pairs, 100 * places[0]),
+      e.interval(pairs, 100 * places[1]),
+    ))  # fmt: skip
+  named = Table(
+    title="Agreement with the true reason",
+    note=(
+      f"{len(pairs)} pairs that match for a reason which the query shows: an attribute that all of"
+      " the outfit has. How often the attribute ranked first is one of the reason's, and is the"
+      " query's at all; and whether its activation map lies on its true pixels, where the query has"
+      " it. The reason is what the outfit was drawn by: what the model goes by may be another."
+    ),
+    columns=(
+      "ranked by",
+      "is the reason, %",
+      "more than by confidence",
+      "query truly has it, %",
+      "pointing game, %",
+      "mass inside, %",
+    ),
+    rows=tuple(rows),
+    best=("", "high", "high", "", "", ""),
+  )
+  rows = []
+  seen = {
+    "saliency map": e.terms.saliency[pairs],
+    "an even map": np.ones_like(e.terms.saliency[pairs]),
+  }
+  for name, maps in seen.items():
+    values = np.full((2, len(pairs)), np.nan)
+    for index, (pair, why) in enumerate(zip(pairs, reason, strict=True)):
+      found = masks[int(e.terms.queries[pair])]
+      union = [found[a] for a in why if a in found]
+      if union:
+        values[:, index] = _place(maps[index], np.any(union, axis=0))
+    rows.append((name, e.interval(pairs, 100 * values[0]), e.interval(pairs, 100 * values[1])))
+  where = Table(
+    title="Saliency maps on the true pixels",
+    note="Of the same pairs, the pixels of the reason's attributes in the query.",
+    columns=("map", "pointing game, %", "mass inside, %"),
+    rows=tuple(rows),
+  )
+  return [named, where]
+
+
+def _place(map_: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+  """Pointing game and mass inside of a map on a mask [h w]."""
+  mask = quality.middle_square(mask)[None]
+  large = resampling.enlarge(np.asarray(map_, np.float32)[None], mask.shape[1:])
+  return quality.pointing_game(large, mask)[0], quality.mass_inside(large, mask)[0]
+
+
+def _recognition_table(e: Evaluation) -> Table | None:
+  """What the attribute models know, as their own job measured it."""
+  workdir = files.at(e.config.workdir)
+  rows, columns = [], ["mean_average_precision"]
+  models = {
+    "with saliency maps": e.config.ranking.attributes,
+    "without": e.config.evaluation.baseline,
+  }
+  found = {
+    name: run_folder.read_json(workdir / folder / "finished.json")
+    for name, folder in models.items()
+    if folder and run_folder.is_finished(workdir / folder)
+  }
+  if not found:
+    return None
+  columns = list(next(iter(found.values()))["test"])
+  for name, figures in found.items():
+    values = [figures["test"].get(c, float("nan")) for c in columns]
+    rows.append((name, *(Interval(value, digits=3) for value in values)))
+  chance = next(iter(found.values()))["test_chance"]
+  rows.append(("chance", *(Interval(chance[c], digits=3) for c in columns)))
+  return Table(
+    title="Attribute recognition",
+    note="The attribute model on the test split, means over attributes.",
+    columns=("attribute model", *(c.replace("_", " ") for c in columns)),
+    rows=tuple(rows),
+  )
+
+
+# --- what costs passes ----------------------------------------------------------------------------
+
+
+def _measure(e: Evaluation) -> None:
+  """Leaves on disk what needs passes of a model, a file each: generators, layers destroyed."""
+  model_of, pairs, sane = _models(e), _some(e, e.config.evaluation.saliency_pairs), _sane_pairs(e)
+  work: list[tuple[pathlib.Path, Callable[[], dict[str, np.ndarray]]]] = [
+    (_case_path(e, *case), functools.partial(_generator, e, model_of, pairs, *case))
+    for case in _cases(e)
+  ]
+  work += [(_layer_path(e, layer), functools.partial(_destroyed, e, sane, layer))
+           for layer in _layers(e)]  # fmt: skip
+  for path, function in tqdm.tqdm(
+    processes.share(work, "evaluate"), total=-(-len(work) // processes.count()),
+    desc="evaluating", unit="part", disable=None if processes.is_first() else True,
+  ):  # fmt: skip
+    if npz.read_arrays(path) is None:
+      npz.write_arrays(path, function())
+
+
+def _read_part(path: pathlib.Path) -> dict[str, np.ndarray]:
+  found = npz.read_arrays(path)
+  if found is None:
+    raise OSError(f"{path} is gone; run the same again")
+  return found
+
+
+# --- saliency maps --------------------------------------------------------------------------------
+
+
+def _models(e: Evaluation) -> Callable[[int, int], Any]:
+  source = e.config.index.model or str(
+    files.at(e.config.workdir) / "similarity" / "model.safetensors"
+  )
+  return spaces.model_in_space(source, e.config.index.image_size, e.test)
+
+
+def _some(e: Evaluation, count: int) -> np.ndarray:
+  """Pairs drawn by the seed, half of them matching as far as there are; ascending."""
+  rng = np.random.default_rng((e.config.key, 3))
+  parts = [np.flatnonzero(e.terms.labels == label) for label in (1, 0)]
+  half = [rng.permutation(part)[: count // 2 or 1] for part in parts]
+  return np.sort(np.concatenate(half))
+
+
+def _cases(e: Evaluation) -> list[tuple[str, str]]:
+  """Generators of saliency maps and what they perturb."""
+  settings = e.config.evaluation
+  if settings.saliency_pairs < 2:
+    return []
+  return [
+    (spec, mode)
+    for spec in settings.generators
+    for mode in settings.modes
+    if mode == "fixed" or not spec.startswith("random")
+  ]
+
+
+def _case_path(e: Evaluation, spec: str, mode: str) -> pathlib.Path:
+  return e.folder / "parts" / f"{spec}_{mode}.npz".replace(":", "_").replace("=", "_")
+
+
+def _saliency_table(e: Evaluation) -> Table | None:
+  """Insertion and deletion of pixels, for every generator and both modes."""
+  settings = e.config.evaluation
+  if not settings.generators or settings.saliency_pairs < 2:
+    return None
+  pairs, rows = _some(e, settings.saliency_pairs), []
+  results = {case: _read_part(_case_path(e, *case)) for case in _cases(e)}
+  floor = next((found for (spec, _), found in results.items() if spec.startswith("random")), None)
+  for (spec, mode), found in results.items():
+    difference = found["insertion"] - found["deletion"]
+    above: Any = "–"
+    if floor is not None and found is not floor:
+      above = e.interval(pairs, difference - (floor["insertion"] - floor["deletion"]))
+    rows.append((
+      spec, {"fixed": "query", "both": "both"}[mode], round(float(found["passes"].mean())),
+      e.interval(pairs, found["insertion"]), e.interval(pairs, found["deletion"]),
+      e.interval(pairs, difference), above,
+    ))  # fmt: skip
+  return Table(
+    title="Saliency insertion and deletion",
+    note=(
+      f"{len(pairs)} pairs, half of them matching. AUC × 100 of the score while pixels are shown or"
+      f" hidden by saliency, on a {settings.background} background, each curve from 0 to 1; the"
+      " last column is paired."
+    ),
+    columns=(
+      "generator", "perturbed", "passes", "insertion ↑", "deletion ↓", "difference ↑",
+      "more than random",
+    ),
+    rows=tuple(rows),
+    best=("", "", "", "high", "low", "high", "high"),
+  )  # fmt: skip
+
+
+def _generator(e: Evaluation, model_of, pairs, spec: str, mode: str) -> dict[str, np.ndarray]:
+  """AUCs and passes of one generator on pairs."""
+  name, options = explainer_lib.parse_generator(spec)
+  options = {"fill": e.config.index.fill or None, **options}
+  out: dict[str, np.ndarray] = {
+    k: np.zeros(len(pairs)) for k in ("insertion", "deletion", "passes")
+  }
+  kinds = e.test.types
+  where = np.stack([kinds[e.terms.queries[pairs]], kinds[e.terms.references[pairs]]], axis=1)
+  for space in np.unique(where, axis=0):
+    chosen = np.flatnonzero((where == space).all(axis=1))
+    explainer = Explainer(model_of(*space), design=name, mode=mode, key=e.config.key, **options)
+    photos = [_photos(e, explainer, pair) for pair in pairs[chosen]]
+    explanations = explainer.explain_pairs(photos)
+    curves = insertion_deletion(explainer, explanations, background=e.config.evaluation.background)
+    for kind, values in areas(curves).items():
+      out[kind][chosen] = values
+    out["passes"][chosen] = [x.encoder_passes for x in explanations]
+  return out
+
+
+def _photos(e: Evaluation, explainer: Explainer, pair: int) -> tuple[Photo, Photo]:
+  query, reference = (
+    Photo(e.test.ids[row], spaces.read_pixels(explainer.model, e.test, int(row)))
+    for row in (e.terms.queries[pair], e.terms.references[pair])
+  )
+  return query, reference
+
+
+# --- sanity ---------------------------------------------------------------------------------------
+
+
+def _sane_pairs(e: Evaluation) -> np.ndarray:
+  """Pairs that match, evenly from all."""
+  count = e.config.evaluation.sanity_pairs
+  return e.matching[:: max(1, len(e.matching) // max(1, count))][:count]
+
+
+def _layers(e: Evaluation) -> list[str]:
+  """How far the model is destroyed; first not at all, ''."""
+  return ["", *e.config.evaluation.layers] if len(_sane_pairs(e)) else []
+
+
+def _layer_path(e: Evaluation, layer: str) -> pathlib.Path:
+  return e.folder / "parts" / f"sanity_{_layers(e).index(layer):02d}.npz"
+
+
+def _sanity_tables(e: Evaluation) -> list[Table]:
+  """What becomes of maps and attributes when model, reference or labels are replaced."""
+  pairs = _sane_pairs(e)
+  if not len(pairs):
+    return []
+  phi = e.tuned.phi[trained.WHOLE]
+  rows = []
+
+  def compare(what: str, maps: np.ndarray, found: Any, attributes: Any = None) -> None:
+    correlation = sanity_checks.rank_correlations(e.terms.saliency[pairs], maps)
+    if attributes is None:
+      fit, _ = pairs_lib.fits(maps, e.terms.activations, rows_of, e.terms.covered)
+      attributes = _rank(e, pairs, phi, fit, *found)
+    changed = 100.0 * (attributes != e.named[trained.WHOLE][pairs])
+    rows.append((what, e.interval(pairs, correlation, 2), e.interval(pairs, changed, 0)))
+
+  rows_of = np.searchsorted(e.terms.query_rows, e.terms.queries[pairs])
+  for layer in _layers(e):
+    found = _read_part(_layer_path(e, layer))
+    what = f"model destroyed from the output to {layer}" if layer else "nothing, measured again"
+    compare(what, found["maps"], [found["queries"], found["references"]])
+  # The same query against the reference of another pair, from the index.
+  index = index_arrays.read_index(pairs_lib.index_folder(e.config.workdir, "test"))
+  maps, others = e.terms.saliency[pairs].copy(), e.terms.references[pairs].copy()
+  kinds = e.test.types
+  for i, pair in enumerate(pairs):
+    query, reference = int(e.terms.queries[pair]), int(e.terms.references[pair])
+    same = (kinds[e.terms.references] == kinds[reference]) & (e.terms.references != reference)
+    if same.any():
+      others[i] = e.terms.references[np.flatnonzero(same)[pair % same.sum()]]
+      position = int(np.searchsorted(index.queries, query))
+      maps[i] = index_arrays.read_maps(index, position, [int(others[i])], e.terms.embeddings)[0]
+  if (others != e.terms.references[pairs]).any():
+    queries = e.terms.queries[pairs]
+    slots = e.terms.types
+    seen = (
+      e.terms.embeddings[queries, slots[others]], e.terms.embeddings[others, slots[queries]],
+    )  # fmt: skip
+    compare("another reference of its type", maps, seen)
+  # What the attribute model knows, under another attribute's name.
+  order = np.random.default_rng(e.config.key).permutation(e.terms.terms.shape[2])
+  scores = ranking.normal_scores(e.terms.terms[:, pairs], e.tuned.calibration)
+  scores[0] = scores[0][:, order]
+  named = np.einsum("k,kpa->pa", phi, scores).argmax(axis=1)
+  compare("labels shuffled among attributes", e.terms.saliency[pairs], None, named)
+  table = Table(
+    title="Sanity checks",
+    note=(
+      f"{len(pairs)} pairs that match. Spearman's correlation over cells of the saliency map with"
+      " that of the model and pair as they are, and how often another attribute comes first. Layers"
+      " are destroyed by putting their weights in random places."
+    ),
+    columns=("what is replaced", "correlation of maps", "other attribute, %"),
+    rows=tuple(rows),
+  )
+  return [table]
+
+
+def _rank(e: Evaluation, pairs: np.ndarray, phi, fit, queries, references) -> np.ndarray:
+  """The attribute named with other maps and embeddings; concepts as they were."""
+  terms = e.terms.terms[:, pairs].copy()
+  terms[1] = fit
+  folder = files.at(e.config.workdir) / e.config.ranking.concepts
+  known = concepts_lib.read_concepts(folder, e.test.attribute_names, e.test.name)
+  for i, condition in enumerate(e.terms.conditions[pairs]):
+    terms[3, i] = ranking.sensitivities(known.vectors[condition], queries[i], references[i])
+  scores = ranking.normal_scores(terms, e.tuned.calibration)
+  return np.einsum("k,kpa->pa", phi, scores).argmax(axis=1)
+
+
+def _destroyed(e: Evaluation, pairs: np.ndarray, layer: str) -> dict[str, np.ndarray]:
+  """Maps [p h w], embeddings [p d] of queries and references; of a model destroyed to a layer."""
+  settings, model_of = e.config.index, _models(e)
+  kinds = e.test.types
+
+  def explained(change: Callable[[Any], Any]) -> dict[str, np.ndarray]:
+    out = []
+    for pair in pairs:
+      query, reference = e.terms.queries[pair], e.terms.references[pair]
+      model = model_of(int(kinds[query]), int(kinds[reference]))
+      model = dataclasses.replace(model, params=change(model.params))
+      explainer = Explainer(
+        model, design=settings.design, num_masks=settings.num_masks, fill=settings.fill or None,
+        key=e.config.key,
+      )  # fmt: skip
+      explanation = explainer.explain(*_photos(e, explainer, pair))
+      cells = explanation.saliency.cells.reshape(e.terms.saliency.shape[1:])
+      out.append((cells, *(explanation.embeddings or ())))
+    parts = (np.stack(part) for part in zip(*out, strict=True))
+    return dict(zip(("maps", "queries", "references"), parts, strict=False))
+
+  def variables_of(params: Any) -> Any:
+    return params[0] if isinstance(params, tuple) else params
+
+  def put(params: Any, variables: Any) -> Any:
+    return (variables, *params[1:]) if isinstance(params, tuple) else variables
+
+  if not layer:
+    return explained(lambda params: params)
+  first = model_of(int(kinds[e.terms.queries[pairs[0]]]), int(kinds[e.terms.references[pairs[0]]]))
+  destroyed = sanity_checks.randomized(variables_of(first.params), e.config.evaluation.layers)
+  variables = next(variables for name, variables in destroyed if name == layer)
+  return explained(lambda params: put(params, variables))
+
+
+# --- material for a study -------------------------------------------------------------------------
+
+
+def _write_material(e: Evaluation) -> None:
+  """What simulate_study shows its subjects: maps and attributes under each condition."""
+  conditions = {"random": FLOOR, "predicted": BASELINE, "sane": trained.WHOLE}
+  arrays: dict[str, np.ndarray] = {
+    "query_rows": e.terms.queries,
+    "reference_rows": e.terms.references,
+    "scores": e.terms.scores,
+    "labels": e.terms.labels,
+    "saliency": e.terms.saliency,
+    "attribute_names": np.array(e.test.attribute_names),
+  }
+  of_pair = np.searchsorted(e.terms.query_rows, e.terms.queries)
+  for condition, method in conditions.items():
+    chosen = e.named[method]
+    arrays[f"attribute_{condition}"] = chosen
+    arrays[f"activation_{condition}"] = e.terms.activations[of_pair, :, :, chosen]
+  npz.write_arrays(e.folder / "material.npz", arrays)

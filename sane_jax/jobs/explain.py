@@ -1,0 +1,286 @@
+"""Job: explains pairs of photos and writes the report."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from sane_jax import report
+from sane_jax.attributes import table as attribute_table
+from sane_jax.maps import tasks as tasks_lib
+from sane_jax.maps.curves import insertion_deletion
+from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.explanation import Effects, Explanation, Photo
+from sane_jax.ops.insertion_deletion import areas
+from sane_jax.report import saved as saved_views
+from sane_jax.runs import files, processes
+from sane_jax.runs import folder as run_folder
+
+# Effects of recent images are kept, for the next pair may need them; at most so many bytes.
+EFFECTS_BYTES = 1 << 30
+PAGE_PAIRS = 200  # a longer report is split into pages
+
+
+def run(config: Any) -> None:
+  """Explains what the config names, one pair after the other; the page is written at the end.
+
+  A pair that can't be explained is listed, and the others are explained. A finished pair is on
+  disk; the same command after an interruption takes it from there. Several processes share the
+  queries; the first then writes the page of what all of them left on disk.
+  """
+  started = time.monotonic()
+  folder = run_folder.writable_folder(files.at(config.workdir) / "explain")
+  explainer = tasks_lib.make_explainer(config)
+  failures: tasks_lib.Failures = []
+  if config.attributes:
+    explainer.ranker = attribute_table.learn_attributes(config, explainer, failures).ranker
+  tasks = tasks_lib.list_tasks(config, explainer, failures)
+  effects = _EffectsCache(explainer)
+  drawn: set[int] = set()  # numbers of the pairs whose figures are there
+  if processes.count() > 1:
+    drawn = _explain_share(config, explainer, effects, tasks, folder)
+    passes = sum(processes.gather(explainer.encoder_passes, "encoder passes"))
+    if not processes.is_first():
+      return
+    explainer.engine.passes = passes
+  views: list[tuple[str, report.PairView]] = []
+  bar = tqdm.tqdm(total=len(tasks), unit="pair", desc="explaining", disable=None)
+  stages = _Stages(bar, explainer)
+  try:
+    for number, task in enumerate(tasks, 1):
+      try:
+        view = _explained(config, explainer, effects, task, folder, stages)
+        if number not in drawn:
+          files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
+        views.append((_stem(number, task), view))
+      except Exception as error:  # whatever it is, it costs this pair alone
+        known = isinstance(error, ValueError | OSError)
+        why = str(error) if known else f"{type(error).__name__}: {error}"
+        failures.append((" and ".join(task.names), why))
+      bar.update()
+  finally:
+    bar.close()
+    _write_report(config, explainer, folder, views, failures, len(tasks))
+  if not views:
+    first = "; ".join(f"{name}: {why}" for name, why in failures[:3])
+    raise ValueError(f"nothing could be explained. {first}")
+  seconds = time.monotonic() - started
+  print(
+    f"{len(views)} pairs explained with {explainer.encoder_passes:,} encoder passes in"
+    f" {seconds:.1f} s; {len(failures)} failed.\nOpen {folder / 'index.html'}"
+  )
+  for name, why in failures[:10]:
+    print(files.printable(f"  not explained: {name}: {why}"), file=sys.stderr)
+
+
+def _explain_share(
+  config, explainer, effects, tasks: list[tasks_lib.Task], folder: pathlib.Path
+) -> set[int]:
+  """Leaves this process's part of the pairs on disk, with figures; a query's pairs stay together.
+
+  Returns:
+    The numbers of the pairs that any process left.
+  """
+  numbered = itertools.groupby(enumerate(tasks, 1), key=lambda item: item[1].names[0])
+  queries, drawn = [list(some) for _, some in numbered], []
+  mine = queries[jax.process_index() :: processes.count()]
+  with tqdm.tqdm(
+    total=sum(map(len, mine)), unit="pair", desc="explaining",
+    disable=None if processes.is_first() else True,
+  ) as bar:  # fmt: skip
+    stages = _Stages(bar, explainer)
+    for some in processes.share(queries, "explain"):
+      for number, task in some:
+        with contextlib.suppress(Exception):  # the first process meets it again, and lists it
+          view = _explained(config, explainer, effects, task, folder, stages)
+          files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
+          drawn.append(number)
+        bar.update()
+  return {number for part in processes.gather(drawn, "explained") for number in part}
+
+
+# --- one pair -------------------------------------------------------------------------------------
+
+
+class _EffectsCache:
+  """Effects of the images seen last, by their content."""
+
+  def __init__(self, explainer: Explainer):
+    self._explainer = explainer
+    self._kept: dict[str, Effects] = {}
+
+  def __call__(self, photo: Photo) -> Effects:
+    digest = _digest(photo)
+    found = self._kept.pop(digest, None) or self._explainer.effects(photo)
+    found = dataclasses.replace(found, photo=photo)
+    self._kept[digest] = found  # most recent last
+    size = found.moments.response.nbytes + found.moments.gram.nbytes
+    while len(self._kept) > max(2, EFFECTS_BYTES // max(size, 1)):
+      self._kept.pop(next(iter(self._kept)))
+    return found
+
+
+class _Stages:
+  """Shows what a long pair is at, and what it has cost."""
+
+  def __init__(self, bar: tqdm.tqdm, explainer: Explainer):
+    self._bar, self._explainer = bar, explainer
+    explainer.engine.on_progress = self._progress
+    self.name = ""
+
+  def _progress(self, done: int, count: int) -> None:
+    self._bar.set_postfix_str(f"{self.name} {done}/{count}")
+
+  def __call__(self, name: str) -> None:
+    self.name = name
+    self._bar.set_postfix_str(name)
+
+
+def _digest(photo: Photo) -> str:
+  return hashlib.sha256(np.ascontiguousarray(photo.pixels).tobytes()).hexdigest()
+
+
+def _explained(
+  config: Any,
+  explainer: Explainer,
+  effects: Callable[[Photo], Effects],
+  task: tasks_lib.Task,
+  folder: pathlib.Path,
+  stages: _Stages,
+) -> report.PairView:
+  """The pair's view: from disk if it was finished before, else measured and written there."""
+  photos = [
+    explainer.photo(source, name) for source, name in zip(task.sources, task.names, strict=True)
+  ]
+  identity = {
+    "settings": explainer.settings,
+    "photos": [_digest(photo) for photo in photos],
+    "names": list(task.names),
+    "background": config.background if config.metrics else None,
+  }
+  if config.attributes:
+    digest = hashlib.sha256(files.read_bytes(files.at(config.attributes))).hexdigest()
+    identity["attributes"] = [digest, list(config.phi or attribute_table.PHI)]
+  text = json.dumps(identity, sort_keys=True)
+  path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+  finished = saved_views.load_view(path)
+  if finished is not None:
+    return finished
+  began = time.monotonic()
+  stages("masks")
+  use = photos
+  if explainer.has_effects:
+    use = [effects(photo) for photo in photos]
+  explanation = (explainer.contrast if len(photos) == 3 else explainer.explain)(*use)
+  if config.metrics and explanation.contrast is None:
+    stages("insertion and deletion")
+    explanation.metrics = measure(explainer, explanation, config.background)
+  stages("report")
+  view = explanation.view()
+  jax.block_until_ready(view.saliency_map)
+  view = view._replace(
+    seconds=round(time.monotonic() - began, 3), command=_command(config, task, explanation)
+  )
+  saved_views.save_view(path, view)
+  return view
+
+
+def measure(explainer: Explainer, explanation: Explanation, background: str) -> dict[str, float]:
+  """Insertion and deletion AUC (× 100) of one pair."""
+  curves = insertion_deletion(explainer, [explanation], background=background)
+  return {f"{kind} AUC": float(value[0]) for kind, value in areas(curves).items()}
+
+
+def _command(config: Any, task: tasks_lib.Task, explanation: Explanation) -> str:
+  """The shell line that explains this pair alone, or the Python where there are no files."""
+  if not all(isinstance(source, str) for source in task.sources):
+    return explanation.snippet()
+  fields: dict[str, Any] = {}
+  fields |= zip(("query", "reference", "contrast"), task.sources, strict=False)
+  for name in ("model", "image_size", "design", "num_masks", "grid", "fill", "mode", "key"):
+    if config[name] is not None:
+      fields[name] = config[name]
+  options = " ".join(f"--config.{k}={tasks_lib.quoted(v)}" for k, v in fields.items())
+  return f"python -m sane_jax.main --config=configs/photos.py {options}"
+
+
+def _stem(number: int, task: tasks_lib.Task) -> str:
+  return f"{number:04d}_{_slug(task.names[0])}_{_slug(task.names[1])}"
+
+
+def _slug(name: str) -> str:
+  """A file name's worth of a photo's name."""
+  return re.sub(r"[^A-Za-z0-9-]+", "-", os.path.splitext(name)[0]).strip("-")[-40:] or "photo"
+
+
+# --- out ------------------------------------------------------------------------------------------
+
+
+def _attributes_of(view: report.PairView) -> dict[str, Any]:
+  """Sentence and attributes, for JSON; nothing where there are none."""
+  if not view.attributes:
+    return {}
+  return {
+    "sentence": view.sentence,
+    "attributes": [
+      {"name": a.name, "total": a.total, "terms": a.terms, "shares": a.shares}
+      for a in view.attributes
+    ],
+  }
+
+
+def _write_report(config, explainer, folder, views, failures, count) -> None:
+  """index.html (and further pages), explanations.json."""
+  records = [
+    {
+      "id": stem,
+      "query": view.query_name,
+      "reference": view.reference_name,
+      **({"contrast": view.contrast_name} if view.contrast_name else {}),
+      "score": view.score,
+      "encoder_passes": view.encoder_passes,
+      "seconds": view.seconds,
+      "insertion_auc": view.metrics.get("insertion AUC"),
+      "deletion_auc": view.metrics.get("deletion AUC"),
+      "files": {"figure": f"{stem}.png"},
+      "warnings": list(view.warnings),
+      **_attributes_of(view),
+    }
+    for stem, view in views
+  ]
+  document = {
+    "settings": explainer.settings,
+    "background": config.background if config.metrics else None,
+    "pairs": count,
+    "explanations": records,
+    "failures": [{"what": name, "why": why} for name, why in failures],
+  }
+  text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+  files.write_bytes(folder / "explanations.json", text.encode())
+  pages = [views[i : i + PAGE_PAIRS] for i in range(0, len(views), PAGE_PAIRS)] or [[]]
+  names = ["index.html", *(f"index-{n}.html" for n in range(2, len(pages) + 1))]
+  settings = explainer.settings
+  subtitle = f"{settings['model']}, {settings['image_size'][0]} × {settings['image_size'][1]}"
+  subtitle += f" pixels, {settings['design']}, {settings.get('num_masks', 0):,} masks an image"
+  for number, (name, page) in enumerate(zip(names, pages, strict=True), 1):
+    links = [(f"Page {n}", "" if n == number else f) for n, f in enumerate(names, 1)]
+    html = report.render_page(
+      [view for _, view in page],
+      title="Why do these images match?",
+      subtitle=subtitle,
+      failures=failures if number == 1 else (),
+      pages=links if len(names) > 1 else (),
+    )
+    files.write_bytes(folder / name, html.encode())

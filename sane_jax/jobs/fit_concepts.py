@@ -1,0 +1,145 @@
+"""Job: finds out how much each attribute matters to the similarity model."""
+
+from typing import Any
+
+import numpy as np
+
+from sane_jax.attributes import concepts as concepts_lib
+from sane_jax.attributes import pairs as pairs_lib
+from sane_jax.datasets import collection as collection_lib
+from sane_jax.datasets import load
+from sane_jax.maps import index_arrays
+from sane_jax.report.tables import Interval, Table, to_markdown
+from sane_jax.runs import files, npz, processes
+from sane_jax.runs import folder as run_folder
+
+MAX_PAIRS = 200_000  # that match, drawn if there are more
+SHOWN = 60  # rows of the table
+
+
+def run(config: Any) -> None:
+  """A direction and a TCAV score for each attribute in each space; no pass of any model.
+
+  Writes WORKDIR/concepts: concepts.npz, concepts.md, finished.json, which names attributes that
+  have the neutral prior, and why.
+  """
+  settings, workdir = config.concepts, files.at(config.workdir)
+  train = load.load_split(config.data, workdir, "train")
+  source = pairs_lib.index_folder(workdir, "train")
+  built = run_folder.read_finished(source, "build_index")
+  pairs_lib.check_index(source, built, train)
+  identity = run_folder.identity(
+    collection_lib.fingerprint(train), concepts=settings, key=config.key
+  )
+  identity["index"] = built["fingerprint"]
+  folder = run_folder.claim_folder(workdir / settings.folder, identity)
+  if run_folder.up_to_date(folder, "fit_concepts"):
+    return
+
+  index = index_arrays.read_index(source)
+  types = np.asarray(index.types)
+  conditions = train.conditions if index.embeddings.shape[1] > 1 else np.zeros((1, 1), int)
+  labels = collection_lib.label_matrix(train)
+  options = {k: settings[k] for k in concepts_lib.Settings._fields}
+  with run_folder.progress("concepts", 0, int(conditions.max()) + 1) as bar:
+    found = concepts_lib.fit(
+      index.embeddings.read().result(), types, conditions, labels, np.asarray(labels.any(axis=1)),
+      matching_pairs(train, config.key), seed=config.key,
+      settings=concepts_lib.Settings(**options),
+      on_progress=lambda done, _: _show(bar, done),
+    )  # fmt: skip
+  if not processes.is_first():
+    return
+  npz.write_arrays(folder / "concepts.npz", found._asdict())
+  files.write_bytes(folder / "concepts.md", to_markdown(_table(train, found)).encode())
+  neutral = _neutral(train, found, settings)
+  run_folder.finish(
+    folder,
+    {
+      "spaces": len(found.prior),
+      "fitted": int(np.isfinite(found.tcav).sum()),
+      "significant_over_all_spaces": int((found.pooled_p_value <= settings.alpha).sum()),
+      "significant_in_a_space": int((found.p_value <= settings.alpha).sum()),
+      "directions": int((found.vectors != 0).any(axis=2).sum()),
+      "neutral": neutral,
+    },
+  )
+  if len(neutral) == len(train.attribute_names):
+    print("fit_concepts: no attribute passes the test: the prior is neutral for all of them")
+  print(
+    f"fit_concepts: {len(train.attribute_names) - len(neutral)} of {len(train.attribute_names)}"
+    f" attributes matter measurably; {folder / 'concepts.md'}"
+  )
+
+
+def _show(bar: Any, done: int) -> None:
+  bar.update(done - bar.n)
+  processes.stop_if_asked("fit_concepts")
+
+
+def matching_pairs(train: collection_lib.Collection, seed: int) -> np.ndarray:
+  """Rows [p 2] of queries and references of one group, both ways round."""
+  parts = []
+  for rows in train.groups:
+    i, j = np.meshgrid(rows, rows, indexing="ij")
+    parts.append(np.stack([i[i != j], j[i != j]], axis=1))
+  pairs = np.unique(np.concatenate(parts), axis=0) if parts else np.zeros((0, 2), int)
+  if len(pairs) > MAX_PAIRS:
+    chosen = np.random.default_rng(seed).choice(len(pairs), MAX_PAIRS, replace=False)
+    pairs = pairs[np.sort(chosen)]
+  return pairs
+
+
+def _neutral(train, found: concepts_lib.ConceptPrior, settings: Any) -> dict[str, str]:
+  """Attributes whose prior is neutral in every space, and why."""
+  out = {}
+  total = collection_lib.label_matrix(train).sum(axis=0)
+  known = sum(len(a) > 0 for a in train.attributes)
+  for a, name in enumerate(train.attribute_names):
+    if (found.prior[:, a] != concepts_lib.NEUTRAL).any():
+      continue
+    if not total[a]:
+      out[name] = "no image has it"
+    elif total[a] == known:
+      out[name] = "every image has it"
+    elif not np.isfinite(found.tcav[:, a]).any():
+      most = int(found.images[:, a].max())
+      out[name] = (
+        f"too few: {most} images with it in one space, fewer than {settings.min_images}, or"
+        f" fewer than {settings.min_images} without, or {settings.min_pairs} pairs"
+      )
+    else:
+      tried = np.array([found.pooled_p_value[a], *found.p_value[:, a]])
+      least = tried[np.isfinite(tried)].min(initial=1.0)
+      out[name] = f"its score could be a random concept's (p {least:.2f} after correction)"
+  return out
+
+
+def _table(train, found: concepts_lib.ConceptPrior) -> Table:
+  """The attributes whose score is the surest."""
+  known = np.isfinite(found.pooled_p_value)
+  order = [a for a in np.argsort(np.where(known, found.pooled_p_value, np.inf)) if known[a]]
+  accuracy = np.nanmean(found.accuracy[:, order], axis=0)
+  total = collection_lib.label_matrix(train).sum(axis=0)
+  spaces = np.isfinite(found.tcav).sum(axis=0)
+  rows = [
+    (
+      train.attribute_names[a], Interval(float(found.pooled_tcav[a]), digits=2),
+      Interval(float(found.pooled_p_value[a]), digits=4), Interval(float(right), digits=2),
+      int(total[a]), int(spaces[a]), int((found.p_value[:, a] <= 0.05).sum()),
+    )
+    for a, right in zip(order, accuracy, strict=True)
+  ]  # fmt: skip
+  return Table(
+    title="Concepts",
+    note=(
+      "Share of matching pairs, over all spaces, whose score rises as the query gains an attribute;"
+      " p-value against random concepts, adjusted for all attributes; balanced accuracy of the"
+      " separators on images held out; in how many spaces it was fitted, and in how many its score"
+      " there has p ≤ 0.05 after adjustment."
+    ),
+    columns=(
+      "attribute", "TCAV score", "p", "accuracy", "images with it", "spaces", "significant there"
+    ),
+    rows=tuple(rows[:SHOWN]),
+  )  # fmt: skip

@@ -1,0 +1,290 @@
+"""Job: trains the model that recognises attributes and shows where they are, guided by maps."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from clu import metrics as clu_metrics
+from flax import struct
+
+from sane_jax.attributes import pairs as pairs_lib
+from sane_jax.attributes import quality
+from sane_jax.attributes import reader as attribute_reader
+from sane_jax.datasets import collection as collection_lib
+from sane_jax.datasets import load, pipeline
+from sane_jax.datasets.collection import Collection
+from sane_jax.maps import index_arrays
+from sane_jax.models import attribute, weights
+from sane_jax.ops import losses, resampling
+from sane_jax.runs import files, processes
+from sane_jax.runs import folder as run_folder
+from sane_jax.training import loop, sharding
+
+MODEL = attribute_reader.MODEL
+EVALUATION_BATCH = 32  # images a device
+ARCHITECTURE = ("trunk", "stage_sizes", "block", "width", "stem", "dtype", "image_size")
+
+
+@struct.dataclass
+class Metrics(clu_metrics.Collection):
+  """Means since the last line of the log."""
+
+  loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
+  label: clu_metrics.Average.from_output("label")  # pyright: ignore[reportInvalidTypeForm]
+  map: clu_metrics.Average.from_output("map")  # pyright: ignore[reportInvalidTypeForm]
+
+
+class Objective(NamedTuple):
+  """What the update is compiled for; see the config's fields of these names."""
+
+  map_weight: float
+  sharpness: float | None
+  flip: bool
+
+
+class Maps(NamedTuple):
+  """Saliency maps of the rows of a collection; one more query, the last, has none."""
+
+  query: np.ndarray  # [n] which query a row is
+  values: np.ndarray  # [m + 1 k rows columns] float16
+  valid: np.ndarray  # bool [m + 1 k]
+
+
+def run(config: Any) -> None:
+  """Trains, keeps what is best on the validation split, and measures that on the test split.
+
+  Writes WORKDIR/attributes: model.safetensors, metrics.jsonl, finished.json and checkpoints.
+  """
+  settings = config.attributes
+  mesh = sharding.batch_mesh()
+  sharding.check_batch(mesh, settings.batch_size, "attributes.batch_size")
+  train, valid, test = (
+    load.load_split(config.data, config.workdir, split) for split in ("train", "valid", "test")
+  )
+  rows = np.flatnonzero([len(a) > 0 for a in train.attributes])  # no label, nothing to learn
+  if len(rows) < settings.batch_size:
+    raise ValueError(
+      f"{train.name} has {len(rows)} images with attributes, fewer than one batch:"
+      f" --config.attributes.batch_size={settings.batch_size}"
+    )
+  identity = run_folder.identity(
+    collection_lib.fingerprint(train), attributes=settings, key=config.key
+  )
+  index = files.at(config.workdir) / "index"
+  if settings.map_weight > 0:
+    identity["index"] = run_folder.read_finished(index, "build_index")["fingerprint"]
+  folder = run_folder.claim_folder(files.at(config.workdir) / settings.folder, identity)
+  if run_folder.up_to_date(folder, "train_attributes"):
+    return
+  maps = read_maps(index, train) if settings.map_weight > 0 else None
+
+  # The model and its optimiser.
+  frozen, features, feature_size = attribute_reader.trunk(settings.trunk)
+  description = {
+    "kind": "attribute",
+    **{name: settings[name] for name in ARCHITECTURE},
+    "feature_size": feature_size,
+    "attribute_names": list(train.attribute_names),
+  }
+  model = weights.make_attribute_model(description)
+  start = weights.init_variables(model, config.key)
+  if settings.weights:
+    start, _ = weights.graft_trunk(start, settings.weights)
+  steps_per_epoch = len(rows) // settings.batch_size
+  schedule = optax.exponential_decay(
+    settings.learning_rate, max(1, steps_per_epoch // settings.batches_per_update),
+    settings.decay, staircase=True,
+  )  # fmt: skip
+  optimizer = loop.accumulate(optax.adam(schedule), settings.batches_per_update)
+  state = sharding.replicate(mesh, loop.start_state(start, optimizer, Metrics.empty()))
+  frozen = sharding.replicate(mesh, frozen)
+  objective = Objective(settings.map_weight, settings.sharpness or None, settings.flip)
+  update = jax.jit(
+    functools.partial(_update, model, features, optimizer, objective, config.key),
+    donate_argnums=1, out_shardings=sharding.whole(mesh),
+  )  # fmt: skip
+
+  # The data, and what is measured.
+  decoded = {
+    c.name: pipeline.DecodedImages(c, settings.image_size, config.cache_gib / 3 * 2**30)
+    for c in (train, valid, test)
+  }
+  labels = collection_lib.label_matrix(train)
+
+  def extra(chosen: np.ndarray) -> dict[str, np.ndarray]:
+    out = {"labels": labels[chosen]}
+    if maps is not None:
+      query = maps.query[chosen]
+      out |= {"maps": maps.values[query], "map_valid": maps.valid[query]}
+    return out
+
+  batches = pipeline.image_batches(
+    decoded[train.name], rows, batch_size=settings.batch_size, seed=config.key, extra=extra,
+    process=jax.process_index(), processes=jax.process_count(), num_threads=config.num_threads,
+  )  # fmt: skip
+
+  def activate(variables: Any, images: jax.Array) -> Any:
+    trained, before = variables
+    return model.apply(trained, features(before, images.astype(jnp.float32) / 255))
+
+  whole = sharding.whole(mesh)
+  score = jax.jit(lambda v, x: attribute.attribute_scores(activate(v, x)), out_shardings=whole)
+  locate = jax.jit(lambda v, x: attribute.activation_maps(activate(v, x)), out_shardings=whole)
+
+  def over(function: Any, collection: Collection, rows: np.ndarray, variables: Any) -> Any:
+    return sharding.map_images(
+      mesh, function, (variables, frozen), decoded[collection.name], rows, EVALUATION_BATCH,
+      config.num_threads,
+    )  # fmt: skip
+
+  def evaluate(collection: Collection, variables: Any) -> dict[str, float]:
+    rows, truth = _known(collection)
+    scores = over(score, collection, rows, variables)
+    return {"mean_average_precision": quality.mean_average_precision(scores, truth)}
+
+  best = loop.fit(
+    name="attributes", folder=folder, state=state,
+    batches=sharding.DeviceBatches(mesh, batches), update=functools.partial(update, frozen),
+    evaluate=functools.partial(evaluate, valid if any(map(len, valid.attributes)) else train),
+    export=lambda variables, best: loop.write_model(
+      folder / MODEL, weights.to_bytes(jax.device_get(variables), description | {"best": best})
+    ),
+    learning_rate=lambda step: schedule((step - 1) // settings.batches_per_update),
+    cadence=loop.Cadence(
+      settings.num_epochs * steps_per_epoch, settings.log_every_steps,
+      settings.eval_every_epochs * steps_per_epoch, settings.save_every_epochs * steps_per_epoch,
+    ),
+    tensorboard=config.tensorboard,
+  )  # fmt: skip
+  trained = sharding.replicate(mesh, weights.read_model_file(folder / MODEL)[0])
+  figures = evaluate(test, trained)
+  chance = {"mean_average_precision": quality.chance_precision(_known(test)[1])}
+  if settings.truth:
+    locate_all = functools.partial(over, locate, test, variables=trained)
+    found = localisation(locate_all, test, _known(test)[0], files.at(settings.truth))
+    chance |= dict.fromkeys(found, found.pop("chance"))
+    figures |= found
+  broken = {n: processes.merge(d.broken, f"broken images of {n}") for n, d in decoded.items()}
+  results = {
+    "best": best,
+    "test": figures,
+    "test_chance": chance,
+    "images_that_could_not_be_read": {n: b for n, b in broken.items() if b},
+  }
+  run_folder.finish(folder, results)
+  for name, value in figures.items() if processes.is_first() else ():
+    print(f"train_attributes: test {name} {value:.3f} (chance {chance[name]:.3f})")
+
+
+def _known(collection: Collection) -> tuple[np.ndarray, np.ndarray]:
+  """Rows with attributes, and which they have [n a].
+
+  Raises:
+    ValueError: there are none.
+  """
+  rows = np.flatnonzero([len(a) > 0 for a in collection.attributes])
+  if not len(rows):
+    raise ValueError(
+      f"no image of {collection.name} has an attribute: nothing to measure the model by; add"
+      " annotations, or photos of more classes"
+    )
+  return rows, collection_lib.label_matrix(collection)[rows]
+
+
+def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
+  """Saliency maps of the queries of an index, against the matches that it was built for.
+
+  Raises:
+    ValueError: there is no index, it is not whole, or it is of another collection.
+  """
+  finished = run_folder.read_finished(folder, "build_index")
+  pairs_lib.check_index(folder, finished, train)
+  limit, seed, covered = finished["matches"], finished["key"], finished.get("covered", 1.0)
+  index = index_arrays.read_index(folder)
+  embeddings = index.embeddings.read().result()
+  groups = collection_lib.groups_of(train)
+  count = len(index.queries)
+  values = np.zeros((count + 1, limit, *index.grid), np.float16)
+  valid = np.zeros((count + 1, limit), bool)
+  query = np.full(len(train.ids), count)
+  query[index.queries] = np.arange(count)
+  for position, row in enumerate(tqdm.tqdm(index.queries, desc="maps", unit="query", disable=None)):
+    matches = collection_lib.draw_matches(train, groups[row], row, limit=limit, seed=seed)
+    maps = index_arrays.read_maps(index, position, matches, embeddings)
+    if covered != 1 and len(maps):  # the model that is explained sees less than this one
+      maps = resampling.spread(maps, index.grid, covered)
+    values[position, : len(maps)] = maps
+    valid[position, : len(maps)] = (maps != 0).any((1, 2))  # zero: an image could not be read
+  return Maps(query, values, valid)
+
+
+def localisation(
+  locate: Callable[[np.ndarray], np.ndarray], collection: Collection, rows: np.ndarray,
+  truth: pathlib.Path,
+) -> dict[str, float]:  # fmt: skip
+  """How well activation maps lie on the true pixels of the attributes that images have.
+
+  Means over attributes (each the mean over its images) of the pointing game and of the mass inside,
+  with what an even map gets for both.
+
+  Args:
+    locate: rows [b] -> activation maps [b h w a].
+    truth: folder of masks, see `outfits_drawn.read_truth`.
+  """
+  from sane_jax.datasets import outfits_drawn
+
+  each: dict[str, dict[int, list[float]]] = {"pointing_game": {}, "mass_inside": {}, "chance": {}}
+  for begin in range(0, len(rows), 256):  # bounds the memory
+    part = rows[begin : begin + 256]
+    for row, maps in zip(part, locate(part), strict=True):
+      masks = outfits_drawn.read_truth(truth, collection.ids[row])
+      for a in masks.keys() & set(map(int, collection.attributes[row])):
+        mask = quality.middle_square(masks[a])[None]
+        large = resampling.enlarge(maps[None, :, :, a], mask.shape[1:])
+        each["pointing_game"].setdefault(a, []).append(quality.pointing_game(large, mask)[0])
+        each["mass_inside"].setdefault(a, []).append(quality.mass_inside(large, mask)[0])
+        each["chance"].setdefault(a, []).append(mask.mean())
+  return {
+    name: float(np.mean([np.mean(values) for values in lists.values()]))
+    for name, lists in each.items()
+  }
+
+
+def _update(model, features, optimizer, objective, seed, frozen, state, batch, step):
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  images = batch["images"].astype(jnp.float32) / 255
+  labels = batch["labels"] & batch["valid"][:, None]
+  flipped = jnp.zeros(len(images), bool)
+  if objective.flip:
+    images, flipped = loop.flip_some(images, key)
+  inputs = features(frozen, images)
+
+  def loss_of(params):
+    variables = {"params": params, **state["statistics"]}
+    activations, changed = model.apply(variables, inputs, train=True, mutable=["batch_stats"])
+    scores = attribute.attribute_scores(activations)
+    known = labels.any(axis=1)
+    label = jnp.sum(jax.vmap(losses.label_loss)(scores, labels)) / jnp.maximum(known.sum(), 1)
+    loss, guided = label, jnp.zeros(())
+    if "maps" in batch:
+      maps = batch["maps"].astype(jnp.float32)
+      maps = jnp.where(flipped[:, None, None, None], maps[..., ::-1], maps)
+      shape = activations.shape[1:3]
+      targets = jax.vmap(
+        functools.partial(losses.saliency_target, shape=shape, sharpness=objective.sharpness)
+      )(maps)
+      each = jax.vmap(losses.map_loss)(activations, targets, batch["map_valid"], labels)
+      has_map = known & batch["map_valid"].any(axis=1)
+      guided = jnp.sum(each) / jnp.maximum(has_map.sum(), 1)
+      loss = label + objective.map_weight * guided
+    return loss, (label, guided, changed)
+
+  out, grads = jax.value_and_grad(loss_of, has_aux=True)(state["params"])
+  loss, (label, guided, changed) = out
+  return loop.next_state(state, grads, changed, optimizer, step, loss=loss, label=label, map=guided)

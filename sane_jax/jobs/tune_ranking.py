@@ -1,0 +1,138 @@
+"""Job: chooses the weights of the terms by which attributes are ranked, on held-out pairs."""
+
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from sane_jax.attributes import effects as attribute_effects
+from sane_jax.attributes import pairs as pairs_lib
+from sane_jax.attributes import trained
+from sane_jax.datasets import collection as collection_lib
+from sane_jax.ops import ranking
+from sane_jax.runs import files, processes
+from sane_jax.runs import folder as run_folder
+
+CALIBRATIONS = ("normal_scores", "none")
+
+
+def run(config: Any) -> None:
+  """Weights φ that make the attribute named on validation pairs move the score most.
+
+  For each φ of a grid on the simplex, the mean over pairs that match of attribute deletion plus
+  insertion (`attribute_effects`) of the attribute ranked first, 0 where no image can stand in. The
+  mean of the best is kept for all terms, and for some without the others (`trained.ABLATIONS`).
+  Writes WORKDIR/ranking: ranking.npz, finished.json with every φ that was tried.
+  """
+  settings = config.ranking
+  if settings.calibration not in CALIBRATIONS:
+    raise ValueError(
+      f"--config.ranking.calibration is {' or '.join(CALIBRATIONS)}; given {settings.calibration!r}"
+    )
+  if settings.phi is not None:
+    ranking.check_weights(settings.phi, len(ranking.TERMS))
+  workdir = files.at(config.workdir)
+  valid, pairs = pairs_lib.load_pairs(
+    config.data, workdir, "valid", limit=config.pairs.num_valid, seed=config.key
+  )
+  identity = run_folder.identity(
+    collection_lib.fingerprint(valid), ranking=settings, key=config.key, pairs=len(pairs)
+  )
+  for name, folder, job in (
+    ("index", pairs_lib.index_folder(workdir, "valid"), "build_index"),
+    ("attributes", workdir / settings.attributes, "train_attributes"),
+    ("concepts", workdir / settings.concepts, "fit_concepts"),
+  ):
+    identity[name] = run_folder.hash_finished(folder, job)
+  folder = run_folder.claim_folder(workdir / settings.folder, identity)
+  if run_folder.up_to_date(folder, "tune_ranking"):
+    return
+
+  terms = pairs_lib.read_terms(
+    valid, pairs, workdir, "valid", attributes=settings.attributes, concepts=settings.concepts,
+    num_threads=config.num_threads,
+  )  # fmt: skip
+  calibration = ranking.RAW
+  if settings.calibration == "normal_scores":
+    calibration = ranking.calibrate(terms.terms, likely=settings.likely)
+  labels = collection_lib.label_matrix(valid)
+  known = labels.any(axis=1)
+  thresholds = attribute_effects.presence_thresholds(terms.row_confidence[known], labels[known])
+  present = attribute_effects.presence(labels, terms.row_confidence, thresholds)
+
+  matching = np.flatnonzero(terms.labels == 1)
+  scores = ranking.normal_scores(terms.terms[:, matching], calibration)
+  grid = ranking.simplex(len(ranking.TERMS), settings.steps)
+  named = np.stack([np.einsum("k,kpa->pa", phi, scores).argmax(axis=1) for phi in grid])
+  each = np.zeros((len(grid), len(matching), 2))
+  worth = _effects(matching, named, terms, present, valid.types, settings.representatives)
+  for index, attributes in enumerate(named):
+    each[index] = np.nan_to_num(worth[np.arange(len(matching)), attributes])
+  gains, values = each.sum(axis=2), each.mean(axis=1)
+  if not np.isfinite(worth).any():
+    raise ValueError(
+      f"no attribute that is named on {valid.name} has images with and without it among those of"
+      " one type: there is nothing to choose phi by. Give more pairs, --config.pairs.num_valid=N"
+    )
+  chosen = {
+    name: _best(np.asarray(grid), gains, [term in used for term in ranking.TERMS])
+    for name, used in trained.ABLATIONS.items()
+  }
+  if settings.phi is not None:
+    chosen[trained.WHOLE] = tuple(settings.phi)
+  if not processes.is_first():
+    return
+  trained.write_ranking(
+    folder, trained.Ranking(chosen, calibration, thresholds, valid.attribute_names)
+  )
+  run_folder.finish(
+    folder,
+    {
+      "phi": {name: list(phi) for name, phi in chosen.items()},
+      "pairs": len(matching),
+      "grid": [
+        {"phi": list(phi), "deletion": value[0], "insertion": value[1]}
+        for phi, value in zip(grid, values.tolist(), strict=True)
+      ],
+    },
+  )
+  phi = ", ".join(
+    f"{name} {weight:.2f}"
+    for name, weight in zip(ranking.TERMS, chosen[trained.WHOLE], strict=True)
+  )
+  print(f"tune_ranking: {phi}, on {len(matching)} pairs; {folder}")
+
+
+def _effects(matching, named, terms, present, kinds, count) -> np.ndarray:
+  """Deletion and insertion [m a 2] of every attribute that some φ names; NaN elsewhere."""
+  out = np.full((len(matching), terms.terms.shape[2], 2), np.nan)
+  bar = tqdm.tqdm(range(len(matching)), desc="ranking", unit="pair", disable=None)
+  for position in bar:
+    attributes = np.unique(named[:, position])
+    pairs = np.full_like(attributes, matching[position])
+    out[position, attributes] = np.stack(
+      attribute_effects.measure(pairs, attributes, terms, present, kinds, count=count), axis=1
+    )
+  return out
+
+
+def _best(grid: np.ndarray, gains: np.ndarray, allowed: list[bool]) -> tuple[float, ...]:
+  """Mean of the φ, zero where they must be, that are not clearly worse than the best.
+
+  Those whose mean gain lies below the best's by no more than the standard error of the difference,
+  over pairs. The best alone is chosen by luck among many that are as good, and does worse on other
+  pairs than their mean.
+
+  Args:
+    grid: φ [g k].
+    gains: of each on each pair [g p].
+    allowed: which terms may weigh.
+  """
+  usable = np.flatnonzero((grid[:, ~np.asarray(allowed)] == 0).all(axis=1))
+  gains = gains[usable]
+  best = gains.mean(axis=1).argmax()
+  behind = gains[best] - gains
+  error = behind.std(axis=1) / np.sqrt(gains.shape[1])
+  near = grid[usable[behind.mean(axis=1) <= error + 1e-12]]
+  phi = near.mean(axis=0)
+  return tuple(float(weight) for weight in phi / phi.sum())

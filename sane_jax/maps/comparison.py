@@ -1,0 +1,556 @@
+"""Where two models' reasons for one score differ, with error bars.
+
+Scores of two models have no common unit, so each map is divided by its own root mean square; models
+see a photo through crops and sizes of their own, so both are read on cells of the photo itself.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import special
+
+from sane_jax import report
+from sane_jax.datasets import images as images_lib
+from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.explanation import Effects, Embedding, Explanation, Photo
+from sane_jax.models.model import Model
+from sane_jax.ops import effects, fills
+from sane_jax.runs import files
+
+SIGNIFICANCE = 0.05  # chance that any of the cells named as different is none
+SIDE = 384  # longer side in pixels of the photo that maps are shown on
+SUPERPIXEL_GRID = (8, 8)  # where a model's regions are no grid
+# A map whose mean square is by more than this share the draw of masks has no scale of its own.
+NOISE = 0.75
+ROUNDING = 1e-6  # of a scaled map; float32 knows no less
+
+Frame = tuple[float, float, float, float]  # top, left, bottom, right, in pixels of the photo
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+  """How the maps of two models differ on one query and reference. Made by `compare`.
+
+  With m_k the map of model k over cells of the photo, v_k the mean over cells of its variance over
+  the draw of masks, and ⟨·⟩ the mean over cells,
+
+      maps_k = m_k / s_k,   s_k² = ⟨m_k²⟩ − v_k,   difference = maps_0 − maps_1.
+
+  Less v_k, for the draw of masks adds to the mean square of a noisy map, and would make it look
+  flatter than another that measures the same.
+
+  Attributes:
+    explanations: of the two models, each in its own crop, size and unit.
+    names: of the models.
+    grid: (rows, columns) of the common cells.
+    frame: top, left, bottom and right of the common cells in the photo, in its pixels.
+    maps: [2 rows columns], without unit: 1 is the map's root mean square.
+    errors: [2 rows columns], standard errors of those, the scale's included.
+    difference: [rows columns].
+    standard_error: [rows columns], of the difference: by leaving out the same replicate of both
+      where both drew the same masks (`paired`), else of the two apart.
+    p_values: [rows columns], of no difference, by Student's t, after Holm's correction for the
+      number of cells: it holds however cells depend on one another. NaN without an error.
+    significant: [rows columns], p at most 0.05: with that chance any cell named is a false one.
+    scales: s_k, of each map, in the unit of its model's score.
+    rank_correlation: Spearman's, of the two maps over cells.
+    reliabilities: share of each map's variance over cells that is not the draw of masks.
+    paired: whether both models saw the same masks, so that part of the noise is common.
+    picture: [H W 3] uint8, the photo; `reference_picture` likewise, None for embeddings.
+    shape, reference_shape: (height, width) of the photos as given; `frames`, `reference_frames`:
+      what each model sees of them.
+    pixel_maps: [2 H W], each model's scaled map where it sees the photo, NaN elsewhere.
+    warnings: what a reader should know.
+  """
+
+  explanations: tuple[Explanation, Explanation]
+  names: tuple[str, str]
+  grid: tuple[int, int]
+  frame: Frame
+  shape: tuple[int, int]
+  frames: tuple[Frame, Frame]
+  reference_frames: tuple[Frame, ...]
+  reference_shape: tuple[int, int] | None
+  maps: Float[np.ndarray, "2 rows columns"]
+  errors: Float[np.ndarray, "2 rows columns"]
+  difference: Float[np.ndarray, "rows columns"]
+  standard_error: Float[np.ndarray, "rows columns"]
+  p_values: Float[np.ndarray, "rows columns"]
+  significant: Bool[np.ndarray, "rows columns"]
+  scales: tuple[float, float]
+  rank_correlation: float
+  reliabilities: tuple[float, float]
+  paired: bool
+  picture: np.ndarray
+  reference_picture: np.ndarray | None
+  pixel_maps: Float[np.ndarray, "2 h w"]
+  warnings: tuple[str, ...]
+
+  @property
+  def most_correlation(self) -> float:
+    """What two maps of these reliabilities would reach at most: sqrt(r₀ r₁) (Spearman 1904).
+
+    Of draws of masks that know nothing of each other; where they are shared (`paired`) the noise
+    agrees as well, and the correlation may be higher.
+    """
+    return float(np.sqrt(self.reliabilities[0] * self.reliabilities[1]))
+
+  @property
+  def pixel_difference(self) -> Float[np.ndarray, "h w"]:
+    """[H W], NaN where not both models see the photo."""
+    return self.pixel_maps[0] - self.pixel_maps[1]
+
+  @property
+  def encoder_passes(self) -> int:
+    """Of both models."""
+    return sum(e.encoder_passes for e in self.explanations)
+
+  @functools.cached_property
+  def matches(self) -> tuple[report.RegionMatch, ...]:
+    """The three regions that raise each model's score most, with their best match in the reference.
+
+    Empty where the reference is an embedding, or regions are no grid. Costs each model the masked
+    passes of the reference, on first use.
+    """
+    found: list[report.RegionMatch] = []
+    if self.reference_shape is None:
+      return ()
+    for k, (e, frame) in enumerate(zip(self.explanations, self.frames, strict=True)):
+      if e.grid is None:
+        continue
+      other = self.reference_frames[k]
+      values, table = np.asarray(e.saliency.cells), e.correspondence
+      for cell in np.argsort(-values, kind="stable")[:3].tolist():
+        if values[cell] > 0:
+          best = int(table[cell].argmax())
+          found.append(
+            report.RegionMatch(
+              k, float(values[cell] / self.scales[k]), float(table[cell, best]),
+              _shares(_cell_box(cell, e.grid, frame), self.shape),
+              _shares(_cell_box(best, e.grid, other), self.reference_shape),
+            )
+          )  # fmt: skip
+    return tuple(found)
+
+  def view(self) -> report.ComparisonView:
+    """What the page shows. Computes the matches."""
+    query, reference = self.explanations[0].query, self.explanations[0].reference
+    return report.ComparisonView(
+      query_name=query.name or "query",
+      reference_name=reference.name or "reference",
+      names=self.names,
+      picture=self.picture,
+      reference=self.reference_picture,
+      pixel_maps=self.pixel_maps,
+      difference=self.difference,
+      standard_error=self.standard_error,
+      significant=self.significant,
+      p_values=self.p_values,
+      maps=self.maps,
+      errors=self.errors,
+      frame=_shares(self.frame, self.shape),
+      scores=(self.explanations[0].score, self.explanations[1].score),
+      scales=self.scales,
+      rank_correlation=self.rank_correlation,
+      most_correlation=self.most_correlation,
+      reliabilities=self.reliabilities,
+      paired=self.paired,
+      matches=self.matches,
+      encoder_passes=self.encoder_passes,
+      settings=tuple(dict(e.settings) for e in self.explanations),
+      warnings=self.warnings,
+    )
+
+  def to_html(self, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes the comparison as one self-contained page, and returns its path."""
+    path = files.at(path)
+    title = f"{self.names[0]} and {self.names[1]}: where do their reasons differ?"
+    files.write_bytes(path, report.render_comparisons([self.view()], title=title).encode())
+    return path
+
+
+def compare(
+  a: Model | Explainer, b: Model | Explainer, query: Any, reference: Any, **options: Any
+) -> Comparison:
+  """Where the reasons of two models for matching `query` and `reference` differ.
+
+  Costs each model N masked passes and one a whole image, with mode 'both' K more for the masked
+  reference; the page as many again, for matches.
+
+  Args:
+    a, b: models; or explainers, which carry design, fill and key of their own. With one design and
+      one key both see the same masks, and the difference is measured most sharply.
+    query: path, PIL image, uint8 or float array of the whole photo: each model crops it its way.
+    reference: likewise; or two `Embedding`s, one of each model's space.
+    **options: of `Explainer`, where models are given.
+
+  Raises:
+    ValueError: models of scores alone, learned masks, two modes; options beside explainers.
+    ImageError: an image can't be read.
+  """
+  explainers = _explainers(a, b, options)
+  if isinstance(query, Effects | Embedding):
+    raise ValueError(
+      "compare takes the query's photo, which each model sees in its own crop and size; given"
+      f" {type(query).__name__}"
+    )
+  photo, name = _read(query)
+  measured, found = [], []
+  references, reference_photo, reference_name = _references(reference)
+  frames = [_frame(e.model, photo.shape[:2]) for e in explainers]
+  for explainer, other in zip(explainers, references, strict=True):
+    of_query = explainer.effects(explainer.photo(photo, name))
+    measured.append(of_query)
+    if reference_photo is not None:
+      other = explainer.photo(reference_photo, reference_name)
+    found.append(explainer.explain(of_query, other))
+  region = _intersection(frames[0], frames[1], photo.shape)
+  grid = _common_grid(measured, frames, region)
+  values, left_out = [], []
+  for one, e, frame in zip(measured, found, frames, strict=True):
+    resample = _resampling(one, frame, region, grid)
+    values.append(resample @ np.asarray(e.saliency.cells, np.float64))
+    left_out.append([each.astype(np.float64) @ resample.T for each in _left_out(one, e)])
+  warnings = [f"{n}: {w}" for n, e in zip("AB", found, strict=True) for w in e.warnings]
+  if not any(left_out):
+    warnings.append("neither design draws masks: there is no error, and every difference is exact")
+  scaled = [_scaled(v, each) for v, each in zip(values, left_out, strict=True)]
+  names = _names(*(e.model.name for e in explainers))
+  for part, label in zip(scaled, "AB", strict=True):
+    if part.noise > NOISE:
+      warnings.append(
+        f"{label}: {100 * min(part.noise, 1):.0f} % of the map's mean square is the draw of masks;"
+        " its scale is rough, and differences can hardly show: raise num_masks"
+      )
+  if frames[0] != frames[1]:
+    warnings.append(
+      "the models see different parts of the photo; they are compared where both see it"
+    )
+  if measured[0].settings["fill"] != measured[1].settings["fill"]:
+    warnings.append("the two hide regions behind different fills: what differs may be of the fills")
+  paired = _same_masks(*measured)
+  difference = scaled[0].values - scaled[1].values
+  difference[np.abs(difference) < ROUNDING] = 0
+  error, dof = _difference_error(scaled, paired)
+  error[error < ROUNDING] = 0
+  p = holm(_p_values(difference, error, dof))
+  canvas = _canvas(photo)
+  pixel_maps = np.stack(
+    [
+      _on_canvas(e.saliency_map, frame, photo.shape[:2], canvas.shape[:2]) / part.scale
+      for e, frame, part in zip(found, frames, scaled, strict=True)
+    ]
+  )
+  flat = min(np.ptp(part.values) for part in scaled) == 0
+  return Comparison(
+    explanations=(found[0], found[1]), names=names, grid=grid, frame=region,
+    shape=(photo.shape[0], photo.shape[1]), frames=(frames[0], frames[1]),
+    reference_frames=() if reference_photo is None else tuple(
+      _frame(e.model, reference_photo.shape) for e in explainers
+    ),
+    reference_shape=None if reference_photo is None else (
+      reference_photo.shape[0], reference_photo.shape[1]
+    ),
+    reference_picture=None if reference_photo is None else _canvas(reference_photo),
+    maps=np.stack([part.values.reshape(grid) for part in scaled]),
+    errors=np.stack([part.errors.reshape(grid) for part in scaled]),
+    difference=difference.reshape(grid), standard_error=error.reshape(grid),
+    p_values=p.reshape(grid), significant=np.nan_to_num(p, nan=1).reshape(grid) <= SIGNIFICANCE,
+    scales=(scaled[0].scale, scaled[1].scale),
+    rank_correlation=float("nan") if flat else _rank_correlation(*(s.values for s in scaled)),
+    reliabilities=(scaled[0].reliability, scaled[1].reliability), paired=paired, picture=canvas,
+    pixel_maps=pixel_maps, warnings=tuple(warnings),
+  )  # fmt: skip
+
+
+# --- what is given --------------------------------------------------------------------------------
+
+
+def _explainers(a: Any, b: Any, options: dict[str, Any]) -> tuple[Explainer, Explainer]:
+  out = []
+  for label, given in zip("ab", (a, b), strict=True):
+    if isinstance(given, Explainer) and options:
+      raise ValueError(
+        f"{', '.join(options)} are for models; {label} is an explainer, which has its own: give"
+        " them to sane_jax.Explainer, or give two models"
+      )
+    explainer = given if isinstance(given, Explainer) else Explainer(given, **options)
+    if not explainer.has_effects:
+      raise ValueError(
+        "compare reads maps off effects on embeddings, replicate by replicate: it needs models that"
+        " give embeddings and a design of masks, such as design='hadamard'; given"
+        f" {explainer.settings['design']} and {explainer.model.name}"
+      )
+    out.append(explainer)
+  if out[0].mode != out[1].mode:
+    raise ValueError(
+      f"one explainer perturbs with mode={out[0].mode!r} and the other with mode={out[1].mode!r}:"
+      " their maps answer two questions; give both the same mode"
+    )
+  return out[0], out[1]
+
+
+def _read(source: Any) -> tuple[np.ndarray, str]:
+  """A photo as it is [h w 3] float32, and its name."""
+  if isinstance(source, Photo):
+    return source.pixels, source.name
+  is_path = isinstance(source, str | os.PathLike)
+  name = os.path.basename(os.fspath(source)) if is_path else ""
+  return images_lib.read_image(source), name
+
+
+def _references(reference: Any) -> tuple[tuple[Any, Any], np.ndarray | None, str]:
+  """An embedding for each model; or the photo that each is to see in its own way, and its name."""
+  if isinstance(reference, Embedding):
+    raise ValueError(
+      f"{reference.name[:60]!r} is an embedding of one model's space; give two, one of each:"
+      " (sane_jax.Embedding(of_a, name), sane_jax.Embedding(of_b, name))"
+    )
+  if isinstance(reference, tuple) and all(isinstance(r, Embedding) for r in reference):
+    if len(reference) != 2:
+      raise ValueError(f"give two embeddings, one of each model; given {len(reference)}")
+    return (reference[0], reference[1]), None, ""
+  if isinstance(reference, Effects):
+    raise ValueError("compare takes the reference's photo, and not effects that one model measured")
+  return (None, None), *_read(reference)
+
+
+def _names(a: str, b: str) -> tuple[str, str]:
+  return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
+
+
+# --- where models look ----------------------------------------------------------------------------
+
+
+def _frame(model: Model, shape: tuple[int, ...]) -> Frame:
+  return images_lib.seen_frame(
+    (shape[0], shape[1]), model.image_size, fit=model.fit, crop_fraction=model.crop_fraction
+  )
+
+
+def _intersection(a: Frame, b: Frame, shape: tuple[int, ...]) -> Frame:
+  """The part of the photo that both see; both see its middle."""
+  top, left = max(a[0], b[0], 0), max(a[1], b[1], 0)
+  return top, left, min(a[2], b[2], shape[0]), min(a[3], b[3], shape[1])
+
+
+def _common_grid(measured: list[Effects], frames: list[Frame], region: Frame) -> tuple[int, int]:
+  """Cells no finer than either model's: what one resolves coarsely can't be compared finely."""
+  grids = [one.design.grid or SUPERPIXEL_GRID for one in measured]
+  out = []
+  for axis in range(2):
+    share = [(region[axis + 2] - region[axis]) / (f[axis + 2] - f[axis]) for f in frames]
+    cells = [g[axis] * s for g, s in zip(grids, share, strict=True)]
+    out.append(max(1, int(min(cells) + 1e-6)))
+  return out[0], out[1]
+
+
+def _overlaps(low: float, high: float, count: int, start: float, stop: float, parts: int):
+  """Share [count parts] of each of `count` equal cells of [low, high] that each part of
+  [start, stop] covers."""
+  cells = np.linspace(low, high, count + 1)
+  edges = np.linspace(start, stop, parts + 1)
+  inside = np.minimum(cells[1:, None], edges[None, 1:]) - np.maximum(
+    cells[:-1, None], edges[None, :-1]
+  )
+  inside = np.maximum(inside, 0)
+  return inside / inside.sum(axis=1, keepdims=True)
+
+
+def _resampling(one: Effects, frame: Frame, region: Frame, grid: tuple[int, int]) -> np.ndarray:
+  """Matrix [g c]: means over the common cells of a map that is constant in each of its own."""
+  count = len(np.asarray(one.cells.valid))
+  if one.design.grid == grid and np.allclose(frame, region, rtol=0, atol=1e-6):
+    return np.eye(count)
+  labels = np.asarray(one.cells.labels)
+  h, w = labels.shape
+  rows = _overlaps(region[0], region[2], grid[0], frame[0], frame[2], h)
+  columns = _overlaps(region[1], region[3], grid[1], frame[1], frame[3], w)
+  out = np.zeros((grid[0] * grid[1], count))
+  for place, (r, c) in enumerate(np.ndindex(grid)):
+    weights = rows[r][:, None] * columns[c][None]
+    out[place] = np.bincount(labels.ravel(), weights=weights.ravel(), minlength=count)
+  return out
+
+
+def _canvas(photo: np.ndarray) -> np.ndarray:
+  """The photo [h w 3] at a size to show, in its own shape."""
+  h, w = photo.shape[:2]
+  scale = SIDE / max(h, w)
+  size = max(1, round(h * scale)), max(1, round(w * scale))
+  fitted = images_lib.fit_image(photo, size, fit="stretch")
+  return np.round(fitted * 255).clip(0, 255).astype(np.uint8)
+
+
+def _on_canvas(
+  saliency: np.ndarray, frame: Frame, shape: tuple[int, ...], size: tuple[int, ...]
+) -> np.ndarray:
+  """A model's map [h w] over the photo [H W], bilinearly; NaN where the model sees nothing."""
+
+  def axis(i: int) -> np.ndarray:
+    at = (np.arange(size[i]) + 0.5) * shape[i] / size[i]
+    share = (at - frame[i]) / (frame[i + 2] - frame[i])
+    place = np.clip(share * saliency.shape[i] - 0.5, 0, saliency.shape[i] - 1)
+    low = np.minimum(place.astype(int), max(saliency.shape[i] - 2, 0))
+    matrix = np.zeros((size[i], saliency.shape[i]))
+    matrix[np.arange(size[i]), low] = 1 - (place - low)
+    if saliency.shape[i] > 1:
+      matrix[np.arange(size[i]), low + 1] += place - low
+    matrix[(share < 0) | (share > 1)] = np.nan
+    return matrix
+
+  rows, columns = axis(0), axis(1)
+  out = (
+    np.nan_to_num(rows) @ np.nan_to_num(np.asarray(saliency, np.float64)) @ np.nan_to_num(columns).T
+  )
+  out[np.isnan(rows).any(axis=1)] = np.nan
+  out[:, np.isnan(columns).any(axis=1)] = np.nan
+  return out
+
+
+def _cell_box(cell: int, grid: tuple[int, int], frame: Frame) -> Frame:
+  """The cell's box in pixels of the photo."""
+  row, column = divmod(cell, grid[1])
+  height, width = (frame[2] - frame[0]) / grid[0], (frame[3] - frame[1]) / grid[1]
+  top, left = frame[0] + row * height, frame[1] + column * width
+  return top, left, top + height, left + width
+
+
+def _shares(box: Frame, shape: tuple[int, ...]) -> Frame:
+  """A box in pixels as shares of the photo."""
+  return box[0] / shape[0], box[1] / shape[1], box[2] / shape[0], box[3] / shape[1]
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+class _Scaled(NamedTuple):
+  """A map by its own scale: [g], and what it is when a part of the draw is left out."""
+
+  values: np.ndarray
+  left_out: list[np.ndarray]  # [b g] of each independent draw: the query's masks, the reference's
+  errors: np.ndarray
+  dof: float
+  scale: float
+  noise: float  # share of the mean square that is the draw of masks
+  reliability: float
+
+
+def _left_out(one: Effects, e: Explanation) -> list[np.ndarray]:
+  """The map's cells [b c] without each replicate of the query's masks in turn; and, where the
+  reference was masked too, without each group of its masks. Nothing of what was not drawn."""
+  assert e.directions is not None
+  out: list[np.ndarray] = []
+  if one.design.num_fixed < one.design.num_masks:
+    towards = jnp.asarray(e.directions.mean(axis=0))[:, None]
+    moments = one.moments._replace(
+      response=jnp.matmul(one.moments.response, towards, precision="highest")
+    )
+    out.append(np.asarray(effects.leave_one_out(one.design, one.key, one.cells, moments))[..., 0])
+  groups = effects.reference_maps(
+    one.design, np.asarray(one.matrix), e.directions, fills.num_fills(one.settings["fill"])
+  )
+  if len(groups):
+    out.append((groups.sum(axis=0) - groups) / (len(groups) - 1))
+  return out
+
+
+def _scaled(values: np.ndarray, left_out: list[np.ndarray]) -> _Scaled:
+  """m / s with s² = ⟨m²⟩ − v; and the same of each leave-one-out map, whose v is larger by that of
+  its own draw / (B − 1)."""
+  spreads = [(len(each) - 1) * each.var(axis=0).mean() if len(each) else 0.0 for each in left_out]
+  variance, total = float(sum(spreads)), float((values**2).mean())
+  noise = variance / total if total > 0 else 0.0
+
+  def scale(square: np.ndarray, less: float) -> np.ndarray:
+    return np.sqrt(np.maximum(square - less, (1 - NOISE) * square))
+
+  whole = float(scale(np.asarray(total), variance)) or 1.0
+  parts = []
+  for each, spread in zip(left_out, spreads, strict=True):
+    own = scale((each**2).mean(axis=1), variance + spread / max(len(each) - 1, 1))
+    parts.append(each / np.where(own > 0, own, 1)[:, None])
+  errors, dof = _joint_error([_error(part) for part in parts], len(values))
+  over = float(values.var())
+  return _Scaled(
+    values / whole, parts, errors, dof, whole, noise,
+    float(np.clip(1 - variance / over, 0, 1)) if over > 0 else 0.0,
+  )  # fmt: skip
+
+
+def _error(left_out: np.ndarray) -> tuple[np.ndarray, float]:
+  """Standard error [g] of what was left out in turn [b g], and its degrees of freedom."""
+  valid = np.ones(left_out.shape[1], bool)
+  return effects.standard_error(left_out[..., None], valid)[:, 0], float(
+    effects.degrees_of_freedom(left_out[..., None], valid)[0]
+  )
+
+
+def _joint_error(
+  terms: list[tuple[np.ndarray, float]], count: int
+) -> tuple[np.ndarray, float]:  # fmt: skip
+  """Of a sum of independent terms: errors [count] by Pythagoras, Welch and Satterthwaite's degrees
+  of freedom of the mean squares, one for all cells. Nothing drawn has no error."""
+  if len(terms) == 1:
+    return terms[0]
+  squares = [errors**2 for errors, _ in terms]
+  means = [s.mean() for s in squares]
+  parts = [
+    mean**2 / dof
+    for mean, (_, dof) in zip(means, terms, strict=True)
+    if dof > 0 and np.isfinite(dof)
+  ]
+  dof = sum(means) ** 2 / sum(parts) if sum(parts) > 0 else np.inf
+  return np.sqrt(sum(squares, np.zeros(count))), float(dof)
+
+
+def _same_masks(a: Effects, b: Effects) -> bool:
+  """Whether replicate i of the one and of the other are of the same masks."""
+  keys = [np.asarray(one.settings["key"]) for one in (a, b)]
+  return bool(
+    a.design == b.design
+    and keys[0].shape == keys[1].shape
+    and (keys[0] == keys[1]).all()
+    and a.moments.gram.shape == b.moments.gram.shape
+  )
+
+
+def _difference_error(scaled: list[_Scaled], paired: bool) -> tuple[np.ndarray, float]:
+  """Standard error [g] of the difference, and its degrees of freedom."""
+  a, b = scaled
+  if paired:
+    together = zip(a.left_out, b.left_out, strict=True)
+    return _joint_error([_error(one - other) for one, other in together], len(a.values))
+  terms = [(part.errors, part.dof) for part in scaled if part.left_out]
+  return _joint_error(terms, len(a.values))
+
+
+def _p_values(difference: np.ndarray, error: np.ndarray, dof: float) -> np.ndarray:
+  """Two-sided p of each cell; without an error 0 where there is a difference, and NaN unknown."""
+  with np.errstate(divide="ignore", invalid="ignore"):
+    t = np.abs(difference) / error
+  t[difference == 0] = 0
+  p = 2 * (special.stdtr(dof, -t) if 0 < dof < np.inf else special.ndtr(-t))
+  p[~np.isfinite(error)] = np.nan
+  return p
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+  """Spearman's: the correlation of ranks, ties sharing theirs."""
+  from scipy import stats  # here: its start is slow, and few need it
+
+  return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+  """Holm's step-down p-values [n] (Scand. J. Stat. 1979); NaN stay and count for nothing."""
+  out, known = np.array(p, float), np.flatnonzero(np.isfinite(p))
+  order = known[np.argsort(out[known], kind="stable")]
+  out[order] = np.minimum(np.maximum.accumulate(out[order] * np.arange(len(order), 0, -1)), 1)
+  return out

@@ -1,0 +1,138 @@
+"""Insertion and deletion of explanations, batched over pairs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sane_jax.maps import engine as engine_lib
+from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.explanation import Embedding, Explanation, Photo
+from sane_jax.ops import fills
+from sane_jax.ops import insertion_deletion as curves_lib
+from sane_jax.ops.insertion_deletion import NUM_THRESHOLDS, Curves
+
+# Pairs whose images are on the device together; the arrays have this many rows whatever the number
+# of pairs, so that one compilation serves all.
+GROUP = 32
+
+
+def insertion_deletion(
+  explainer: Explainer,
+  explanations: Sequence[Explanation],
+  *,
+  background: Any = "mean",
+  perturb: str = "query",
+) -> Curves:
+  """Scores while pixels are inserted or deleted in the order of their saliency.
+
+  Thresholds are 0, 0.01, ..., 1 of the pixels by saliency rank. Deletion replaces the most
+  salient by the background; insertion starts from the background and shows them. 202 encoder
+  passes a pair and perturbed image. `ops.insertion_deletion.areas` gives the AUCs.
+
+  Args:
+    explainer: whose model is asked; its encoder passes are counted on.
+    explanations: of pairs. A NaN in a map ranks as the least salient.
+    background: 'white' (255, the paper's for Polyvore), 'grey' (127, for AwA2), 'mean', 'black',
+      'blur', a colour or an image.
+    perturb: 'query', 'reference' (by the map on the reference), or 'both' at once.
+
+  Returns:
+    Raw cosine scores, insertion and deletion, [b 101] each.
+
+  Raises:
+    ValueError: unknown `perturb` or background; no explanations; pixels of a reference that is an
+      embedding.
+  """
+  if perturb not in ("query", "reference", "both"):
+    raise ValueError(f"perturb is 'query', 'reference' or 'both'; given {perturb!r}")
+  if not len(explanations):
+    raise ValueError("insertion_deletion needs at least one explanation; given none")
+  if perturb != "query" and any(isinstance(e.reference, Embedding) for e in explanations):
+    raise ValueError(
+      f"an embedding has no pixels to perturb; give perturb='query', not {perturb!r}"
+    )
+  rows = [
+    _curves(explainer, explanations[i : i + GROUP], background, perturb)
+    for i in range(0, len(explanations), GROUP)
+  ]
+  return Curves(*(np.concatenate(part) for part in zip(*rows, strict=True)))
+
+
+def _curves(explainer, explanations, background, perturb):
+  queries = [e.query for e in explanations]
+  references = [e.reference for e in explanations]
+  query_maps = [e.saliency_map for e in explanations]
+  count = len(explanations)
+  if explainer.model.embed is None:
+    scores = _score_curves(explainer, explanations, background, perturb)
+  else:
+    if perturb != "reference":
+      moving = _embeddings(explainer, queries, query_maps, background)
+    else:
+      moving = explainer.embed(queries)[:, None]
+    if perturb == "query":
+      images = [r for r in references if isinstance(r, Photo)]
+      embedded = iter(explainer.embed(images) if images else ())
+      still = np.stack([next(embedded) if isinstance(r, Photo) else r.unit for r in references])
+      still = still[:, None]
+    else:
+      maps = [e.reference_saliency_map for e in explanations]
+      still = _embeddings(explainer, references, maps, background)
+    scores = (moving * still).sum(axis=-1)
+  scores = np.asarray(scores, np.float64).reshape(count, 2, NUM_THRESHOLDS)
+  return scores[:, 0], scores[:, 1]
+
+
+def _perturbed(photos: Sequence[Photo], maps, background) -> curves_lib.Perturbed:
+  def stack(arrays):
+    arrays = [np.asarray(a) for a in arrays]
+    return jnp.asarray(np.stack(arrays + [np.zeros_like(arrays[0])] * (GROUP - len(arrays))))
+
+  return curves_lib.Perturbed(
+    stack([p.pixels for p in photos]),
+    stack([curves_lib.pixel_ranks(np.nan_to_num(m, nan=-np.inf)) for m in maps]),
+    stack([fills.fill_image(background, p.pixels) for p in photos]),
+  )
+
+
+def _embeddings(explainer, photos, maps, background) -> np.ndarray:
+  """Unit embeddings [b 2·101 d] of all perturbed images of each photo."""
+  perturbed = _perturbed(photos, maps, background)
+  count = len(photos) * 2 * NUM_THRESHOLDS
+  engine = explainer.engine
+  d = (
+    explainer.embed(photos[:1]).shape[1] if engine.embedding_size is None else engine.embedding_size
+  )
+  rows = jnp.zeros((GROUP * 2 * NUM_THRESHOLDS, d))
+  total, _ = engine_lib.run(
+    engine, curves_lib.RenderThresholds(), curves_lib.StoreOutputs(), perturbed, rows, count
+  )
+  return np.asarray(total[:count]).reshape(len(photos), 2 * NUM_THRESHOLDS, d)
+
+
+def _score_curves(explainer, explanations, background, perturb) -> np.ndarray:
+  """The same from a model that gives nothing but scores."""
+  out = []
+  for e in explanations:
+    renders = []
+    for photo, wanted, get in (
+      (e.query, perturb != "reference", lambda e=e: e.saliency_map),
+      (e.reference, perturb != "query", lambda e=e: e.reference_saliency_map),
+    ):
+      images = photo.pixels[None]
+      if wanted:
+        perturbed = _perturbed([photo], [get()], background)
+        indices = jnp.arange(2 * NUM_THRESHOLDS)
+        images = np.asarray(curves_lib.RenderThresholds()(perturbed, indices)[0])
+      renders.append(images)
+    queries, references = renders
+    if len(references) == 1:
+      out.append(explainer.scores(queries, references[0]))
+    else:
+      queries = np.broadcast_to(queries, references.shape)
+      out.append(
+        [explainer.scores(q[None], r)[0] for q, r in zip(queries, references, strict=True)]
+      )
+  return np.asarray(out)

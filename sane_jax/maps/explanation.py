@@ -1,0 +1,430 @@
+"""What the explainer hands back: maps, errors, correspondences; saved, drawn, shown as a page."""
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from sane_jax import report
+from sane_jax.maps import reasons
+from sane_jax.ops import designs, effects
+from sane_jax.runs import files
+
+# The page lists at most this many cells a side: more can't be told apart by hovering.
+PAGE_GRID = 14
+PAGE_ATTRIBUTES = 6  # of the first ranked, on the page
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+  """An image as the model sees it: [h w 3] float32 in [0, 1]."""
+
+  name: str
+  pixels: Float[np.ndarray, "h w 3"]
+
+  @property
+  def uint8(self) -> np.ndarray:
+    return np.round(self.pixels * 255).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedding:
+  """A reference that is no image: a vector in the model's space, such as that of a text.
+
+  Attributes:
+    vector: [d], of any length but 0; what counts is where it points.
+    name: what to call it: the text.
+  """
+
+  vector: Float[np.ndarray, " d"]
+  name: str = ""
+
+  @functools.cached_property
+  def unit(self) -> Float[np.ndarray, " d"]:
+    """[d] float32, of length 1.
+
+    Raises:
+      ValueError: it is no vector of finite numbers, or of zero length.
+    """
+    vector = np.asarray(self.vector, np.float64)
+    what = f"the reference embedding {self.name!r}" if self.name else "the reference embedding"
+    if vector.ndim != 1 or not len(vector):
+      raise ValueError(
+        f"{what} is one vector [d]; given an array {list(vector.shape)}. Several are given as"
+        " several references"
+      )
+    length = np.linalg.norm(vector)
+    if not np.isfinite(length) or length == 0:
+      why = "zeros alone" if length == 0 else "NaN or infinity"
+      raise ValueError(f"{what} holds {why}: it points nowhere; look at what made it")
+    return (vector / length).astype(np.float32)
+
+
+class SaliencyMap(NamedTuple):
+  """A signed map with its standard error, over pixels [h w] and over cells [c]."""
+
+  values: Float[np.ndarray, "h w"]
+  errors: Float[np.ndarray, "h w"]
+  cells: Float[np.ndarray, " c"]
+  cell_errors: Float[np.ndarray, " c"]
+  notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Effects:
+  """The effect matrix of one image, with its replicates: enough to explain it against anything.
+
+  Attributes:
+    photo: the image.
+    design, key: the masks that were shown.
+    settings: all that fixes the measurement, as in `Explainer.settings`.
+    cells: the regions they switch.
+    moments: sums over the masks, a block a replicate.
+    whole: unit embedding [d] of the unmasked image.
+    passes: encoder passes spent.
+    notes: what a reader should know.
+  """
+
+  photo: Photo
+  design: designs.Design
+  key: Any
+  settings: dict[str, Any]
+  cells: designs.Cells
+  moments: effects.Moments
+  whole: np.ndarray
+  passes: int
+  notes: tuple[str, ...] = ()
+
+  @functools.cached_property
+  def matrix(self) -> jax.Array:
+    """E [c d]: how much each cell moves each axis of the embedding."""
+    return effects.effect_matrix(self.design, self.key, self.cells, self.moments)
+
+
+class ReferenceSide(NamedTuple):
+  """The other half of an explanation, made when it is asked for."""
+
+  saliency: SaliencyMap
+  labels: Int[np.ndarray, "h w"]
+  matrices: tuple[Any, Any] | None  # E of query and reference, where there are embeddings
+  valid: tuple[np.ndarray, np.ndarray] | None
+  passes: int
+
+
+@dataclasses.dataclass(eq=False)
+class Explanation:
+  """Why a model gives a query and a reference their score. Made by `Explainer`.
+
+  Attributes:
+    query, reference: the images as the model saw them (`contrast`: what the reference is
+      preferred to, for `Explainer.contrast`); a reference may be an `Embedding`, which has no map.
+    score: cosine similarity of the two; for a contrast, the difference of two.
+    grid: (rows, columns) of the cells, row-major; None for superpixels and learned masks.
+    query_cells: [h w], the cell of each pixel of the query.
+    settings: all that fixes the answer.
+    warnings: what a reader of the map should know.
+    embeddings: of the whole query and reference; directions: [k d], what the query's effects were
+      read against: the reference's, or those of its masked versions; effects: the query's. None
+      where there are none.
+  """
+
+  query: Photo
+  reference: Photo | Embedding
+  score: float
+  saliency: SaliencyMap
+  grid: tuple[int, int] | None
+  query_cells: Int[np.ndarray, "h w"]
+  settings: dict[str, Any]
+  warnings: list[str]
+  passes: int
+  make_reference_side: Callable[[], ReferenceSide] | None = dataclasses.field(repr=False)
+  contrast: Photo | Embedding | None = None
+  seconds: float | None = None
+  metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+  ranker: reasons.Ranker | None = dataclasses.field(default=None, repr=False)
+  embeddings: tuple[np.ndarray, np.ndarray] | None = dataclasses.field(default=None, repr=False)
+  directions: np.ndarray | None = dataclasses.field(default=None, repr=False)
+  effects: Effects | None = dataclasses.field(default=None, repr=False)
+  _reference_side: ReferenceSide | None = dataclasses.field(default=None, repr=False)
+
+  @property
+  def saliency_map(self) -> Float[np.ndarray, "h w"]:
+    """[h w], signed: above zero where showing the query's region raises the score."""
+    return self.saliency.values
+
+  @property
+  def standard_error(self) -> Float[np.ndarray, "h w"]:
+    """[h w], of the saliency map, from replicates of the design; 0 where nothing was sampled.
+
+    NaN where there is no second replicate to compare with, and for learned masks.
+    """
+    return self.saliency.errors
+
+  @property
+  def reference_side(self) -> ReferenceSide:
+    if self._reference_side is None:
+      if self.make_reference_side is None:
+        why = ": an embedding has no regions" if isinstance(self.reference, Embedding) else ""
+        raise ValueError(f"this explanation has no map on the reference{why}")
+      self._reference_side = self.make_reference_side()
+    return self._reference_side
+
+  @property
+  def reference_saliency_map(self) -> Float[np.ndarray, "h w"]:
+    """[h w] over the reference. Perturbing it takes N further passes, spent on first use."""
+    return self.reference_side.saliency.values
+
+  @property
+  def reference_standard_error(self) -> Float[np.ndarray, "h w"]:
+    """[h w], of `reference_saliency_map`."""
+    return self.reference_side.saliency.errors
+
+  @property
+  def reference_cells(self) -> Int[np.ndarray, "h w"]:
+    """[h w], the cell of each pixel of the reference."""
+    return self.reference_side.labels
+
+  @functools.cached_property
+  def correspondence(self) -> Float[np.ndarray, "cq cr"]:
+    """[c_q c_r] in [−1, 1]: which region of the query matches which of the reference.
+
+    Row-major in `grid`, or by `query_cells` and `reference_cells`. The cosine between the
+    effects of two regions on the embedding, each centred over its image's regions.
+
+    Raises:
+      ValueError: a design or a model without effect matrices.
+    """
+    side = self.reference_side
+    if side.matrices is None or side.valid is None:
+      raise ValueError(
+        "correspondence compares effects on embeddings: it needs a model that gives embeddings"
+        f" and a design of masks; here the design is {self.settings['design']}"
+      )
+    query, reference = (m[v] for m, v in zip(side.matrices, side.valid, strict=True))
+    return np.asarray(effects.correspondence(query, reference))
+
+  @functools.cached_property
+  def explained_by(self) -> reasons.Attributes:
+    """Attributes that explain the pair, ranked; jointly; and as a sentence.
+
+    Raises:
+      ValueError: the explainer was given no attributes.
+    """
+    if self.ranker is None:
+      raise ValueError(
+        "this explanation knows no attributes: give the explainer some, as in"
+        " sane_jax.Explainer(model, attributes=sane_jax.load_attributes('runs/demo'))"
+      )
+    grid = self.grid or (PAGE_GRID, PAGE_GRID)
+    cells = self.saliency.cells
+    if self.grid is None:  # superpixels, or a mask at another size
+      rows, columns = (
+        designs.averaging(n, g) for n, g in zip(self.saliency_map.shape, grid, strict=True)
+      )
+      cells = rows @ np.nan_to_num(self.saliency_map) @ columns.T
+    return self.ranker(self.query.pixels, np.asarray(cells).reshape(grid), self.embeddings)
+
+  @property
+  def attributes(self) -> tuple[reasons.RankedAttribute, ...]:
+    """All attributes, best first: name, total, each term, its map."""
+    return self.explained_by.ranked
+
+  @property
+  def attribute_margin(self) -> float:
+    """How far the first attribute's total is from the second's."""
+    return self.explained_by.margin
+
+  @functools.cached_property
+  def attribute_regions(self) -> Float[np.ndarray, "c a"]:
+    """How far showing each region of the query moves its embedding towards each attribute.
+
+        attribute_regions[c, a] = E_q[c] · v_a
+
+    with E_q the query's effect matrix and v_a the concept's direction, in the order of
+    `attributes`. Where the model itself sees an attribute: the attribute model has no part in it.
+    Columns of attributes without a concept are 0.
+
+    Raises:
+      ValueError: no attributes; a model or a design that gives no effect matrix.
+    """
+    ranked = self.attributes
+    if self.effects is None:
+      raise ValueError(
+        "regions are scored by their effects on embeddings: that needs a model that gives"
+        f" embeddings and a design of masks; here the design is {self.settings['design']}"
+      )
+    directions = np.stack([a.direction for a in ranked], axis=1)
+    return np.asarray(self.effects.matrix) @ directions
+
+  @property
+  def sentence(self) -> str:
+    """Why the two match, in words, made from what was measured."""
+    return self.explained_by.sentence
+
+  @property
+  def encoder_passes(self) -> int:
+    """Images that went through the encoder for this explanation, counted at the model."""
+    side = self._reference_side
+    return self.passes + (side.passes if side is not None else 0)
+
+  # --- out ----------------------------------------------------------------------------------------
+
+  def view(self) -> report.PairView:
+    """What the page and the figure show. Computes the reference's side if there is one."""
+    side = self.reference_side if self.make_reference_side or self._reference_side else None
+    query_cells = reference_cells = table = None
+    if side is not None and side.matrices is not None:
+      query_cells, reference_cells = self.query_cells, side.labels
+      table = self.correspondence
+      if self.grid is not None:
+        query_cells, pool = _page_cells(query_cells.shape, self.grid)
+        reference_cells, _ = _page_cells(reference_cells.shape, self.grid)
+        table = pool @ table @ pool.T
+    named: dict[str, Any] = {}
+    if self.ranker is not None:
+      named = {
+        "attributes": [
+          report.AttributeView(a.name, a.total, a.terms, a.shares, a.map)
+          for a in self.attributes[:PAGE_ATTRIBUTES]
+        ],
+        "attribute_margin": self.attribute_margin,
+        "sentence": self.sentence,
+      }
+    return report.PairView(
+      **named,
+      query_name=self.query.name or "query",
+      reference_name=self.reference.name or "reference",
+      query=self.query.uint8,
+      reference=_picture(self.reference),
+      score=self.score,
+      saliency_map=self.saliency_map,
+      standard_error=self.standard_error,
+      reference_saliency_map=None if side is None else side.saliency.values,
+      reference_standard_error=None if side is None else side.saliency.errors,
+      query_cells=query_cells,
+      reference_cells=reference_cells,
+      correspondence=table,
+      encoder_passes=self.encoder_passes,
+      seconds=self.seconds,
+      metrics=self.metrics,
+      settings=self.settings,
+      command=self.snippet(),
+      warnings=self.warnings,
+      contrast_name=None if self.contrast is None else (self.contrast.name or "contrast"),
+      contrast=None if self.contrast is None else _picture(self.contrast),
+    )
+
+  def snippet(self) -> str:
+    """Python that reproduces the explanation."""
+    skip = ("model", "image_size", "fit", "mode", "design", "fill", "key", "jax")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.settings.items()}
+    lines = [f"design={options['design']!r}"]
+    lines += [f"{k}={v!r}" for k, v in options.items() if k not in skip]
+    lines += [f"fill={options['fill']!r}", f"mode={options['mode']!r}", f"key={options['key'][-1]}"]
+    sides = {"query": self.query, "reference": self.reference, "contrast": self.contrast}
+    given = []
+    for side, shown in sides.items():
+      if isinstance(shown, Embedding):
+        given.append(f"sane_jax.Embedding(vector, {shown.name[:80]!r})")
+      elif shown is not None:
+        given.append(repr(shown.name or side))
+    call = "explain" if self.contrast is None else "contrast"
+    return (
+      f"explainer = sane_jax.Explainer(model, {', '.join(lines)})\n"
+      f"explainer.{call}({', '.join(given)})"
+    )
+
+  def plot(self):
+    """A matplotlib figure of the pair with its maps."""
+    return report.draw_figure(self.view())
+
+  def to_html(self, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes the pair as one self-contained page, and returns its path."""
+    path = files.at(path)
+    files.write_bytes(path, report.render_page([self.view()], title=self._title()).encode())
+    return path
+
+  def _title(self) -> str:
+    name = self.reference.name or "reference"
+    if isinstance(self.reference, Embedding):
+      name = f"“{report.shorten(name)}”"
+    return f"{self.query.name or 'query'} and {name}"
+
+  def record(self) -> dict[str, Any]:
+    """Everything but the arrays, for JSON."""
+    named = {}
+    if self.ranker is not None:
+      named = {
+        "sentence": self.sentence,
+        "attribute_margin": self.attribute_margin,
+        "attributes": [
+          {"name": a.name, "total": a.total, "terms": a.terms, "shares": a.shares}
+          for a in self.attributes[:10]
+        ],
+      }
+    return {
+      **named,
+      "query": self.query.name,
+      "reference": self.reference.name,
+      **({"contrast": self.contrast.name} if self.contrast is not None else {}),
+      "score": self.score,
+      "encoder_passes": self.encoder_passes,
+      "seconds": self.seconds,
+      "metrics": dict(self.metrics),
+      "warnings": list(self.warnings),
+      "settings": self.settings,
+    }
+
+  def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes explanation.json, maps.npz, figure.png and index.html into `folder`."""
+    folder = files.at(folder)
+    view = self.view()
+    arrays: dict[str, Any] = {
+      "query": view.query,
+      "saliency_map": self.saliency_map,
+      "standard_error": self.standard_error,
+      "cell_values": self.saliency.cells,
+      "query_cells": self.query_cells,
+    }
+    if isinstance(self.reference, Embedding):
+      arrays["reference_embedding"] = self.reference.unit
+    else:
+      arrays["reference"] = view.reference
+    if view.reference_saliency_map is not None:
+      arrays["reference_saliency_map"] = view.reference_saliency_map
+      arrays["reference_standard_error"] = view.reference_standard_error
+      arrays["reference_cells"] = self.reference_cells
+    if view.correspondence is not None:
+      arrays["correspondence"] = self.correspondence
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    files.write_bytes(folder / "maps.npz", buffer.getvalue())
+    files.write_bytes(folder / "figure.png", report.figure_png(view))
+    page = report.render_page([view], title=self._title())
+    files.write_bytes(folder / "index.html", page.encode())
+    text = json.dumps(self.record(), indent=2, allow_nan=False)
+    files.write_bytes(folder / "explanation.json", f"{text}\n".encode())
+    return folder
+
+  def _repr_png_(self) -> bytes:
+    """Notebooks show the figure."""
+    return report.figure_png(self.view())
+
+
+def _picture(side: Photo | Embedding) -> np.ndarray | None:
+  return None if isinstance(side, Embedding) else side.uint8
+
+
+def _page_cells(shape: tuple[int, int], grid: tuple[int, int]):
+  """Labels [h w] of at most 14 x 14 page cells, and how they average a grid's cells [page c]."""
+  page = (min(grid[0], PAGE_GRID), min(grid[1], PAGE_GRID))
+  rows, columns = (designs.averaging(g, p) for g, p in zip(grid, page, strict=True))
+  return np.asarray(designs.grid_cells(shape, page).labels), np.kron(rows, columns)

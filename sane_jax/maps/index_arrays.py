@@ -1,0 +1,287 @@
+"""Effect matrices of a whole collection on disk: the map of any pair of its images, without passes.
+
+Image i has one slot a type t: the space in which images of type t are compared with it (one slot
+where there is one space). With E [c d] the effect matrix and e [d] the unit embedding in a slot,
+
+    score of (q, r) = e[q, type r] · e[r, type q]
+    map of (q, r)   = E[q, type r] e[r, type q]          [c]
+
+Files, all zarr3 in shards of 64 images: `embeddings` [n t d] float32 of all rows; `effects`
+[m t c d] of the m queries, float16, or int8 with `scales` [m t c] float16 (a cell's effects are
+scale · integer). An index may hold two more: `masked` [n t d] float32, the mean embedding of the
+masked image, which takes the place of e[r] where both images are perturbed; and `spread`
+[m t d k] float16, of which ‖e[r] · spread‖ is the standard error of the map.
+
+`finished` counts the whole rows of each shard. Rows are written, then counted: whatever interrupts
+the writer, nothing half is taken for whole. An index grows by rows at its end.
+"""
+
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from sane_jax.runs import files, npz
+
+SHARD = 64  # images a shard: 6 MB of effects with 11 slots, 64 cells and 64 axes
+
+
+class EffectIndex(NamedTuple):
+  """An open index; see the module's text.
+
+  Attributes:
+    queries: rows of the collection that have effects [m], ascending.
+    types: type of each row of the collection [n].
+    grid: (rows, columns) of the cells.
+    arrays: open arrays by name, those that this index has.
+    finished: by the same names, whole rows of each shard.
+  """
+
+  queries: np.ndarray
+  types: np.ndarray
+  grid: tuple[int, int]
+  arrays: dict[str, Any]
+  finished: dict[str, Any]
+
+  @property
+  def embeddings(self) -> Any:
+    return self.arrays["embeddings"]
+
+  @property
+  def effects(self) -> Any:
+    return self.arrays["effects"]
+
+
+def open_index(
+  folder: str | pathlib.Path, *, queries: np.ndarray, types: np.ndarray, num_types: int,
+  grid: tuple[int, int], embedding_size: int, dtype: str = "float16", spread: int = 0,
+  masked: bool = False, cache_bytes: int = 0,
+) -> EffectIndex:  # fmt: skip
+  """The index in `folder`, made if there is none; longer than it was if there are more rows.
+
+  Args:
+    folder: a path, or the URL of a key-value store that tensorstore knows, such as gs://...
+    queries, types: as in `EffectIndex`.
+    num_types: t.
+    grid: (rows, columns) of the cells.
+    embedding_size: d.
+    dtype: of the effects, 'float16' or 'int8'.
+    spread: k, columns of the standard error's factor; none where 0.
+    masked: whether mean masked embeddings are kept.
+    cache_bytes: of what was read, kept in memory. 0 where other processes write.
+
+  Raises:
+    ValueError: there is one of other shapes; says how to go on.
+  """
+  if dtype not in ("float16", "int8"):
+    raise ValueError(f"an index holds effects as 'float16' or 'int8'; given {dtype!r}")
+  n, m, t, d = len(types), len(queries), num_types, embedding_size
+  c = math.prod(grid)
+  wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]] = {
+    "embeddings": ((n, t, d), (SHARD, t, d), "float32"),
+    "effects": ((m, t, c, d), (1, 1, c, d), dtype),
+  }
+  if dtype == "int8":
+    wanted["scales"] = ((m, t, c), (1, 1, c), "float16")
+  if masked:
+    wanted["masked"] = ((n, t, d), (SHARD, t, d), "float32")
+  if spread:
+    wanted["spread"] = ((m, t, d, spread), (1, 1, d, spread), "float16")
+  # Without a cache each process reads what the others wrote.
+  context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+  try:
+    arrays = {
+      name: _open(folder, name, shape, (SHARD, *shape[1:]), chunk, kind, context)
+      for name, (shape, chunk, kind) in wanted.items()
+    }
+    finished = {
+      name: _open(
+        folder, f"finished_{name}", (num_shards(shape[0]),), (1,), (1,), "uint8", ts.Context()
+      )
+      for name, (shape, _, _) in wanted.items()
+    }
+  except ValueError as error:
+    raise ValueError(
+      f"{folder} holds an index of other shapes or a damaged one ({str(error)[:300]}); remove it"
+      " and build it again"
+    ) from error
+  return EffectIndex(np.asarray(queries), np.asarray(types), grid, arrays, finished)
+
+
+def describe(folder: pathlib.Path, index: EffectIndex) -> None:
+  """Keeps beside the arrays what `read_index` needs to open them."""
+  arrays = {"queries": index.queries, "types": index.types, "grid": np.asarray(index.grid)}
+  _, num_types, embedding_size = index.embeddings.shape
+  npz.write_arrays(folder / "index.npz", {**arrays, "shape": np.array([num_types, embedding_size])})
+
+
+def read_index(folder: pathlib.Path) -> EffectIndex:
+  """The index that was described in `folder`.
+
+  Raises:
+    ValueError: there is none, or it is damaged.
+  """
+  arrays = npz.read_arrays(folder / "index.npz")
+  if arrays is None:
+    raise ValueError(
+      f"{folder} holds no index, or a damaged one; build it with --config.job=build_index"
+    )
+  num_types, embedding_size = arrays["shape"].tolist()
+  rows, columns = arrays["grid"].tolist()
+  return open_index(
+    folder, queries=arrays["queries"], types=arrays["types"], num_types=num_types,
+    grid=(rows, columns), embedding_size=embedding_size,
+  )  # fmt: skip
+
+
+def store(folder: str | pathlib.Path, name: str = "") -> Any:
+  """tensorstore's key-value store of a folder on disk, or of a URL."""
+  if str(folder).startswith("s3://") and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+    # A store that is like S3: fsspec looks at this variable, tensorstore does not.
+    bucket, _, path = str(folder).removeprefix("s3://").partition("/")
+    path = "".join(f"{part}/" for part in (path.rstrip("/"), name) if part)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return {
+      "driver": "s3", "bucket": bucket, "path": path, "endpoint": endpoint, "aws_region": region,
+    }  # fmt: skip
+  if "://" in str(folder):
+    return f"{str(folder).rstrip('/')}/{name}".rstrip("/") + "/"
+  path = pathlib.Path(folder, name).absolute()
+  return {"driver": "file", "path": f"{path}/"}
+
+
+def _open(folder, name: str, shape, shard, chunk, dtype: str, context: Any) -> Any:
+  inner = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "zstd"}]
+  codecs: list[Any] = [
+    {"name": "sharding_indexed", "configuration": {"chunk_shape": list(chunk), "codecs": inner}}
+  ]
+  if dtype == "uint8":
+    codecs = [{"name": "bytes"}]
+  metadata = {
+    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
+    "data_type": dtype,
+    "codecs": codecs,
+    "fill_value": 0,
+  }
+  if dtype == "int8":
+    inner[0] = {"name": "bytes"}
+  spec = {"driver": "zarr3", "kvstore": store(folder, name)}
+  try:
+    array = ts.open({**spec, "metadata": metadata}, open=True, context=context).result()
+  except ValueError as error:
+    if "NOT_FOUND" not in str(error):
+      raise
+    new = {**spec, "metadata": {**metadata, "shape": list(shape)}}
+    return ts.open(new, create=True, open=True, context=context).result()
+  if array.shape[1:] != tuple(shape[1:]) or array.shape[0] > shape[0]:
+    raise ValueError(f"{name} has the shape {array.shape}, where {tuple(shape)} is expected")
+  if array.shape[0] < shape[0]:
+    array = array.resize(exclusive_max=list(shape)).result()
+  return array
+
+
+def num_shards(count: int) -> int:
+  """Shards of `count` images."""
+  return -(-count // SHARD)
+
+
+def missing_shards(index: EffectIndex, part: str) -> list[int]:
+  """Shards of `part` ('embeddings', 'effects', ...) that are not whole yet."""
+  count = index.arrays[part].shape[0]
+  whole = [len(range(count)[shard_slice(s, count)]) for s in range(num_shards(count))]
+  return np.flatnonzero(index.finished[part].read().result() < np.array(whole)).tolist()
+
+
+def shard_slice(shard: int, count: int) -> slice:
+  """The images of a shard, of `count` in all."""
+  return slice(shard * SHARD, min((shard + 1) * SHARD, count))
+
+
+def missing_rows(index: EffectIndex, part: str, shard: int) -> slice:
+  """The rows of a shard that are not whole yet: those behind what was there when it grew."""
+  where = shard_slice(shard, index.arrays[part].shape[0])
+  return slice(where.start + int(index.finished[part][shard].read().result()), where.stop)
+
+
+def write_shard(
+  index: EffectIndex, part: str, shard: int, values: np.ndarray, *, begin: int | None = None
+) -> None:
+  """Writes the missing rows of a shard, or all of it, and then counts them.
+
+  With `begin`, the first row that is missing, `values` may be fewer than all that are.
+
+  Effects of an index of int8 are rounded here: to scale · integer, the scale of a cell being its
+  largest effect / 127.
+
+  Raises:
+    ValueError: float16 can't hold the values.
+    OSError: the disk is full or can't be written; says that what is there is kept.
+  """
+  array = index.arrays[part]
+  where = shard_slice(shard, array.shape[0])
+  if begin is None:
+    begin = int(where.stop) - len(values)
+  where = slice(begin, begin + len(values))
+  with files.naming_store_failures(f"shard {shard} of {part}"):
+    if part == "effects" and "scales" in index.arrays:
+      values, scales = quantize(values)
+      index.arrays["scales"][where].write(scales).result()
+    with np.errstate(over="ignore"):
+      values = np.asarray(values, array.dtype.numpy_dtype)
+    if not np.isfinite(values).all():
+      raise ValueError(f"shard {shard} of {part} holds NaN, or effects beyond float16's 65,504")
+    array[where].write(values).result()
+    count = where.stop - shard * SHARD
+    index.finished[part][shard].write(np.uint8(count)).result()
+
+
+def quantize(effects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Integers [... c d] in [−127, 127] and a scale a cell [... c] float16; their product is E.
+
+  A map's entry E_c · e is then off by at most scale_c ‖e‖₁ / 2, and by scale_c / √12 as a rule.
+  """
+  scales = (np.abs(effects).max(axis=-1) / 127).astype(np.float16)
+  # float16 may have rounded the scale down: then the largest would not fit.
+  scales = np.where(scales > 0, np.nextafter(scales, np.float16(np.inf)), scales)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    integers = np.where(scales[..., None] > 0, effects / scales[..., None].astype(np.float32), 0)
+  return np.clip(np.rint(integers), -127, 127).astype(np.int8), scales
+
+
+def read_effects(index: EffectIndex, position: int, slots: np.ndarray) -> np.ndarray:
+  """E [s c d] float32 of the query at `position` in the given slots."""
+  # Each slot is a chunk of its own: only what is needed is read.
+  effects = index.effects.oindex[position, slots].read().result().astype(np.float32)
+  if "scales" in index.arrays:
+    scales = index.arrays["scales"].oindex[position, slots].read().result()
+    effects *= scales[..., None].astype(np.float32)
+  return effects
+
+
+def read_maps(
+  index: EffectIndex, position: int, references: Sequence[int] | np.ndarray, embeddings: np.ndarray
+) -> np.ndarray:
+  """Maps [r rows columns] of the query at `position` against rows of the collection.
+
+  Args:
+    embeddings: all of `index.embeddings` [n t d], read once by the caller; or of `masked`.
+  """
+  rows = np.asarray(references, int)
+  if not len(rows):
+    return np.zeros((0, *index.grid), np.float32)
+  slots = index.types[rows]
+  if (slots == slots[0]).all():
+    wanted, which = slots[:1], None
+  else:
+    wanted, which = np.unique(slots, return_inverse=True)
+  effects = read_effects(index, position, wanted)
+  directions = embeddings[rows, index.types[index.queries[position]]]
+  if which is None:  # one product of matrices
+    maps = directions @ effects[0].T
+  else:
+    maps = np.einsum("rcd,rd->rc", effects[which], directions)
+  return maps.reshape(len(rows), *index.grid)

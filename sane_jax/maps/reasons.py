@@ -1,0 +1,207 @@
+"""Attributes that explain a pair, ranked, with all that the ranking rests on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sane_jax.ops import ranking, resampling
+
+# --- one pair -------------------------------------------------------------------------------------
+
+
+class RankedAttribute(NamedTuple):
+  """One attribute as the reason why a pair matches.
+
+  Attributes:
+    name: of the attribute.
+    total: by which attributes are ranked.
+    terms: those of `ranking.TERMS`, in their own units.
+    shares: what each contributes; they sum to `total`.
+    map: activation map over the query's pixels [h w], positive.
+    direction: the attribute's concept in the model's embeddings [d], of length 1; 0 where there is
+      none.
+  """
+
+  name: str
+  total: float
+  terms: dict[str, float]
+  shares: dict[str, float]
+  map: np.ndarray
+  direction: np.ndarray
+
+
+class Attributes(NamedTuple):
+  """What explains a pair in words.
+
+  Attributes:
+    ranked: best first.
+    margin: total of the first less that of the second.
+    joint: the few attributes whose maps together explain the saliency map, the first ranked among
+      them; indices into `ranked`.
+    against: the attribute whose map fits best what speaks against the match; None where nothing
+      does.
+    against_share: the part of the map's mass that speaks against the match.
+    sentence: says what was measured.
+  """
+
+  ranked: tuple[RankedAttribute, ...]
+  margin: float
+  joint: ranking.Joint
+  against: str | None
+  against_share: float
+  sentence: str
+
+
+# (query [h w 3] in [0, 1], saliency map of its cells [rows columns], unit embeddings of query and
+# reference, None where the model gives scores alone) -> what explains the pair.
+Ranker = Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None], Attributes]
+
+MOST = 3  # attributes that a sentence names
+CANDIDATES = 6  # of the first ranked, from which those are chosen
+LITTLE = 0.1  # share of the evidence below which an attribute does not explain the map
+AGAINST = 0.25  # share of the map's mass that is worth a sentence
+
+
+def make_ranker(
+  names: Sequence[str], look: Callable[[Any], tuple[np.ndarray, np.ndarray]],
+  concepts: tuple[np.ndarray, np.ndarray], phi: Sequence[float], calibration: ranking.Calibration,
+  thresholds: np.ndarray | None = None,
+) -> Ranker:  # fmt: skip
+  """Ranks attributes by what is known of them.
+
+  Args:
+    names: of the attributes.
+    look: image -> confidence [a] and activation maps [h w a], see `reader.make_look`.
+    concepts: TCAV score of each attribute [a] in the pair's space, and its direction [a d].
+    phi: weights of the terms.
+    calibration: of the terms.
+    thresholds: confidence [a] from which an image counts as having an attribute. Beside the first
+      ranked, only what the query has may explain its map jointly; all may where this is None.
+  """
+  factors = ranking.check_weights(phi, len(ranking.TERMS))
+  prior, vectors = concepts
+
+  def rank(
+    image: np.ndarray, saliency: np.ndarray, embeddings: tuple[np.ndarray, np.ndarray] | None
+  ) -> Attributes:
+    confidence, maps = look(image)
+    saliency = np.nan_to_num(saliency)
+    fit, against = (
+      np.asarray(ranking.map_fit(jnp.asarray(np.maximum(sign * saliency, 0)), jnp.asarray(maps)))
+      for sign in (1, -1)
+    )
+    sensitivity = np.zeros_like(fit)
+    if embeddings is not None:
+      sensitivity = ranking.sensitivities(vectors, *embeddings)
+    raw = np.stack([confidence, fit, prior, sensitivity])
+    shares = factors[:, None] * ranking.normal_scores(raw[:, None], calibration)[:, 0]
+    total = shares.sum(axis=0)
+    order = np.argsort(-total, kind="stable")
+    large = resampling.enlarge(np.moveaxis(maps, -1, 0), image.shape[:2])
+    ranked = tuple(
+      RankedAttribute(
+        str(names[a]), float(total[a]),
+        dict(zip(ranking.TERMS, map(float, raw[:, a]), strict=True)),
+        dict(zip(ranking.TERMS, map(float, shares[:, a]), strict=True)), large[a], vectors[a],
+      )
+      for a in order
+    )  # fmt: skip
+    at_cells = np.asarray(
+      jax.image.resize(maps[..., order], (*saliency.shape, len(order)), "linear")
+    )
+    had = np.ones(len(order), bool) if thresholds is None else confidence > thresholds
+    candidates = np.array([
+      place for place, a in enumerate(order[:CANDIDATES]) if place == 0 or had[a]
+    ])  # fmt: skip
+    joint = ranking.explain_jointly(saliency, at_cells, most=MOST, first=0, candidates=candidates)
+    mass = np.abs(saliency).sum()
+    negative = float(np.maximum(-saliency, 0).sum() / mass) if mass > 0 else 0.0
+    opponent = None
+    if negative > 0:
+      likely = order[: min(4 * CANDIDATES, len(order))]  # what the query may have at all
+      likely = likely[np.argsort(-confidence[likely], kind="stable")][:CANDIDATES]
+      opponent = names[int(likely[against[likely].argmax()])]
+    margin = float(total[order[0]] - total[order[1]]) if len(order) > 1 else float("nan")
+    text = sentence([r.name for r in ranked], at_cells, saliency, joint, opponent, negative)
+    return Attributes(ranked, margin, joint, opponent, negative, text)
+
+  return rank
+
+
+def sentence(
+  names: list[str], maps: np.ndarray, saliency: np.ndarray, joint: ranking.Joint,
+  against: str | None, against_share: float,
+) -> str:  # fmt: skip
+  """What was measured of a pair, in words.
+
+  Shares are of the square length of the map's positive part: what the first accounts for, and what
+  each further one adds (`ranking.explain_jointly`).
+
+  Args:
+    names: of attributes, best first.
+    maps: their activation maps at the cells [rows columns a].
+    saliency: [rows columns].
+    joint: attributes that explain it together.
+    against: what fits the negative part best.
+    against_share: its share of the mass.
+  """
+  if not joint.chosen:
+    return (
+      f"“{names[0]}” is ranked first, but no region raises the score: the map has nothing that an"
+      " attribute could explain."
+    )
+  shares = dict(zip(joint.chosen, joint.shares, strict=True))
+  first = shares.pop(0, 0.0)
+
+  def where(a: int) -> str:
+    return place(maps[..., a] * np.maximum(saliency, 0))
+
+  told = [f"“{names[a]}” ({_percent(share)}, {where(a)})" for a, share in shares.items()]
+  if first >= LITTLE:
+    how = "mainly on" if first >= 0.5 else "in part on"
+    parts = [f"These match {how} “{names[0]}” ({_percent(first)} of the evidence, {where(0)})"]
+    if told:
+      link = "then" if max(shares.values()) <= first else "and more on"
+      parts.append(f", {link} {' and '.join(told)}")
+  else:
+    parts = [
+      f"“{names[0]}” is ranked first, though its map holds {_percent(first)} of the evidence"
+    ]
+    if told:
+      parts.append(f"; more of it lies on {' and '.join(told)}")
+  left = 1 - joint.explained
+  parts.append(f"; the other {_percent(left)} fit no attribute." if left > 0.005 else ".")
+  if against is not None and against_share >= AGAINST:
+    parts.append(
+      f" {_percent(against_share)} of the map speaks against the match, most like “{against}”."
+    )
+  return "".join(parts)
+
+
+def _percent(share: float) -> str:
+  return f"{100 * share:.0f} %"
+
+
+def place(weights: np.ndarray) -> str:
+  """Where on the image a map [rows columns] has its mass: 'all over', 'at the upper left', ..."""
+  weights = np.maximum(weights, 0)
+  total = weights.sum()
+  if total <= 0:
+    return "nowhere in particular"
+  rows, columns = (np.arange(n) + 0.5 for n in weights.shape)
+  share = np.sort(weights.ravel() / total)[::-1]
+  half = np.searchsorted(np.cumsum(share), 0.5) + 1  # cells that hold half of it
+  if half > 0.3 * share.size:
+    return "all over"
+  y = float(weights.sum(axis=1) @ rows / total / weights.shape[0])
+  x = float(weights.sum(axis=0) @ columns / total / weights.shape[1])
+  vertical = "upper" if y < 0.4 else "lower" if y > 0.6 else ""
+  horizontal = "left" if x < 0.4 else "right" if x > 0.6 else ""
+  if vertical and horizontal:
+    return f"at the {vertical} {horizontal}"
+  if vertical:
+    return "at the top" if vertical == "upper" else "at the bottom"
+  return f"on the {horizontal}" if horizontal else "in the middle"

@@ -1,0 +1,119 @@
+"""The pairs of photos that a config names, and the explainer for them."""
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+
+from sane_jax.datasets import photos as photos_lib
+from sane_jax.maps.explainer import Explainer
+from sane_jax.models import model as model_lib
+from sane_jax.runs import files
+
+Failures = list[tuple[str, str]]
+
+
+class Task(NamedTuple):
+  """A pair to explain: names for people, sources for the reader."""
+
+  names: tuple[str, ...]  # query, reference[, contrast]
+  sources: tuple[Any, ...]
+
+
+def make_explainer(settings: Mapping[str, Any], **overrides: Any) -> Explainer:
+  """The model and the design that settings name, those of configs/photos.py."""
+  model = model_lib.load_model(settings["model"], image_size=settings["image_size"])
+  chosen = {k: settings[k] for k in ("design", "num_masks", "fill", "mode", "key", "chunk_size")}
+  chosen |= overrides
+  if settings["grid"] is not None:
+    chosen["grid"] = tuple(settings["grid"])
+  return Explainer(model, **chosen)
+
+
+# --- what to explain ------------------------------------------------------------------------------
+
+
+def list_tasks(settings: Mapping[str, Any], explainer: Explainer, failures: Failures) -> list[Task]:
+  """The pairs that a config names; what is wrong with some of them joins the failures."""
+  asked = [k for k in ("query", "photos", "pairs") if settings[k]]
+  if len(asked) > 1:
+    raise ValueError(f"give one of query, photos and pairs; given {' and '.join(asked)}")
+  if bool(settings["query"]) != bool(settings["reference"]):
+    raise ValueError("a pair has two photos: give both --config.query and --config.reference")
+  if settings["query"]:
+    paths = [
+      settings["query"],
+      settings["reference"],
+      *([settings["contrast"]] if settings["contrast"] else []),
+    ]
+    return [Task(tuple(os.path.basename(p) for p in paths), tuple(paths))]
+  if settings["contrast"]:
+    raise ValueError("contrast goes with query and reference: why the one rather than the other")
+  if settings["photos"]:
+    return _neighbor_tasks(settings, explainer, failures)
+  if settings["pairs"]:
+    pairs, problems = photos_lib.read_pairs(
+      settings["pairs"], folder=settings["pairs_folder"] or None
+    )
+    failures += [(settings["pairs"], problem) for problem in problems]
+    return [
+      Task((p.query.name, p.reference.name), (os.fspath(p.query), os.fspath(p.reference)))
+      for p in pairs
+    ]
+  return [Task((a, b), (x, y)) for a, x, b, y in photos_lib.sample_pairs()]
+
+
+def _neighbor_tasks(
+  settings: Mapping[str, Any], explainer: Explainer, failures: Failures
+) -> list[Task]:
+  """Each photo with its nearest neighbours, by cosine."""
+  if settings["neighbors"] < 1:
+    raise ValueError(f"neighbors is how many matches of each photo; given {settings['neighbors']}")
+  root = files.at(settings["photos"])
+  names, rows = [], []
+  paths = photos_lib.list_photos(root)
+  for batch in _batches(tqdm.tqdm(paths, unit="photo", desc="embedding", disable=None), 64):
+    read = []
+    for path in batch:
+      try:
+        read.append((path, explainer.photo(path)))
+      except (ValueError, OSError) as error:
+        failures.append((os.fspath(path.relative_to(root)), str(error)))
+    if read:
+      names += [path for path, _ in read]
+      rows.append(explainer.embed([photo for _, photo in read]))
+  if len(names) < 2:
+    raise ValueError(f"{root} holds {len(names)} readable photos; neighbours need two or more")
+  embeddings = np.concatenate(rows)
+  scores = embeddings @ embeddings.T
+  np.fill_diagonal(scores, -np.inf)
+  nearest = np.argsort(-scores, axis=1, kind="stable")[
+    :, : min(settings["neighbors"], len(names) - 1)
+  ]
+  label = [os.fspath(p.relative_to(root)) for p in names]
+  return [
+    Task((label[i], label[j]), (os.fspath(names[i]), os.fspath(names[j])))
+    for i in range(len(names))
+    for j in nearest[i]
+  ]
+
+
+def _batches(items: Any, size: int) -> Iterator[list[Any]]:
+  batch: list[Any] = []
+  for item in items:
+    batch.append(item)
+    if len(batch) == size:
+      yield batch
+      batch = []
+  if batch:
+    yield batch
+
+
+def quoted(value: Any) -> str:
+  """A setting as a shell takes it."""
+  return shlex.quote(
+    str(tuple(value)).replace(" ", "") if isinstance(value, list | tuple) else str(value)
+  )

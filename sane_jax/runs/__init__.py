@@ -1,0 +1,1 @@
+"""Where results are and who writes them: files, run folders, processes, devices."""

@@ -1,0 +1,1 @@
+"""The user study: simulated participants, material to ask people, and its statistics."""

@@ -1,0 +1,1 @@
+"""Training loops, their checkpoints, and measures of an embedding."""

@@ -1,0 +1,384 @@
+"""What is served: images by key, and what is known of each in each view.
+
+A view is a design and a fill. An index holds one; further ones are measured while the server runs,
+and so are images that a visitor sent. Whatever made it, what a map needs of an image is the same:
+
+    map of (q, r)             E_q e_r      [c]     both perturbed: E_q m_r
+    why a rather than b       E_q (e_a − e_b)
+    standard error of a map   ‖e_r F_q‖, pooled over cells
+    correspondence            cosines of the rows of E_q and E_r
+"""
+
+import hashlib
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sane_jax.maps.index import ExplanationIndex
+from sane_jax.ops import designs
+from sane_jax.web.guard import Refusal
+
+KEY = 20  # hexadecimal digits of an image's key
+PAGE_GRID = 14  # cells a side, at most, that hovering can tell apart
+_SMOOTH = ("rise", "sliding_window")  # maps are interpolated between cells
+UPLOAD = "u-"  # with which keys of uploads begin
+
+
+class View(NamedTuple):
+  """A design and a fill.
+
+  Attributes:
+    key: 'design~fill', in links.
+    design, fill: as in the explainer's settings.
+    stored: the index that holds it; None for one that is measured while the server runs.
+    modes: 'fixed', and 'both' where mean masked embeddings are known.
+    passes: of the encoder for an image, where it is measured; 0 where it is not known.
+    settings: of the explainer.
+  """
+
+  key: str
+  design: str
+  fill: str
+  stored: ExplanationIndex | None
+  modes: tuple[str, ...]
+  passes: int
+  settings: dict[str, Any]
+
+  @property
+  def smooth(self) -> bool:
+    return self.design in _SMOOTH
+
+
+class Measured(NamedTuple):
+  """One image in one view.
+
+  Attributes:
+    matrix: E [c d].
+    embedding: unit embedding [d] of the whole image.
+    masked: mean embedding [d] of its masked versions; None where it is not known.
+    factor: F [d k] of the standard error; None where it is not known.
+    grid: (rows, columns) of the cells.
+    passes: encoder passes that it took while the server ran; 0 from an index.
+  """
+
+  matrix: np.ndarray
+  embedding: np.ndarray
+  masked: np.ndarray | None
+  factor: np.ndarray | None
+  grid: tuple[int, int]
+  passes: int
+
+  @property
+  def nbytes(self) -> int:
+    arrays = (self.matrix, self.embedding, self.masked, self.factor)
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+class Upload(NamedTuple):
+  """An image that a visitor sent, as the model sees it."""
+
+  name: str
+  pixels: np.ndarray  # [h w 3] float32 in [0, 1]
+
+
+class Kept:
+  """Arrays that were measured while the server runs, the least recently used dropped."""
+
+  def __init__(self, most_bytes: int):
+    self._most, self._size = most_bytes, 0
+    self._kept: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+    self._lock = threading.Lock()
+
+  def get(self, key: Any) -> Any:
+    with self._lock:
+      found = self._kept.pop(key, None)
+      if found is None:
+        return None
+      self._kept[key] = found
+      return found[0]
+
+  def put(self, key: Any, value: Any, size: int) -> None:
+    with self._lock:
+      _, before = self._kept.pop(key, (None, 0))
+      self._kept[key] = (value, size)
+      self._size += size - before
+      while self._size > self._most and len(self._kept) > 1:
+        _, (_, dropped) = self._kept.popitem(last=False)
+        self._size -= dropped
+
+  def __len__(self) -> int:
+    return len(self._kept)
+
+
+class Collection:
+  """Images of one or several indexes, and those that visitors sent.
+
+  Args:
+    indexes: of the same model and images, each of another design or fill; the first is shown first.
+    read_picture: id -> image as the model sees it, [h w 3] uint8 or float32 in [0, 1]; read from
+      the paths that the index knows by default.
+    name_of: id -> what to call the image, and find it by; the id without its folders by default.
+    upload_bytes, measured_bytes: of uploads, and of what was measured, that are kept at a time.
+
+  Attributes:
+    views: by key, those of the indexes.
+    keys: of all images, in order.
+    mapped: of those that have maps of their own in the first index; the others are references.
+
+  Raises:
+    ValueError: two indexes of one design and fill, or of different models.
+  """
+
+  def __init__(
+    self, indexes: Sequence[ExplanationIndex], *,
+    read_picture: Callable[[str], np.ndarray] | None = None,
+    name_of: Callable[[str], str] | None = None, upload_bytes: int = 64 << 20,
+    measured_bytes: int = 256 << 20,
+  ):  # fmt: skip
+    self.indexes = tuple(indexes)
+    self.views: dict[str, View] = {}
+    for index in self.indexes:
+      view = view_of(index)
+      if view.key in self.views:
+        raise ValueError(
+          f"{self.indexes[0].folder} and {index.folder} are both of design {view.design} and fill"
+          f" {view.fill}; give one of them"
+        )
+      _check_same_model(self.indexes[0], index)
+      self.views[view.key] = view
+    self.first = next(iter(self.views.values()))
+    self._read_picture = read_picture or self._read_from_index
+    ids = dict.fromkeys(name for index in self.indexes for name in index.ids)
+    self.ids = {key_of(name): name for name in ids}
+    if len(self.ids) != len(ids):
+      raise ValueError("two ids of the collection have the same key")
+    self.keys = tuple(self.ids)
+    self._key_of_id = {name: key for key, name in self.ids.items()}
+    names = map(name_of, ids) if name_of is not None else shorten(tuple(ids))
+    self.labels = dict(zip(self.keys, names, strict=True))
+    shown = self.indexes[0]
+    self.mapped = frozenset(key for key, name in self.ids.items() if shown.has_effects(name))
+    self._order = sorted(self.keys, key=lambda key: key not in self.mapped)
+    self._folded = {key: self.labels[key].casefold() for key in self._order}
+    self.left_out = {n: why for index in self.indexes for n, why in index.left_out.items()}
+    self.uploads = Kept(upload_bytes)
+    self.measured = Kept(measured_bytes)
+
+  # --- images -------------------------------------------------------------------------------------
+
+  def name_of(self, key: str) -> str:
+    """What to call an image.
+
+    Raises:
+      Refusal: 404, there is none.
+    """
+    if key in self.labels:
+      return self.labels[key]
+    return self.upload(key).name
+
+  def upload(self, key: str) -> Upload:
+    """An image that was sent.
+
+    Raises:
+      Refusal: 404, there is none, or it is no longer kept.
+    """
+    found = self.uploads.get(key) if key.startswith(UPLOAD) else None
+    if found is None:
+      raise Refusal(
+        404, "There is no such image here. Photos that were sent are kept in memory alone: until"
+        " the server ends, or newer ones take their place."
+        if key.startswith(UPLOAD)
+        else "There is no such image in this collection.",
+      )  # fmt: skip
+    return found
+
+  def search(self, text: str) -> list[str]:
+    """Keys of the images whose name holds the text, upper or lower case alike.
+
+    Those with maps of their own first, and each in order.
+    """
+    text = text.casefold().strip()
+    return [
+      key
+      for key, folded in self._folded.items()
+      if text in folded and self.ids[key] not in self.left_out
+    ]
+
+  def random_key(self) -> str:
+    """Of an image that has maps of its own.
+
+    Raises:
+      Refusal: 404, none has.
+    """
+    if not self.mapped:
+      raise Refusal(404, "No image is measured yet.")
+    return self._order[random.randrange(len(self.mapped))]
+
+  def picture(self, key: str) -> np.ndarray:
+    """The image as the model sees it, [h w 3] uint8.
+
+    Raises:
+      ImageError: it can't be read.
+      Refusal: 404, there is none.
+    """
+    pixels = self.pixels(key)
+    return pixels if pixels.dtype == np.uint8 else np.round(pixels * 255).astype(np.uint8)
+
+  def pixels(self, key: str) -> np.ndarray:
+    """The same, as it is kept: uint8, or float32 in [0, 1]."""
+    if key in self.ids:
+      return self._read_picture(self.ids[key])
+    return self.upload(key).pixels
+
+  def _read_from_index(self, name: str) -> np.ndarray:
+    index = next(i for i in self.indexes if name in i)
+    return index.photo(name).pixels
+
+  # --- what is known of them ----------------------------------------------------------------------
+
+  def side(self, key: str, view: View, other: str) -> Measured | None:
+    """What is known of an image, in the space that it shares with another; None where it has to be
+    measured first.
+
+    Raises:
+      Refusal: 404, there is none; 409, it could not be read, or its index was interrupted.
+    """
+    if view.stored is not None and key in self.ids:
+      return self._from_index(key, view.stored, other)
+    if key not in self.ids:
+      self.upload(key)
+    return self.measured.get((key, view.key))
+
+  def _from_index(self, key: str, index: ExplanationIndex, other: str) -> Measured | None:
+    name, towards = self._known(index, key), self.ids.get(other)
+    if towards is not None:
+      towards = self._known(index, other)
+    if not index.has_effects(name, towards):
+      return None
+    space = 0 if towards is None else index.space_of(towards)
+    masked = index.masked_embeddings([name], space)[0] if "both" in index.modes else None
+    return Measured(
+      index.effect_matrix(name, towards), index.embeddings([name], space)[0], masked,
+      index.error_factor(name, towards), index.grid, 0,
+    )  # fmt: skip
+
+  def embedding(self, key: str, view: View, other: str) -> np.ndarray:
+    """The unit embedding [d] of an image, in the space that it shares with another.
+
+    Raises:
+      Refusal: as `side`; 409 for an upload that is not measured.
+    """
+    if key in self.ids:
+      index = view.stored or self.first.stored
+      assert index is not None  # the first view is of an index
+      towards = self.ids.get(other)
+      space = 0 if towards is None else index.space_of(self._known(index, other))
+      return index.embeddings([self._known(index, key)], space)[0]
+    self.upload(key)
+    for each in (view, *self.views.values()):
+      if (found := self.measured.get((key, each.key))) is not None:
+        return found.embedding
+    raise Refusal(409, "That photo is not measured yet, or no longer kept; send it again.")
+
+  def masked(self, key: str, view: View, other: str) -> np.ndarray | None:
+    """The mean embedding [d] of an image's masked versions; None where it is not known."""
+    if view.stored is not None and key in self.ids:
+      if "both" not in view.modes:
+        return None
+      towards = self.ids.get(other)
+      space = 0 if towards is None else view.stored.space_of(self._known(view.stored, other))
+      return view.stored.masked_embeddings([self._known(view.stored, key)], space)[0]
+    found = self.measured.get((key, view.key))
+    return None if found is None else found.masked
+
+  def nearest(self, key: str, view: View, count: int) -> list[tuple[str, float]]:
+    """Keys and scores of the images most like one, itself left out; compares with all of them."""
+    index = view.stored or self.first.stored
+    assert index is not None
+    if key in self.ids:
+      name = self._known(index, key)
+      names = index.nearest(name, count)
+      scores = index.scores(name, names)
+    else:
+      vector = self.embedding(key, view, key)
+      names = index.nearest_to(vector, count)
+      scores = index.embeddings(names) @ vector
+    return [(self._key_of_id[n], float(s)) for n, s in zip(names, scores, strict=True)]
+
+  def _known(self, index: ExplanationIndex, key: str) -> str:
+    """The id of an image of an index.
+
+    Raises:
+      Refusal: 409, the index has it not, or it is not measured there.
+    """
+    name = self.ids.get(key)
+    if name is None:
+      self.upload(key)
+      raise Refusal(409, "A photo that was sent is in no index.")
+    if why := index.left_out.get(name):
+      raise Refusal(409, f"{self.labels[key]} was left out of the index: {why}")
+    if name not in index:
+      raise Refusal(
+        409, f"{self.labels[key]} is not measured with this design and fill: it is not in that"
+        " index, or the index was interrupted. Build it again, and it goes on from there.",
+      )  # fmt: skip
+    return name
+
+
+def key_of(name: str) -> str:
+  """Of an id, of whatever letters: short, the same in all indexes, and no path."""
+  return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:KEY]
+
+
+def shorten(names: Sequence[str]) -> list[str]:
+  """Ids less the folders that all have in common: those are nobody's business in a browser."""
+  folders = [name.split("/")[:-1] for name in names]
+  depth = 0
+  for parts in zip(*folders, strict=False):  # as deep as the shallowest
+    if len({*parts}) > 1:
+      break
+    depth += 1
+  return ["/".join(name.split("/")[depth:]) for name in names]
+
+
+def view_of(index: ExplanationIndex) -> View:
+  """The design and fill of an index."""
+  design, fill = str(index.settings.get("design", "?")), index.settings.get("fill")
+  fill = "default" if fill in (None, "") else str(fill)
+  passes = index.settings.get("num_masks") or 0
+  return View(f"{design}~{fill}", design, fill, index, index.modes, passes, index.settings)
+
+
+def _check_same_model(one: ExplanationIndex, other: ExplanationIndex) -> None:
+  for name in ("model", "image_size", "fit"):
+    ours, theirs = one.settings.get(name), other.settings.get(name)
+    if ours != theirs:
+      raise ValueError(
+        f"the indexes {one.folder} and {other.folder} are not of one model: {name} is {ours!r} and"
+        f" {theirs!r}; serve them separately"
+      )
+
+
+# --- cells that can be pointed at -----------------------------------------------------------------
+
+
+def page_grid(grid: tuple[int, int]) -> tuple[int, int]:
+  """The cells that a page tells apart: the grid's own, or fewer."""
+  return min(grid[0], PAGE_GRID), min(grid[1], PAGE_GRID)
+
+
+def pool_correspondence(
+  table: np.ndarray, query: tuple[int, int], reference: tuple[int, int]
+) -> np.ndarray:
+  """A correspondence [c c] of two grids as one of the cells that a page tells apart."""
+  return _pooling(query) @ table @ _pooling(reference).T
+
+
+def _pooling(grid: tuple[int, int]) -> np.ndarray:
+  """How the page's cells average a grid's, [page c]."""
+  rows, columns = (designs.averaging(g, p) for g, p in zip(grid, page_grid(grid), strict=True))
+  return np.kron(rows, columns)
