@@ -6,39 +6,54 @@ e = sane_jax.Explainer(model, design="hadamard").explain("a.jpg", "b.jpg")
 e.to_html("why.html")
 """
 
-from sane_jax.runs import hosts as _hosts
+import importlib
+from typing import TYPE_CHECKING, Any
 
-_hosts.use_all_cores()  # before anything starts JAX's back end
-
-from sane_jax.attributes.trained import load_attributes  # noqa: E402
-from sane_jax.datasets.images import ImageError  # noqa: E402
-from sane_jax.maps.comparison import (
-  Comparison,
-  compare,  # noqa: E402
-)
-from sane_jax.maps.curves import insertion_deletion  # noqa: E402
-from sane_jax.maps.explainer import Explainer  # noqa: E402
-from sane_jax.maps.explanation import (
-  Effects,
-  Embedding,
-  Explanation,  # noqa: E402
-)
-from sane_jax.maps.index import ExplanationIndex  # noqa: E402
-from sane_jax.models.model import (
-  Model,
-  ModelError,
-  from_jax,
-  from_numpy,
-  from_onnx,
-  from_score,
-  from_torch,
-  load_model,
-)
-from sane_jax.ops.designs import Hadamard, KernelShap, Lime, Random, Rise, SlidingWindow
-from sane_jax.ops.insertion_deletion import bootstrap_interval  # noqa: E402
-from sane_jax.ops.learned_mask import LearnedMask  # noqa: E402
+if TYPE_CHECKING:
+  from sane_jax.attributes.trained import load_attributes
+  from sane_jax.datasets.images import ImageError
+  from sane_jax.maps.comparison import Comparison, compare
+  from sane_jax.maps.curves import insertion_deletion
+  from sane_jax.maps.explainer import Explainer
+  from sane_jax.maps.explanation import Effects, Embedding, Explanation
+  from sane_jax.maps.index import ExplanationIndex
+  from sane_jax.models.model import (
+    Model,
+    ModelError,
+    from_jax,
+    from_numpy,
+    from_onnx,
+    from_score,
+    from_torch,
+    load_model,
+  )
+  from sane_jax.ops.designs import Hadamard, KernelShap, Lime, Random, Rise, SlidingWindow
+  from sane_jax.ops.insertion_deletion import bootstrap_interval
+  from sane_jax.ops.learned_mask import LearnedMask
+  from sane_jax.runs.hosts import use_all_cores
 
 __version__ = "0.1.0"
+
+# Imported at their first use: `import sane_jax` costs nothing and changes nothing of the program
+# around it.
+_HOME = {
+  "attributes.trained": ("load_attributes",),
+  "datasets.images": ("ImageError",),
+  "maps.comparison": ("Comparison", "compare"),
+  "maps.curves": ("insertion_deletion",),
+  "maps.explainer": ("Explainer",),
+  "maps.explanation": ("Effects", "Embedding", "Explanation"),
+  "maps.index": ("ExplanationIndex",),
+  "models.model": (
+    "Model", "ModelError", "from_jax", "from_numpy", "from_onnx", "from_score", "from_torch",
+    "load_model",
+  ),
+  "ops.designs": ("Hadamard", "KernelShap", "Lime", "Random", "Rise", "SlidingWindow"),
+  "ops.insertion_deletion": ("bootstrap_interval",),
+  "ops.learned_mask": ("LearnedMask",),
+  "runs.hosts": ("use_all_cores",),
+}  # fmt: skip
+_MODULES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
   "Comparison",
@@ -67,4 +82,17 @@ __all__ = [
   "insertion_deletion",
   "load_attributes",
   "load_model",
+  "use_all_cores",
 ]
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _MODULES:
+    raise AttributeError(f"module 'sane_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+  value = getattr(importlib.import_module(f"sane_jax.{_MODULES[name]}"), name)
+  globals()[name] = value  # found at once from now on
+  return value
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

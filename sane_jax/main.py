@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
   job = "main"
   processes.hear_interruptions()
+  hosts.use_all_cores()  # before anything starts JAX's back end
   try:
     hosts.join_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     hosts.cache_compilations()

@@ -76,8 +76,8 @@ def _build_splits(config: Any) -> None:
   In the training split those are images with matches, whose maps supervise the attribute model; in
   the others the queries of the pairs that the explanation is tuned and evaluated on. However many
   matches and spaces an image has, the passes are the same. Writes WORKDIR/index, index_valid and
-  index_test: the arrays of `maps.index_arrays`, index.npz, finished.json. Killed, it goes on after the
-  last shard.
+  index_test: the arrays of `maps.index_arrays`, index.npz, finished.json. Killed, it goes on after
+  the last shard.
   """
   for split in ("train", "valid", "test"):
     if split == "train":
