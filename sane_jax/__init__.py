@@ -88,7 +88,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
   if name not in _MODULES:
-    raise AttributeError(f"module 'sane_jax' has no attribute {name!r}; it has {', '.join(__all__)}")
+    raise AttributeError(
+      f"module 'sane_jax' has no attribute {name!r}; it has {', '.join(__all__)}"
+    )
   value = getattr(importlib.import_module(f"sane_jax.{_MODULES[name]}"), name)
   globals()[name] = value  # found at once from now on
   return value
