@@ -337,7 +337,7 @@ def test_jobs_on_photos(tmp_path, store, rng, monkeypatch, job):
     else:
       config.update({"pairs": f"{where}/photos/pairs.txt", "modes": ("fixed",)})
       config.update({"generators": ("random", "hadamard:num_masks=128")})
-    importlib.import_module(f"sane_jax.{job}").run(config)
+    importlib.import_module(f"sane_jax.jobs.{job}").run(config)
     made[where] = everything(store, f"{where}/runs")
   ours, theirs = (set(content) for content in made.values())
   assert {n.rpartition("/")[2] for n in ours if "/pairs/" not in n} == {

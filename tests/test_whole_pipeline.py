@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_named(whole, monkeypatch, fields, words):
   monkeypatch.chdir(whole)
   config = configured("synthetic", (*SMALL, *fields))
   with pytest.raises((ValueError, OSError), match=words):
-    importlib.import_module(f"sane_jax.{config.job}").run(config)
+    importlib.import_module(f"sane_jax.jobs.{config.job}").run(config)
 
 
 def configured(name, fields):

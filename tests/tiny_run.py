@@ -49,7 +49,7 @@ def run_jobs(config, *jobs):
   with mock.patch.object(load, "load_split", tiny_split):
     for job in jobs:
       with processes.job(job):
-        importlib.import_module(f"sane_jax.{job}").run(config)
+        importlib.import_module(f"sane_jax.jobs.{job}").run(config)
 
 
 if __name__ == "__main__":
