@@ -29,11 +29,12 @@ def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.P
   ours = json.loads(json.dumps(settings, default=list))
   if path.exists():
     theirs = read_json(path)
-    differing = [
-      f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
-      for name in sorted({*ours, *theirs})
-      if theirs.get(name, False if ours.get(name) is False else None) != ours.get(name)
-    ]
+    differing = []
+    for name in sorted({*ours, *theirs}):
+      # A run that is older than a setting goes on where that setting is off.
+      absent = False if ours.get(name) is False else None
+      if theirs.get(name, absent) != ours.get(name):
+        differing.append(f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here")
     if differing:
       raise ValueError(
         f"{folder} holds a run with other settings: {'; '.join(differing)}. Go on with those, give"
@@ -45,21 +46,21 @@ def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.P
 
 
 def identity(data: Mapping[str, Any], **sections: Any) -> dict[str, Any]:
-  """All that fixes a run's result, one name a setting: the sections of its settings and its data.
+  """All that fixes a run's result, by name: its settings ("section.name"), and its data.
 
-  How often something is logged or saved does not count, nor where the data lies.
+  Not how often something is logged or saved, nor where the data lies.
 
   Args:
     data: what fixes the data, such as `datasets.collection.fingerprint` of a collection.
-    sections: settings, or single values, by name.
+    sections: sections of settings, or single values, by name.
   """
-  settings = {
-    f"{section}.{name}".rstrip("."): value
-    for section, values in sections.items()
-    for name, value in (values.items() if hasattr(values, "items") else [("", values)])
-    if name not in _IGNORED
-  }
-  return {**settings, **data}
+  out: dict[str, Any] = {}
+  for section, values in sections.items():
+    if hasattr(values, "items"):
+      out |= {f"{section}.{k}": v for k, v in values.items() if k not in _IGNORED}
+    else:
+      out[section] = values
+  return {**out, **data}
 
 
 def read_json(path: pathlib.Path) -> Any:
