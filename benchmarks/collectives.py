@@ -44,8 +44,7 @@ def main() -> None:
   sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
   import tiny_data
 
-  from sane_jax.jobs import train_similarity
-  from sane_jax.training import sharding
+  from sane_jax.training import sharding, similarity
 
   config = runpy.run_path(str(ROOT / options.config))["get_config"]()
   train, settings = tiny_data.collection("train"), config.similarity
@@ -56,7 +55,7 @@ def main() -> None:
   first = None
   for count in counts:
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:count]), (sharding.AXIS,))
-    begun = train_similarity.start(config, train, mesh)
+    begun = similarity.start(settings, config.key, train, mesh)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(begun.variables["params"]))
     shapes = {
       "images": ((batch, settings.image_size, settings.image_size, 3), np.uint8),
