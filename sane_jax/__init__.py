@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     load_model,
   )
   from sane_jax.ops.designs import Hadamard, KernelShap, Lime, Random, Rise, SlidingWindow
-  from sane_jax.ops.insertion_deletion import bootstrap_interval
   from sane_jax.ops.learned_mask import LearnedMask
+  from sane_jax.ops.statistics import bootstrap_interval
   from sane_jax.runs.hosts import use_all_cores
 
 __version__ = "0.1.0"
@@ -49,8 +49,8 @@ _HOME = {
     "load_model",
   ),
   "ops.designs": ("Hadamard", "KernelShap", "Lime", "Random", "Rise", "SlidingWindow"),
-  "ops.insertion_deletion": ("bootstrap_interval",),
   "ops.learned_mask": ("LearnedMask",),
+  "ops.statistics": ("bootstrap_interval",),
   "runs.hosts": ("use_all_cores",),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _HOME.items() for name in names}

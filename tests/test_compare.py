@@ -117,18 +117,6 @@ def test_the_unit_of_a_score_is_of_no_account():
   assert other.scale == pytest.approx(1e-3 * one.scale)
 
 
-def test_holm_is_statsmodels_s():
-  multitest = pytest.importorskip("statsmodels.stats.multitest")
-  p = np.random.default_rng(0).uniform(size=40) ** 4
-  np.testing.assert_allclose(comparison.holm(p), multitest.multipletests(p, method="holm")[1])
-  p[[3, 7]] = np.nan
-  found = comparison.holm(p)
-  assert np.isnan(found[[3, 7]]).all()
-  rest = np.delete(p, [3, 7])
-  want = multitest.multipletests(rest, method="holm")[1]
-  np.testing.assert_allclose(np.delete(found, [3, 7]), want)
-
-
 # --- error bars against brute force ---------------------------------------------------------------
 
 

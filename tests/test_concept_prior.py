@@ -67,9 +67,9 @@ def raw_p_values(x, labels, pairs):
   """The same, with the correction for many tests switched off."""
   import unittest.mock
 
-  from sane_jax.ops import concepts
+  from sane_jax.ops import statistics
 
-  with unittest.mock.patch.object(concepts, "false_discovery", lambda p: p):
+  with unittest.mock.patch.object(statistics, "false_discovery", lambda p: p):
     return fit(x, labels, pairs, num_random=60).pooled_p_value
 
 

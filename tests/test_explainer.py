@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 
 import sane_jax
 from sane_jax.maps import engine as engine_lib
-from sane_jax.ops import designs, fills
+from sane_jax.ops import designs, fills, resampling
 from sane_jax.ops import effects as effects_lib
 from tests import encoders
 
@@ -272,7 +272,7 @@ def test_fills_take_turns_a_pair_at_a_time(design, photos):
   scores = unit @ encoders.nonlinear_unit_float64(params, [reference])[0]
   by_hand = map_by_hand(design, masks, scores)
   if isinstance(design, sane_jax.Rise):
-    rows = designs.averaging(SIZE, design.grid[0])
+    rows = resampling.averaging(SIZE, design.grid[0])
     by_hand = (rows @ by_hand.reshape(SIZE, SIZE) @ rows.T).ravel()
     assert relative(e.saliency.cells, by_hand) < 1e-2  # cells' means of ratios, and their ratio
   else:

@@ -14,7 +14,7 @@ from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
 from sane_jax.jobs import fit_concepts
 from sane_jax.maps import index_arrays
-from sane_jax.ops import concepts
+from sane_jax.ops import statistics
 from sane_jax.runs import folder as run_folder
 
 NAMES = ("shared", "differing", "noise", "none", "all", "one")
@@ -156,7 +156,7 @@ def test_matching_pairs_are_all_of_the_groups_or_a_draw_of_them(monkeypatch):
 @pytest.mark.parametrize(("size", "of_one_type"), [(76, False), (40, True), (20, True)])
 def test_p_values_of_labels_that_mean_nothing_are_uniform(monkeypatch, size, of_one_type):
   """Labels of many types and of one, in spaces that differ, before the correction for many."""
-  monkeypatch.setattr(concepts, "false_discovery", lambda p: p)
+  monkeypatch.setattr(statistics, "false_discovery", lambda p: p)
   pooled, apart = [], []
   # The attributes of one run share random concepts. So that their p-values are next to independent,
   # as the test of uniformity takes them to be, there are many of those.

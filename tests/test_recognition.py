@@ -10,7 +10,7 @@ from sane_jax.ops import resampling
 
 def test_average_precision_is_scikit_learns(rng):
   labels = rng.uniform(size=(80, 6)) < [0.5, 0.2, 0.05, 0.9, 1.0, 0.0]
-  for scores in (rng.normal(size=(80, 6)), rng.integers(0, 4, size=(80, 6)).astype(float)):
+  for scores in (rng.normal(size=(80, 6)), rng.integers(0, 4, size=(80, 6)).astype(np.float32)):
     found = quality.average_precisions(scores, labels)
     for a in range(5):
       expected = metrics.average_precision_score(labels[:, a], scores[:, a])
@@ -65,11 +65,11 @@ def test_enlarging_keeps_places():
 
 def test_maps_of_the_middle_are_spread_over_the_whole():
   maps = np.arange(1.0, 5.0).reshape(1, 2, 2)
-  np.testing.assert_allclose(resampling.spread(maps, (2, 2)), maps)
-  half = resampling.spread(maps, (4, 4), 0.5)[0]
+  np.testing.assert_allclose(resampling.resample(maps, (2, 2)), maps)
+  half = resampling.resample(maps, (4, 4), 0.5)[0]
   expected = np.zeros((4, 4))
   expected[1:3, 1:3] = maps[0]
   np.testing.assert_allclose(half, expected)
   # The integral over the image shrinks by the area that is covered.
-  odd = resampling.spread(maps, (7, 5), 0.78)
+  odd = resampling.resample(maps, (7, 5), 0.78)
   assert odd.mean() == pytest.approx(maps.mean() * 0.78**2)

@@ -109,13 +109,6 @@ def test_all_right_has_wilsons_interval_of_as_many_as_subjects():
   assert found.low == pytest.approx(10 / (10 + t**2))
 
 
-def test_holm_by_hand():
-  given = [0.01, 0.04, math.nan, 0.03, 0.005]
-  found = statistics.holm(given)
-  assert found[:2] + found[3:] == pytest.approx([0.03, 0.06, 0.06, 0.02])
-  assert math.isnan(found[2])
-
-
 def test_times_out_of_range_do_not_count():
   s, i = (x.ravel() for x in np.mgrid[:4, :4])
   seconds = np.where((s + i) % 2, 8.0, 2.0)

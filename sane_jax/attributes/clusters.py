@@ -43,7 +43,7 @@ def pool(features: np.ndarray, saliency: np.ndarray | None, covered: float = 1.0
   if saliency is None:
     pooled = features.mean((1, 2))
   else:
-    weights = resampling.spread(np.maximum(saliency, 0), features.shape[1:3], covered)
+    weights = resampling.resample(np.maximum(saliency, 0), features.shape[1:3], covered)
     pooled = np.einsum("nhwc,nhw->nc", features, weights)
   norms = np.linalg.norm(pooled, axis=1, keepdims=True)
   return np.where(norms > 1e-12, pooled / np.maximum(norms, 1e-12), 0)

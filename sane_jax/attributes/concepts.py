@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sane_jax.ops import concepts
+from sane_jax.ops import concepts, statistics
 from sane_jax.runs import npz
 
 NEUTRAL = 0.5
@@ -189,7 +189,7 @@ def _p_values(scores: np.ndarray, random: np.ndarray) -> np.ndarray:
     concepts.random_test(score, controls)
     for score, controls in zip(scores.ravel(), random.reshape(len(random), -1).T, strict=True)
   ]
-  return concepts.false_discovery(np.array(p_values)).reshape(scores.shape)
+  return statistics.false_discovery(np.array(p_values)).reshape(scores.shape)
 
 
 def _weighted(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

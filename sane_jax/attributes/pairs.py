@@ -183,7 +183,7 @@ def fits(
       sees the whole middle square, and the explained model may crop it.
   """
   if covered != 1:
-    saliency = resampling.spread(saliency, saliency.shape[1:], covered).astype(np.float32)
+    saliency = resampling.resample(saliency, saliency.shape[1:], covered).astype(np.float32)
   fit = jax.jit(jax.vmap(ranking.map_fit))
   out = np.zeros((2, len(saliency), activations.shape[-1]), np.float32)
   for begin in range(0, len(saliency), 256):  # bounds the memory

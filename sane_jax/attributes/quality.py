@@ -15,17 +15,13 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     scores: [n a]; those that are no number rank last, together.
     labels: bool [n a].
   """
+  from sklearn import metrics  # imported lazily: slow
+
   scores = np.where(np.isnan(scores), -np.inf, scores)
   out = np.full(scores.shape[1], np.nan)
-  for a in range(scores.shape[1]):
-    truth = labels[:, a]
-    if truth.any():
-      order = np.argsort(-scores[:, a], kind="stable")
-      ranked = scores[order, a]
-      last = np.append(ranked[1:] != ranked[:-1], True)  # of each run of equal scores
-      hits = np.cumsum(truth[order])[last]
-      precision = hits / (np.flatnonzero(last) + 1)
-      out[a] = np.sum(np.diff(hits, prepend=0) * precision) / truth.sum()
+  for a in np.flatnonzero(labels.any(axis=0)):
+    ranks = np.unique(scores[:, a], return_inverse=True)[1]  # scikit-learn refuses infinities
+    out[a] = metrics.average_precision_score(labels[:, a], ranks)
   return out
 
 

@@ -16,7 +16,8 @@ from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
 from sane_jax.models import model as model_lib
-from sane_jax.ops.insertion_deletion import Curves, areas, bootstrap_interval
+from sane_jax.ops.insertion_deletion import Curves, areas
+from sane_jax.ops.statistics import bootstrap_interval
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
 

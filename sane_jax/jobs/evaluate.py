@@ -23,7 +23,8 @@ from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
 from sane_jax.ops import ranking, resampling
-from sane_jax.ops.insertion_deletion import areas, bootstrap_interval
+from sane_jax.ops.insertion_deletion import areas
+from sane_jax.ops.statistics import bootstrap_interval
 from sane_jax.report import tables as tables_lib
 from sane_jax.report.tables import Interval, Table
 from sane_jax.runs import files, npz, processes

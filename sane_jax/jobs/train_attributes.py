@@ -218,7 +218,7 @@ def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
     matches = collection_lib.draw_matches(train, groups[row], row, limit=limit, seed=seed)
     maps = index_arrays.read_maps(index, position, matches, embeddings)
     if covered != 1 and len(maps):  # the model that is explained sees less than this one
-      maps = resampling.spread(maps, index.grid, covered)
+      maps = resampling.resample(maps, index.grid, covered)
     values[position, : len(maps)] = maps
     valid[position, : len(maps)] = (maps != 0).any((1, 2))  # zero: an image could not be read
   return Maps(query, values, valid)

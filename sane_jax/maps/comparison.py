@@ -20,7 +20,7 @@ from sane_jax.datasets import images as images_lib
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Effects, Embedding, Explanation, Photo
 from sane_jax.models.model import Model
-from sane_jax.ops import effects, fills
+from sane_jax.ops import effects, fills, resampling, statistics
 from sane_jax.runs import files
 
 SIGNIFICANCE = 0.05  # chance that any of the cells named as different is none
@@ -239,7 +239,7 @@ def compare(
   difference[np.abs(difference) < ROUNDING] = 0
   error, dof = _difference_error(scaled, paired)
   error[error < ROUNDING] = 0
-  p = holm(_p_values(difference, error, dof))
+  p = statistics.holm(_p_values(difference, error, dof))
   canvas = _canvas(photo)
   pixel_maps = np.stack(
     [
@@ -247,7 +247,6 @@ def compare(
       for e, frame, part in zip(found, frames, scaled, strict=True)
     ]
   )
-  flat = min(np.ptp(part.values) for part in scaled) == 0
   return Comparison(
     explanations=(found[0], found[1]), names=names, grid=grid, frame=region,
     shape=(photo.shape[0], photo.shape[1]), frames=(frames[0], frames[1]),
@@ -263,7 +262,7 @@ def compare(
     difference=difference.reshape(grid), standard_error=error.reshape(grid),
     p_values=p.reshape(grid), significant=np.nan_to_num(p, nan=1).reshape(grid) <= SIGNIFICANCE,
     scales=(scaled[0].scale, scaled[1].scale),
-    rank_correlation=float("nan") if flat else _rank_correlation(*(s.values for s in scaled)),
+    rank_correlation=statistics.rank_correlation(*(part.values for part in scaled)),
     reliabilities=(scaled[0].reliability, scaled[1].reliability), paired=paired, picture=canvas,
     pixel_maps=pixel_maps, warnings=tuple(warnings),
   )  # fmt: skip
@@ -351,27 +350,20 @@ def _common_grid(measured: list[Effects], frames: list[Frame], region: Frame) ->
   return out[0], out[1]
 
 
-def _overlaps(low: float, high: float, count: int, start: float, stop: float, parts: int):
-  """Share [count parts] of each of `count` equal cells of [low, high] that each part of
-  [start, stop] covers."""
-  cells = np.linspace(low, high, count + 1)
-  edges = np.linspace(start, stop, parts + 1)
-  inside = np.minimum(cells[1:, None], edges[None, 1:]) - np.maximum(
-    cells[:-1, None], edges[None, :-1]
-  )
-  inside = np.maximum(inside, 0)
-  return inside / inside.sum(axis=1, keepdims=True)
-
-
 def _resampling(one: Effects, frame: Frame, region: Frame, grid: tuple[int, int]) -> np.ndarray:
   """Matrix [g c]: means over the common cells of a map that is constant in each of its own."""
   count = len(np.asarray(one.cells.valid))
   if one.design.grid == grid and np.allclose(frame, region, rtol=0, atol=1e-6):
     return np.eye(count)
   labels = np.asarray(one.cells.labels)
-  h, w = labels.shape
-  rows = _overlaps(region[0], region[2], grid[0], frame[0], frame[2], h)
-  columns = _overlaps(region[1], region[3], grid[1], frame[1], frame[3], w)
+
+  def shares(axis: int) -> np.ndarray:
+    cells = np.linspace(region[axis], region[axis + 2], grid[axis] + 1)
+    pixels = np.linspace(frame[axis], frame[axis + 2], labels.shape[axis] + 1)
+    inside = resampling.overlaps(cells, pixels)
+    return inside / inside.sum(axis=1, keepdims=True)
+
+  rows, columns = shares(0), shares(1)
   out = np.zeros((grid[0] * grid[1], count))
   for place, (r, c) in enumerate(np.ndindex(grid)):
     weights = rows[r][:, None] * columns[c][None]
@@ -396,12 +388,7 @@ def _on_canvas(
   def axis(i: int) -> np.ndarray:
     at = (np.arange(size[i]) + 0.5) * shape[i] / size[i]
     share = (at - frame[i]) / (frame[i + 2] - frame[i])
-    place = np.clip(share * saliency.shape[i] - 0.5, 0, saliency.shape[i] - 1)
-    low = np.minimum(place.astype(int), max(saliency.shape[i] - 2, 0))
-    matrix = np.zeros((size[i], saliency.shape[i]))
-    matrix[np.arange(size[i]), low] = 1 - (place - low)
-    if saliency.shape[i] > 1:
-      matrix[np.arange(size[i]), low + 1] += place - low
+    matrix = resampling.linear(share * saliency.shape[i], saliency.shape[i])
     matrix[(share < 0) | (share > 1)] = np.nan
     return matrix
 
@@ -539,18 +526,3 @@ def _p_values(difference: np.ndarray, error: np.ndarray, dof: float) -> np.ndarr
   p = 2 * (special.stdtr(dof, -t) if 0 < dof < np.inf else special.ndtr(-t))
   p[~np.isfinite(error)] = np.nan
   return p
-
-
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-  """Spearman's: the correlation of ranks, ties sharing theirs."""
-  from scipy import stats  # here: its start is slow, and few need it
-
-  return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-  """Holm's step-down p-values [n] (Scand. J. Stat. 1979); NaN stay and count for nothing."""
-  out, known = np.array(p, float), np.flatnonzero(np.isfinite(p))
-  order = known[np.argsort(out[known], kind="stable")]
-  out[order] = np.minimum(np.maximum.accumulate(out[order] * np.arange(len(order), 0, -1)), 1)
-  return out

@@ -15,11 +15,10 @@ from jaxtyping import Float, Int
 
 from sane_jax import report
 from sane_jax.maps import reasons
-from sane_jax.ops import designs, effects
+from sane_jax.ops import designs, effects, resampling
 from sane_jax.runs import files
 
 # The page lists at most this many cells a side: more can't be told apart by hovering.
-PAGE_GRID = 14
 PAGE_ATTRIBUTES = 6  # of the first ranked, on the page
 
 
@@ -223,11 +222,11 @@ class Explanation:
         "this explanation knows no attributes: give the explainer some, as in"
         " sane_jax.Explainer(model, attributes=sane_jax.load_attributes('runs/demo'))"
       )
-    grid = self.grid or (PAGE_GRID, PAGE_GRID)
+    grid = self.grid or (resampling.PAGE_GRID, resampling.PAGE_GRID)
     cells = self.saliency.cells
     if self.grid is None:  # superpixels, or a mask at another size
       rows, columns = (
-        designs.averaging(n, g) for n, g in zip(self.saliency_map.shape, grid, strict=True)
+        resampling.averaging(n, g) for n, g in zip(self.saliency_map.shape, grid, strict=True)
       )
       cells = rows @ np.nan_to_num(self.saliency_map) @ columns.T
     return self.ranker(self.query.pixels, np.asarray(cells).reshape(grid), self.embeddings)
@@ -425,6 +424,5 @@ def _picture(side: Photo | Embedding) -> np.ndarray | None:
 
 def _page_cells(shape: tuple[int, int], grid: tuple[int, int]):
   """Labels [h w] of at most 14 x 14 page cells, and how they average a grid's cells [page c]."""
-  page = (min(grid[0], PAGE_GRID), min(grid[1], PAGE_GRID))
-  rows, columns = (designs.averaging(g, p) for g, p in zip(grid, page, strict=True))
-  return np.asarray(designs.grid_cells(shape, page).labels), np.kron(rows, columns)
+  labels = designs.grid_cells(shape, resampling.page_grid(grid)).labels
+  return np.asarray(labels), resampling.page_pooling(grid)

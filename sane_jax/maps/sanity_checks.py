@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy import stats
+
+from sane_jax.ops import statistics
 
 
 def randomized(
@@ -55,8 +56,5 @@ def randomized(
 
 def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """Spearman's correlation [p] of maps [p h w] with maps [p h w]; 0 where one is constant."""
-  out = np.zeros(len(a))
-  for index, (x, y) in enumerate(zip(a, b, strict=True)):
-    if np.ptp(x) > 0 and np.ptp(y) > 0:
-      out[index] = np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1]
-  return out
+  found = [statistics.rank_correlation(x, y) for x, y in zip(a, b, strict=True)]
+  return np.nan_to_num(np.array(found))

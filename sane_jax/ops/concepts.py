@@ -161,14 +161,3 @@ def random_test(score: float, controls: np.ndarray) -> float:
     return 1.0 if score == controls[0] else 0.0
   t = (score - controls.mean()) / (spread * np.sqrt(1 + 1 / len(controls)))
   return float(2 * special.stdtr(len(controls) - 1, -abs(t)))
-
-
-def false_discovery(p_values: np.ndarray) -> np.ndarray:
-  """Benjamini and Hochberg's adjusted p-values (1995); NaN stays and does not count."""
-  from scipy import stats  # here: its start is slow, and few need it
-
-  out = np.full(np.shape(p_values), np.nan)
-  known = np.isfinite(p_values)
-  if known.any():
-    out[known] = stats.false_discovery_control(np.asarray(p_values)[known])
-  return out

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from sane_jax.ops import resampling
+
 # Superpixel counts differ between images; padding them to a multiple of this saves compilations.
 CELL_BUCKET = 32
 REPLICATES = 10
@@ -124,29 +126,7 @@ def design_cells(design: Design, image: np.ndarray) -> Cells:
 
 def _interpolation(size: int, cells: int) -> np.ndarray:
   """Matrix [size cells] of linear interpolation from cell centres to pixel centres, ends held."""
-  position = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
-  low = np.minimum(position.astype(int), max(cells - 2, 0))
-  matrix = np.zeros((size, cells), np.float32)
-  matrix[np.arange(size), low] = 1 - (position - low)
-  if cells > 1:
-    matrix[np.arange(size), low + 1] = position - low
-  return matrix
-
-
-def averaging(size: int, cells: int) -> np.ndarray:
-  """Matrix [cells size] that averages the pixels of each of the equal cells of one axis."""
-  member = (np.arange(size) * cells // size)[None, :] == np.arange(cells)[:, None]
-  return (member / member.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def _neighbor_weights(cells: int, sigma: float) -> np.ndarray:
-  """Matrix [cells cells] of a Gaussian of `sigma` cells; beyond the ends the last cell goes on."""
-  reach = np.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
-  weights = np.exp(-((reach / sigma) ** 2) / 2)
-  matrix = np.zeros((cells, cells), np.float32)
-  for cell in range(cells):
-    np.add.at(matrix[cell], np.clip(cell + reach, 0, cells - 1), weights / weights.sum())
-  return matrix
+  return resampling.linear((np.arange(size) + 0.5) * cells / size, cells).astype(np.float32)
 
 
 def _smooth_upsample(values: Float[Array, " c"], grid: tuple[int, int], cells: Cells):
@@ -212,7 +192,7 @@ class Rise:
       shift = jax.random.randint(shift_key, (), 0, step)
       whole = jnp.asarray(_interpolation((n + 1) * step, n))
       side = jax.lax.dynamic_slice_in_dim(whole, shift, size)
-      sides.append((side, jnp.asarray(averaging(size, map_cells)) @ side))
+      sides.append((side, jnp.asarray(resampling.averaging(size, map_cells)) @ side))
     (rows, row_means), (columns, column_means) = sides
     # The mask is separable in its cells, and so are its means over the map's cells.
     coverage = (row_means @ on @ column_means.T).ravel()
@@ -458,7 +438,7 @@ class Hadamard:
     effects = 2 * response[1:] / gram[:1]
     if not self.smoothing:
       return effects
-    rows, columns = (jnp.asarray(_neighbor_weights(n, self.smoothing)) for n in self.grid)
+    rows, columns = (jnp.asarray(resampling.neighbors(n, self.smoothing)) for n in self.grid)
     table = effects.reshape(*self.grid, -1)
     return jnp.einsum("ri,cj,ijk->rck", rows, columns, table, precision="highest").reshape(
       effects.shape

@@ -1,4 +1,4 @@
-"""Insertion and deletion of pixels (Petsiuk et al., BMVC 2018), and intervals for their means."""
+"""Insertion and deletion of pixels (Petsiuk et al., BMVC 2018)."""
 
 from typing import NamedTuple
 
@@ -76,42 +76,3 @@ def areas(curves: Curves) -> dict[str, Float[np.ndarray, " b"]]:
   Insertion: higher is better. Deletion: lower is better.
   """
   return {kind: area(normalize_curves(getattr(curves, kind))) for kind in KINDS}
-
-
-def bootstrap_interval(
-  values: Float[np.ndarray, " b"],
-  *,
-  clusters: Int[np.ndarray, " b"] | None = None,
-  level: float = 0.95,
-  samples: int = 10_000,
-  seed: int = 0,
-) -> tuple[float, float]:
-  """Percentile bootstrap interval of the mean over pairs (Efron 1979).
-
-  For two methods on the same pairs give their differences: that makes the comparison paired.
-
-  Args:
-    values: one a pair.
-    clusters: pairs that share one, such as a query, are drawn together; each its own by default.
-    level: of confidence.
-    samples: resamples.
-    seed: of their draw.
-
-  Raises:
-    ValueError: fewer than two values, or clusters.
-  """
-  values = np.asarray(values, np.float64)
-  if clusters is not None:
-    which = np.unique(clusters, return_inverse=True)[1]
-    counts = np.bincount(which).astype(np.float64)
-    sums = np.bincount(which, values)
-  else:
-    counts, sums = np.ones(values.size), values
-  if sums.size < 2:
-    what = "pairs" if clusters is None else "clusters of pairs"
-    raise ValueError(f"an interval needs at least 2 {what}; given {sums.size}")
-  draws = np.random.default_rng(seed).integers(sums.size, size=(samples, sums.size))
-  tail = (1 - level) / 2
-  means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-  low, high = np.quantile(means, [tail, 1 - tail])
-  return float(low), float(high)

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sane_jax.ops.insertion_deletion import bootstrap_interval
+from sane_jax.ops import resampling
+from sane_jax.ops.statistics import bootstrap_interval
 
 PIXELS = 32  # to which the student's images are averaged
 CELLS = 8  # a side
@@ -311,15 +312,12 @@ def _look(images: np.ndarray) -> _Sight:
 
 def _average(images: np.ndarray, size: int) -> np.ndarray:
   """Images [n h w k] averaged over areas to [n size size k]."""
-  rows, columns = (_area_matrix(length, size) for length in images.shape[1:3])
+  new = np.linspace(0, 1, size + 1)
+  rows, columns = (
+    (size * resampling.overlaps(new, np.linspace(0, 1, length + 1))).astype(np.float32)
+    for length in images.shape[1:3]
+  )
   return np.einsum("ih,nhwk,jw->nijk", rows, images, columns, optimize=True)
-
-
-def _area_matrix(length: int, size: int) -> np.ndarray:
-  """[size length]: the share of each old step in each new one."""
-  old, new = np.linspace(0, 1, length + 1), np.linspace(0, 1, size + 1)
-  overlap = np.minimum(new[1:, None], old[1:]) - np.maximum(new[:-1, None], old[:-1])
-  return (np.maximum(overlap, 0) * size).astype(np.float32)
 
 
 def _cells(images: np.ndarray) -> np.ndarray:

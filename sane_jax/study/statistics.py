@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import linalg, optimize, sparse, special, stats
 
+from sane_jax.ops.statistics import holm
+
 CHANCE = 0.5  # two pairs, one of them is right
 _EFFECT_SD = 2.0  # of the mixed model's prior on effects, in logits
 
@@ -213,23 +215,11 @@ def difference(values: np.ndarray, answers: Answers, condition: int, than: int) 
 def comparisons(answers: Answers, pairs: Sequence[tuple[int, int]]) -> tuple[Comparison, ...]:
   """Differences of accuracy, with p also corrected for their number (Holm 1979)."""
   found = [difference(answers.correct, answers, a, b) for a, b in pairs]
-  corrected = holm([estimate.p for estimate in found])
+  corrected = holm(np.array([estimate.p for estimate in found])).tolist()
   return tuple(
     Comparison(answers.names[a], answers.names[b], estimate, p)
     for (a, b), estimate, p in zip(pairs, found, corrected, strict=True)
   )
-
-
-def holm(p: Sequence[float]) -> list[float]:
-  """Holm's correction; what is NaN stays so and does not count."""
-  values = np.asarray(p, np.float64)
-  known = np.flatnonzero(~np.isnan(values))
-  order = known[np.argsort(values[known])]
-  out, running = np.full(len(values), np.nan), 0.0
-  for rank, index in enumerate(order):
-    running = max(running, min(1.0, (len(order) - rank) * values[index]))
-    out[index] = running
-  return out.tolist()
 
 
 def time_ratio(answers: Answers, condition: int, than: int, rules: Rules) -> Estimate:

@@ -71,15 +71,16 @@ def compatibility_scores(
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
-  """Chance that a positive scores above a negative, ties counting half; NaN without one of both."""
-  from scipy import stats  # here: its start is slow, and few need it
+  """Chance that a positive scores above a negative, ties counting half.
+
+  NaN without one of both, or with a score that is NaN.
+  """
+  from sklearn import metrics  # imported lazily: slow
 
   labels = np.asarray(labels, bool)
-  positives, negatives = int(labels.sum()), int((~labels).sum())
-  if not positives or not negatives:
+  if labels.all() or not labels.any() or np.isnan(scores).any():
     return float("nan")
-  ranks = stats.rankdata(scores)
-  return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+  return float(metrics.roc_auc_score(labels, scores))
 
 
 def compatibility_auc(embeddings: np.ndarray, masks: np.ndarray, collection: Collection) -> float:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from sane_jax.maps import reasons
-from sane_jax.ops import effects
+from sane_jax.ops import effects, resampling
 from sane_jax.report import page
 from sane_jax.viewer import collection as collection_lib
 from sane_jax.viewer.collection import Collection, Measured, View
@@ -163,10 +163,10 @@ def correspondence_json(
   if table is None:
     return None
   grids = ((query[0], query[1]), (reference[0], reference[1]))
-  if any(collection_lib.page_grid(grid) != grid for grid in grids):
+  if any(resampling.page_grid(grid) != grid for grid in grids):
     table = collection_lib.pool_correspondence(table, *grids)
   limit = page.largest(table)
-  rows = [list(collection_lib.page_grid(grid)) for grid in grids]
+  rows = [list(resampling.page_grid(grid)) for grid in grids]
   return {
     "query_grid": rows[0],
     "reference_grid": rows[1],

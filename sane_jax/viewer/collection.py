@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sane_jax.maps.index import ExplanationIndex
-from sane_jax.ops import designs
+from sane_jax.ops import resampling
 from sane_jax.web.guard import Refusal
 
 KEY = 20  # hexadecimal digits of an image's key
-PAGE_GRID = 14  # cells a side, at most, that hovering can tell apart
 _SMOOTH = ("rise", "sliding_window")  # maps are interpolated between cells
 UPLOAD = "u-"  # with which keys of uploads begin
 
@@ -366,19 +365,8 @@ def _check_same_model(one: ExplanationIndex, other: ExplanationIndex) -> None:
 # --- cells that can be pointed at -----------------------------------------------------------------
 
 
-def page_grid(grid: tuple[int, int]) -> tuple[int, int]:
-  """The cells that a page tells apart: the grid's own, or fewer."""
-  return min(grid[0], PAGE_GRID), min(grid[1], PAGE_GRID)
-
-
 def pool_correspondence(
   table: np.ndarray, query: tuple[int, int], reference: tuple[int, int]
 ) -> np.ndarray:
   """A correspondence [c c] of two grids as one of the cells that a page tells apart."""
-  return _pooling(query) @ table @ _pooling(reference).T
-
-
-def _pooling(grid: tuple[int, int]) -> np.ndarray:
-  """How the page's cells average a grid's, [page c]."""
-  rows, columns = (designs.averaging(g, p) for g, p in zip(grid, page_grid(grid), strict=True))
-  return np.kron(rows, columns)
+  return resampling.page_pooling(query) @ table @ resampling.page_pooling(reference).T

@@ -2,7 +2,7 @@
 (() => {
   const { Activation, Card, NO_CELL, NO_ERROR, NO_VALUE, centersOf, format, part, parts, unpack } =
     SaneCard;
-  const PAGE_GRID = 14; // as in collection.py
+  const PAGE_GRID = 14; // as in ops/resampling.py
   const POLL = 350; // ms between questions how far a task is
   const status = JSON.parse(document.getElementById("status").textContent);
   const token = document.querySelector('meta[name="form-token"]').content;

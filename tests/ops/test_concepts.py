@@ -132,14 +132,6 @@ def test_p_values_of_one_more_random_draw_are_uniform():
   assert np.isnan(concepts.random_test(np.nan, draws[0]))
 
 
-def test_false_discovery_by_hand():
-  p = np.array([0.01, np.nan, 0.04, 0.03, 0.5])
-  np.testing.assert_allclose(
-    concepts.false_discovery(p), [0.04, np.nan, 0.04 * 4 / 3, 0.04 * 4 / 3, 0.5], atol=1e-12
-  )
-  assert np.isnan(concepts.false_discovery(np.full(3, np.nan))).all()
-
-
 def test_rows_that_are_not_in_use_do_not_count():
   x, _, _ = data(n=200, d=6)
   padded = np.concatenate([x, np.full((56, 6), 1e3, np.float32)])

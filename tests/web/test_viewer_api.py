@@ -16,8 +16,7 @@ from sane_jax.maps import index as index_lib
 from sane_jax.maps import reasons
 from sane_jax.maps.index import ExplanationIndex
 from sane_jax.models.model import Model
-from sane_jax.ops import ranking
-from sane_jax.viewer import collection as collection_lib
+from sane_jax.ops import ranking, resampling
 from sane_jax.viewer.collection import Collection, Kept, key_of, shorten
 from sane_jax.viewer.measuring import Measuring
 from sane_jax.web.guard import Limit
@@ -592,7 +591,7 @@ def test_the_index_finds_nearest_to_any_embedding(both, paths):
   assert both.nearest_to(vector, 3) == [both.ids[3], *both.nearest(3, 2)]
   assert "no such" not in both
   assert both.ids[0] in both
-  assert collection_lib.page_grid((25, 7)) == (14, 7)
+  assert resampling.page_grid((25, 7)) == (14, 7)
   assert index_lib.check_same(both, tools.explainer(mode="both")) is None
 
 
