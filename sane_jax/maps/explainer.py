@@ -16,7 +16,7 @@ import numpy as np
 
 from sane_jax.datasets import images as images_lib
 from sane_jax.maps import engine as engine_lib
-from sane_jax.maps import reasons
+from sane_jax.maps import measure, reasons
 from sane_jax.maps.explanation import (
   Effects,
   Embedding,
@@ -35,9 +35,6 @@ MODES = ("fixed", "both")
 
 # With a tolerance, at most this many times the design's own number of masks.
 MOST = 8
-
-# Scores that differ by less than float32's rounding do not differ.
-FLAT = 1e-6
 
 
 def make_design(design: Any, num_masks: int | None = None, **options: Any) -> Any:
@@ -180,7 +177,7 @@ class Explainer:
         f"learned_mask follows gradients, which {model.name} on the host can't give; use"
         " design='rise' or 'hadamard', or bring the model in with sane_jax.from_jax"
       )
-    if self.fill != "median" or not self._learned:
+    if not self._learned or not isinstance(self.fill, str) or self.fill != "median":
       fills.fill_images(self.fill, np.zeros((*model.image_size, 3), np.float32))  # raises early
 
   @property
@@ -251,7 +248,7 @@ class Explainer:
 
   def _fill(self, photo: Photo) -> np.ndarray:
     """What hides the image [f h w 3]; a learned mask has one fill [h w 3]."""
-    if self._learned and self.fill == "median":
+    if self._learned and isinstance(self.fill, str) and self.fill == "median":
       return fills.median_blur(photo.pixels, self.design.blur)
     if self._learned:
       return fills.fill_image(self.fill, photo.pixels)
@@ -264,13 +261,9 @@ class Explainer:
         " in with sane_jax.from_numpy, from_torch, from_onnx or from_jax"
       )
 
-  def _masking(self, photo: Photo, whole: np.ndarray) -> effects_lib.Masking:
-    return effects_lib.Masking(
-      self.key,
-      designs.design_cells(self.design, photo.pixels),
-      jnp.asarray(photo.pixels),
-      jnp.asarray(self._fill(photo)),
-      jnp.asarray(whole),
+  def _measure(self, photo: Photo, whole: np.ndarray, **options: Any) -> measure.Measured:
+    return measure.measure(
+      self.engine, self.design, self.key, photo.pixels, self.fill, whole, **options
     )
 
   # --- effects ------------------------------------------------------------------------------------
@@ -307,17 +300,14 @@ class Explainer:
     before = self.encoder_passes
     whole = self.embed([photo])[0]
     self._check_space(whole, directions)
-    masking = self._masking(photo, whole)
-    notes, design, settings = [], self.design, self.settings
-    if self.tolerance is None:
-      moments, lost = self._moments(masking, whole.shape[0])
-    else:
-      moments, lost, design, reached = self._moments_until(masking, whole, directions)
+    measured = self._measure(photo, whole, tolerance=self.tolerance, directions=directions)
+    design, lost, notes, settings = measured.design, measured.lost, [], self.settings
+    if self.tolerance is not None and measured.reached is not None:
       settings["num_masks"] = design.num_masks
-      if reached > self.tolerance:
+      if measured.reached > self.tolerance:
         notes.append(
-          f"the standard error is {reached:.2g} of the map's largest value after {design.num_masks}"
-          f" masks, above the tolerance of {self.tolerance:g}; raise num_masks"
+          f"the standard error is {measured.reached:.2g} of the map's largest value after"
+          f" {design.num_masks} masks, above the tolerance of {self.tolerance:g}; raise num_masks"
         )
     if lost:
       notes.append(
@@ -325,7 +315,7 @@ class Explainer:
         " score was taken as 0"
       )
     return Effects(
-      photo, design, self.key, settings, masking.cells, moments, whole,
+      photo, design, self.key, settings, measured.cells, measured.moments, whole,
       self.encoder_passes - before, tuple(notes),
     )  # fmt: skip
 
@@ -338,55 +328,6 @@ class Explainer:
           f" {self.model.name} have {len(whole)}: it is of another model's space. Embed the text"
           " with the other half of the same model"
         )
-
-  def _moments_until(
-    self, masking: effects_lib.Masking, whole: np.ndarray, directions: Sequence[np.ndarray] | None
-  ) -> tuple[effects_lib.Moments, int, designs.Design, float]:
-    """Moments of as many replicates as the tolerance takes, and what relative error was reached."""
-    design = self.design
-    towards = jnp.eye(len(whole))
-    if directions is not None:
-      towards = jnp.asarray(np.stack([d.mean(axis=0) for d in directions], axis=1))
-    moments = effects_lib.zero_moments(design, masking.cells, len(whole))
-    render, update = effects_lib.RenderMasked(design), effects_lib.AddToMoments(design)
-    fixed, size = design.num_fixed, design.replicate_size
-    done, lost, reached = 0, 0, np.inf
-    while done < design.num_masks and not reached <= (self.tolerance or 0):
-      count = min(size if done else fixed + 2 * size, design.num_masks - done)
-      moments, more = engine_lib.run(
-        self.engine, render, update, masking, moments, count, first=done
-      )
-      done, lost = done + count, lost + more
-      blocks = min(-(-(done - fixed) // size), effects_lib.num_blocks(design) - (fixed > 0))
-      reached = self._relative_error(masking.cells, moments, towards, blocks, directions is None)
-    kept = (fixed > 0) + -(-(done - fixed) // size)
-    moments = effects_lib.Moments(moments.gram[:kept], moments.response[:kept])
-    return moments, lost, dataclasses.replace(design, num_masks=done), reached
-
-  def _relative_error(self, cells, moments, towards, blocks: int, together: bool) -> float:
-    """The largest, over maps, of the median standard error by the largest value."""
-    key = jax.random.fold_in(self.key, 2**31)
-    moments = moments._replace(response=jnp.matmul(moments.response, towards, precision="highest"))
-    values = np.asarray(effects_lib.effect_matrix(self.design, key, cells, moments))
-    left_out = effects_lib.leave_one_out(self.design, key, cells, moments)[:blocks]
-    valid = np.asarray(cells.valid)
-    errors = effects_lib.standard_error(left_out, valid)[valid]
-    values = values[valid]
-    if together:  # length over all axes
-      errors, values = (np.linalg.norm(x, axis=1, keepdims=True) for x in (errors, values))
-    largest = np.abs(values).max(axis=0)
-    relative = np.median(errors, axis=0) / np.maximum(largest, FLAT)
-    return float(np.where(largest < FLAT, 0, relative).max())
-
-  def _moments(self, masking, k, score=None):
-    design = self.design
-    moments = effects_lib.zero_moments(design, masking.cells, k)
-    if design.num_masks == 0:
-      return moments, 0
-    render, update = effects_lib.RenderMasked(design), effects_lib.AddToMoments(design)
-    return engine_lib.run(
-      self.engine, render, update, masking, moments, design.num_masks, score=score
-    )
 
   def _reference_masking(
     self, photo: Photo
@@ -419,8 +360,8 @@ class Explainer:
 
   def _read(self, e: Effects, directions: list[np.ndarray]) -> list[SaliencyMap]:
     """Maps of an image against each direction [k d], averaged over its k rows."""
-    mean = jnp.asarray(np.stack([d.mean(axis=0) for d in directions], axis=1))  # [d r]
-    moments = e.moments._replace(response=jnp.matmul(e.moments.response, mean, precision="highest"))
+    mean = np.stack([d.mean(axis=0) for d in directions], axis=1)  # [d r]
+    moments = measure.project(e.moments, mean)
     out = self._maps(e.cells, moments, e.design)
     for index, rows in enumerate(directions):
       each = effects_lib.reference_maps(self.design, e.matrix, rows, fills.num_fills(self.fill))
@@ -447,7 +388,7 @@ class Explainer:
 
   def _saliency_map(self, cells, values, errors) -> SaliencyMap:
     notes = ()
-    if np.abs(values).max() < FLAT and self.design.num_masks:
+    if np.abs(values).max() < measure.FLAT and self.design.num_masks:
       values, errors = np.zeros_like(values), np.zeros_like(errors)
       notes = ("hiding any region leaves the score as it is: the map is flat",)
 
@@ -609,13 +550,13 @@ class Explainer:
         [np.mean([self.scores(images, r) for r in versions], axis=0) for versions in shown], axis=1
       )
 
-    masking = self._masking(photo, whole.astype(np.float32))
-    moments, _ = self._moments(masking, len(others), score)
+    measured = self._measure(photo, whole, score=score)
+    moments, cells = measured.moments, measured.cells
     spent = self.encoder_passes - before
     if contrast:
       moments = moments._replace(response=moments.response[..., :1] - moments.response[..., 1:])
       whole = whole[:1] - whole[1:]
-    maps = self._maps(masking.cells, moments)
+    maps = self._maps(cells, moments)
     explanations = []
     for other, value, saliency in zip(others, whole, maps, strict=False):
       explanations.append(
@@ -625,7 +566,7 @@ class Explainer:
           score=float(value),
           saliency=saliency,
           grid=self.design.grid,
-          query_cells=np.asarray(masking.cells.labels),
+          query_cells=np.asarray(cells.labels),
           settings=self.settings,
           warnings=_warn(list(saliency.notes)),
           passes=spent if contrast else spent // len(others),
@@ -641,14 +582,13 @@ class Explainer:
     before = self.encoder_passes
     shown = self._perturbed_images(query) if self.mode == "both" else query.pixels[None]
     whole = self.scores(query.pixels[None], reference.pixels)
-    masking = self._masking(reference, whole)
 
     def score(images, features):
       return np.array([[self.scores(shown, image).mean()] for image in images], np.float32)
 
-    moments, _ = self._moments(masking, 1, score)
-    saliency = self._maps(masking.cells, moments)[0]
-    labels = np.asarray(masking.cells.labels)
+    measured = self._measure(reference, whole, score=score)
+    saliency = self._maps(measured.cells, measured.moments)[0]
+    labels = np.asarray(measured.cells.labels)
     return ReferenceSide(saliency, labels, None, None, self.encoder_passes - before)
 
   def scores(self, queries: np.ndarray, reference: np.ndarray) -> np.ndarray:

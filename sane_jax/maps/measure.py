@@ -1,0 +1,126 @@
+"""Measures one image: its masked versions go through the encoder, sums over the masks come out.
+
+The one place where an image is masked and shown to a model: the explainer, the index builder and
+the viewer all measure by it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from sane_jax.maps import engine as engine_lib
+from sane_jax.ops import designs, effects, fills
+
+# Scores that differ by less than float32's rounding do not differ.
+FLAT = 1e-6
+
+
+class Measured(NamedTuple):
+  """What the masks of one image gave.
+
+  Attributes:
+    cells: the regions that the masks switch.
+    moments: sums over the masks, a block a replicate; the response [blocks p k] has a column for
+      each number of `whole`.
+    lost: how many masked images have an embedding of zero norm; their cosine was taken as 0.
+    design: the masks that were shown: fewer than asked for where a tolerance was reached sooner.
+    reached: with a tolerance, the relative error at the end; else None.
+  """
+
+  cells: designs.Cells
+  moments: effects.Moments
+  lost: int
+  design: designs.Design
+  reached: float | None = None
+
+
+def measure(
+  engine: engine_lib.Engine,
+  design: designs.Design,
+  key: jax.Array,
+  pixels: Float[np.ndarray, "h w 3"],
+  fill: Any,
+  whole: Float[np.ndarray, "*k"],
+  *,
+  tolerance: float | None = None,
+  directions: Sequence[Float[np.ndarray, "m d"]] | None = None,
+  score: Callable[[np.ndarray, Any], Any] | None = None,
+) -> Measured:
+  """Shows the model the masked versions of an image and sums what it gives.
+
+  Args:
+    engine: runs the model, and counts the passes: one a mask.
+    design: its `num_masks` are shown; with a tolerance that is the most.
+    key: of the masks.
+    pixels: the image, in [0, 1].
+    fill: what hides it, as in `fills.fill_images`.
+    whole: what the model gives for the unmasked image: a unit embedding [d], one in each of several
+      spaces [t d], whose columns then stand side by side, or scores [r].
+    tolerance: stops as soon as the relative error is at most this; looked at after each replicate,
+      from the second on. The relative error of a map is the median over its cells of the standard
+      error, divided by the map's largest value.
+    directions: one array a map that has to be that precise: references' unit embeddings, averaged
+      over their rows. By default the effects on all axes, taken together, are looked at.
+    score: (images, features) -> scores [n r], on the host, in place of the embedding.
+
+  Raises:
+    ModelError: NaN or infinity.
+  """
+  cells = designs.design_cells(design, pixels)
+  masking = effects.Masking(
+    key, cells, jnp.asarray(pixels), jnp.asarray(fills.fill_images(fill, pixels)),
+    jnp.asarray(np.ravel(whole), jnp.float32),
+  )  # fmt: skip
+  moments = effects.zero_moments(design, cells, np.size(whole))
+  render, update = effects.RenderMasked(design), effects.AddToMoments(design)
+
+  def show(moments: effects.Moments, first: int, count: int) -> tuple[effects.Moments, int]:
+    return engine_lib.run(engine, render, update, masking, moments, count, first=first, score=score)
+
+  if design.num_masks == 0:
+    return Measured(cells, moments, 0, design)
+  if tolerance is None:
+    return Measured(cells, *show(moments, 0, design.num_masks), design)
+  towards = np.eye(np.size(whole), dtype=np.float32)
+  if directions is not None:
+    towards = np.stack([rows.mean(axis=0) for rows in directions], axis=1)
+  fixed, size = design.num_fixed, design.replicate_size
+  done, lost, reached = 0, 0, np.inf
+  while done < design.num_masks and not reached <= tolerance:
+    count = min(size if done else fixed + 2 * size, design.num_masks - done)
+    moments, more = show(moments, done, count)
+    done, lost = done + count, lost + more
+    blocks = min(-(-(done - fixed) // size), effects.num_blocks(design) - (fixed > 0))
+    reached = _relative_error(
+      design, key, cells, moments, towards, blocks, together=directions is None
+    )
+  kept = (fixed > 0) + -(-(done - fixed) // size)
+  moments = effects.Moments(moments.gram[:kept], moments.response[:kept])
+  stopped = dataclasses.replace(design, num_masks=done)  # pyright: ignore[reportArgumentType]
+  return Measured(cells, moments, lost, stopped, reached)
+
+
+def _relative_error(design, key, cells, moments, towards, blocks: int, *, together: bool) -> float:
+  """The largest, over maps, of the median standard error by the largest value."""
+  moments = project(moments, towards)
+  values = np.asarray(effects.effect_matrix(design, key, cells, moments))
+  left_out = effects.leave_one_out(design, key, cells, moments)[:blocks]
+  valid = np.asarray(cells.valid)
+  errors = effects.standard_error(left_out, valid)[valid]
+  values = values[valid]
+  if together:  # length over all axes
+    errors, values = (np.linalg.norm(x, axis=1, keepdims=True) for x in (errors, values))
+  largest = np.abs(values).max(axis=0)
+  relative = np.median(errors, axis=0) / np.maximum(largest, FLAT)
+  return float(np.where(largest < FLAT, 0, relative).max())
+
+
+def project(moments: effects.Moments, towards: Float[np.ndarray, "d r"]) -> effects.Moments:
+  """The moments of scores against r directions, from those of embeddings."""
+  response = jnp.matmul(moments.response, jnp.asarray(towards), precision="highest")
+  return moments._replace(response=response)
