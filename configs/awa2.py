@@ -31,19 +31,20 @@ _POLYVORE = runpy.run_path(str(pathlib.Path(__file__).with_name("polyvore.py")))
 
 def get_config() -> ml_collections.ConfigDict:
   config = _POLYVORE["get_config"]()
-  config.workdir = "runs/awa2"  # where results go; or gs://... or s3://...
+  config.workdir = "runs/awa2"  # folder of the results; or gs://... or s3://...
 
   config.data = data = ml_collections.ConfigDict()
-  data.name = "awa2"  # polyvore_outfits awa2
-  data.folder = "data"  # what was downloaded, as it came; or in a bucket
-  data.prepared = ""  # where its records are kept once they are checked; WORKDIR/prepared
-  data.attributes_from = ""  # folder of discover_attributes: its attributes in place of these
-  data.split_column = config_dict.placeholder(str)  # of items.csv; the classes' own split otherwise
-  data.attribute_columns = ()  # of items.csv: attributes of single photos beside the classes'
+  data.name = "awa2"  # data set: polyvore_outfits or awa2
+  data.folder = "data"  # folder of what was downloaded, as it came; or gs://... or s3://...
+  data.prepared = ""  # folder of the checked records; WORKDIR/prepared by default
+  data.attributes_from = ""  # folder of discover_attributes, whose attributes replace these
+  # Column of items.csv with the split; the classes' own by default.
+  data.split_column = config_dict.placeholder(str)
+  data.attribute_columns = ()  # columns of items.csv with attributes of single photos
 
-  config.similarity.groups_per_batch = 32  # classes a batch
-  config.similarity.images_per_group = 8  # photos of each
-  config.similarity.text = 0.0  # photos have no titles
+  config.similarity.groups_per_batch = 32  # classes in a batch
+  config.similarity.images_per_group = 8  # photos of each class
+  config.similarity.text = 0.0  # weight of titles, which photos do not have
   config.index.fill = "grey"  # what hides a region
   config.evaluation.background = "grey"  # what deleted pixels become
   return config

@@ -15,19 +15,20 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "benchmark"  # what is run
-  config.workdir = "runs/benchmark"  # where results go; or gs://... or s3://...
+  config.job = "benchmark"  # job that runs
+  config.workdir = "runs/benchmark"  # folder of the results; or gs://... or s3://...
 
   config.model = "efficientnet_lite0"  # a name, or module:function
-  config.parts = ("kernel", "metrics", "compiling", "pairs", "scaling", "index")  # what is timed
-  config.image_sizes = (112,)  # sides in pixels
-  config.dtypes = ("float32",)  # precisions of the model: float32 bfloat16
-  config.device_counts = ()  # how many devices share a chunk; all of them by default
+  # Parts that are timed.
+  config.parts = ("kernel", "metrics", "compiling", "pairs", "scaling", "index")
+  config.image_sizes = (112,)  # sides in pixels of what the model sees
+  config.dtypes = ("float32",)  # precisions of the model: float32, bfloat16
+  config.device_counts = ()  # numbers of devices that share a chunk; all of them by default
   config.chunk_sizes = (16, 64)  # masked images at a time; on a GPU try (256, 1024)
-  # What is timed against the bare encoder: names or name:field=value,...
+  # Generators timed against the bare encoder: names or name:field=value,...
   config.generators = ("hadamard:num_masks=512", "rise:num_masks=512", "lime:num_masks=512")
   config.images = 512  # images a turn for the bare encoder
-  config.host = True  # the same model as a callable on the host, too
+  config.host = True  # whether the same model is timed as a callable on the host, too
   config.repeats = 7  # rounds, after one that compiles
-  config.index_images = 10_000  # of the index that is queried
+  config.index_images = 10_000  # images of the index that is queried
   return config

@@ -22,18 +22,19 @@ _SYNTHETIC = runpy.run_path(str(pathlib.Path(__file__).with_name("synthetic.py")
 
 def get_config() -> ml_collections.ConfigDict:
   config = _SYNTHETIC["get_config"]()
-  config.workdir = "runs/demo"  # where results go; or gs://... or s3://...
-  config.data.folder = "runs/demo/drawn"  # where draw_outfits writes
-  config.outfits.num_outfits = (800, 100, 120)  # train, valid, test
-  config.attributes.truth = "runs/demo/drawn/truth"  # where each attribute is
+  config.workdir = "runs/demo"  # folder of the results; or gs://... or s3://...
+  config.data.folder = "runs/demo/drawn"  # folder that draw_outfits writes
+  config.outfits.num_outfits = (800, 100, 120)  # outfits of train, valid and test
+  config.attributes.truth = "runs/demo/drawn/truth"  # folder of the pixel masks of the attributes
   config.similarity.num_steps = 250  # batches
-  config.pairs.num_valid = 100  # to choose the weights of the ranking by
-  config.pairs.num_test = 120  # to evaluate on
-  config.index.max_queries = 400  # images that get maps
+  config.pairs.num_valid = 100  # pairs to choose the weights of the ranking by
+  config.pairs.num_test = 120  # pairs to evaluate on
+  config.index.max_queries = 400  # most images that get maps
   config.attributes.num_epochs = 10  # passes over the annotated training images
   evaluation = config.evaluation
-  evaluation.generators = ("random", "hadamard:num_masks=128", "rise")  # of saliency maps
-  evaluation.modes = ("fixed",)  # what is perturbed: the query
-  evaluation.saliency_pairs = 16  # for them
-  evaluation.sanity_pairs = 12  # for the sanity checks
+  # Saliency generators that are evaluated.
+  evaluation.generators = ("random", "hadamard:num_masks=128", "rise")
+  evaluation.modes = ("fixed",)  # fixed: the query is perturbed
+  evaluation.saliency_pairs = 16  # pairs for the generators
+  evaluation.sanity_pairs = 12  # pairs for the sanity checks
   return config

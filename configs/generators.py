@@ -1,6 +1,6 @@
 """Compares all saliency generators, in both modes, by insertion and deletion on pairs of photos.
 
-  python -m sane_jax.main --config=configs/generators.py --config.pairs=FILE \
+  python -m sane_jax.main --config=configs/generators.py --config.pairs_file=FILE \
       --config.pairs_folder=FOLDER
 
 Writes WORKDIR/generators/table.md, table.csv and results.json. Every part is kept as soon as it is
@@ -16,17 +16,18 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.job = "compare_generators"  # explain compare_generators benchmark
-  config.workdir = "runs/generators"  # where results go; or gs://... or s3://...
+  config.job = "compare_generators"  # job that runs
+  config.workdir = "runs/generators"  # folder of the results; or gs://... or s3://...
 
-  config.pairs = ""  # file with a pair a line: query reference [label]
-  config.pairs_folder = ""  # where its names are looked up; the file's own folder by default
-  config.max_pairs = 120  # whole queries are drawn until there are as many
+  config.pairs_file = ""  # file with a pair a line: query reference [label]
+  config.pairs_folder = ""  # folder of the names in `pairs_file`; the file's own by default
+  # Most pairs; queries are drawn, each with all its pairs, until there are as many.
+  config.max_pairs = 120
   config.model = "efficientnet_lite0"  # a name, or module:function
-  config.image_size = 112  # the paper's
-  config.key = 0  # seed of the masks and of the draw of queries
+  config.image_size = 112  # side in pixels of what the model sees; the paper's
+  config.seed = 0  # seed of the masks and of the draw of queries
 
-  # Names or name:field=value,... as in hadamard:num_masks=128.
+  # Saliency generators: names or name:field=value,... as in hadamard:num_masks=128.
   config.generators = (
     "random",
     "hadamard:num_masks=128",
@@ -37,8 +38,8 @@ def get_config() -> ml_collections.ConfigDict:
     "kernel_shap",
     "learned_mask",
   )
-  config.baseline = ""  # the one of them that all are compared with; the first by default
-  config.modes = ("fixed", "both")  # what is perturbed: the query, or both images
-  # The first is the masks' own, but for LIME (black) and the learned mask (median blur).
+  config.baseline = ""  # generator that the others are compared with; the first by default
+  config.modes = ("fixed", "both")  # fixed: the query is perturbed; both: the reference, too
+  # What deleted pixels become; the masks' own fill is mean, LIME's black, a learned mask's blur.
   config.backgrounds = ("mean", "blur")
   return config

@@ -2,13 +2,19 @@
 
 import importlib
 import logging as python_logging
+import os
+import pathlib
+import re
+import runpy
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sane_jax.runs import files, hosts, processes
+from sane_jax.runs import files, hosts, processes, settings
 
 # Each is a module with run(config), imported when it is asked for: one job does not wait for the
 # libraries of another.
@@ -35,12 +41,20 @@ JOBS = (
   "benchmark_input",
 )
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "Config file, such as configs/photos.py; --config.name=value sets its fields.",
-  lock_config=True,
-)
+_USAGE = """Why do two images match? Explains a similarity model's scores.
+
+  sane_jax explain A.jpg B.jpg             why A matches B: a page
+  sane_jax explain A.jpg B.jpg C.jpg       why B rather than C
+  sane_jax serve FOLDER                    measures a folder of photos, and shows it in a browser
+  sane_jax JOB --config=configs/X.py       runs a job; `all` runs those of the config, in order
+  sane_jax --help --config=configs/X.py    the settings of a config
+
+--out=FOLDER is where results go; --config.NAME=VALUE sets a field of the config. `python -m
+sane_jax` is the same command, and `python -m sane_jax.main --config=configs/X.py` runs the job
+that the config names. --verbosity=1 shows where an error arose.
+"""
+_PHOTOS = "configs/photos.py"
+
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of the first of N processes.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes run this job.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
@@ -49,8 +63,9 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Which of them this is, from
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"what is {argv[1]!r}? Settings are given as --config.name=value")
-  config = _CONFIG.value
-  jobs = tuple(config.get("jobs", ())) if config.get("job") == "all" else (config.get("job"),)
+  config: Any = flags.FLAGS["config"].value
+  job = config.get("job") or ""
+  jobs = tuple(config.get("jobs", ())) if job == "all" else tuple(job.split(","))
   for name in jobs or (None,):
     if name not in JOBS:
       known = [*JOBS, *(["all"] if "jobs" in config else [])]
@@ -66,9 +81,15 @@ def main(argv: Sequence[str]) -> None:
     if who := hosts.speaker():
       form = python_logging.Formatter(f"{who}%(levelname)s %(name)s: %(message)s")
       logging.get_absl_handler().setFormatter(form)
+    # All are checked before the first begins: a wrong setting of the last costs no training.
+    runs = {}
     for job in jobs:
+      module = importlib.import_module(f"sane_jax.jobs.{job}")
+      module.check(config)
+      runs[job] = module.run
+    for job, start in runs.items():
       with processes.job(job):
-        importlib.import_module(f"sane_jax.jobs.{job}").run(config)
+        start(config)
   except (ValueError, TypeError, OSError) as error:
     if flags.FLAGS.verbosity > 0:
       raise  # --verbosity=1 shows where
@@ -77,23 +98,102 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f"{job}: interrupted; the same command goes on from here")
 
 
+# --- the command line -----------------------------------------------------------------------------
+
+
+def _expand(argv: Sequence[str]) -> list[str]:
+  """`explain A B`, `serve FOLDER`, `JOB` and --out as settings of a config.
+
+  Raises:
+    ValueError: anything else; says what would do.
+  """
+  program, *rest = argv
+  text = "\0".join(rest)
+  text = re.sub(r"(?<![^\0])(--?(?:config|out))\0(?!-)", r"\1=", text)  # --out FOLDER
+  rest = re.sub(r"(?<![^\0])--?out=", "--config.workdir=", text).split("\0")
+  if rest[0].startswith("-") or not rest[0]:
+    return [program, *filter(None, rest)]
+  command, *rest = rest
+  if command not in (*JOBS, "all"):
+    raise ValueError(
+      f"no command {command!r}; there is explain PHOTO PHOTO, serve FOLDER, and each of"
+      f" {', '.join(JOBS)}, all with --config=FILE"
+    )
+  # A word after --config.name is its value, but for those the user gave the other way round.
+  words = [a for before, a in zip([command, *rest], rest, strict=False)
+           if not a.startswith("-") and not re.fullmatch(r"--?config\.[\w.]+", before)]  # fmt: skip
+  options = [arg for arg in rest if arg not in words]
+  has_config = any(re.match("--?config=", arg) for arg in options)
+  given: list[str] = []
+  if command == "explain" and len(words) in (2, 3):
+    names = ("query", "reference", "contrast")
+    given = [f"--config.{name}={path}" for name, path in zip(names, words, strict=False)]
+  elif command == "serve" and len(words) == 1:
+    # Each folder has an index of its own; build_index appends what is new there.
+    home = re.sub(r"\W+", "_", os.path.abspath(words[0])).strip("_")
+    given = [f"--config.photos={words[0]}", f"--config.workdir=runs/{home}"]
+    command = "build_index,serve"
+  elif words or not has_config:
+    usage = {
+      "explain": "explain takes two photos, or three: sane_jax explain A.jpg B.jpg [C.jpg]",
+      "serve": "serve takes one folder of photos: sane_jax serve FOLDER",
+    }
+    raise ValueError(
+      usage.get(command, f"{command} takes a config: sane_jax {command} --config=configs/X.py")
+    )
+  config = [] if has_config else [f"--config={_PHOTOS}"]
+  return [program, *config, f"--config.job={command}", *given, *options]
+
+
+def _help(argv: Sequence[str]) -> str:
+  """Usage and jobs; with a config its fields, too."""
+  lines = [_USAGE, "Jobs:"]
+  says = settings.first_sentences(pathlib.Path(__file__).with_name("jobs"), JOBS)
+  lines += [f"  {job:20} {text}" for job, text in says.items()]
+  for arg in argv:
+    if path := re.fullmatch("--?config=(.*)", arg):
+      lines.append(f"\nSettings of {path[1]}, each with its default:")
+      found = settings.find_config(path[1])
+      comments, values = settings.read_comments(found), dict(settings.list_fields(_load(found)))
+      for field in {**{name: 0 for name in comments if name in values}, **values}:
+        shown = "" if values[field] is None else f"={values[field]!r}"
+        lines.append(f"  --config.{field}{shown}\n      {comments.get(field, '')}")
+  return "\n".join(lines)
+
+
+def _load(path: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config of a file, with the present names of fields."""
+  found = runpy.run_path(str(path))
+  if "get_config" not in found:
+    raise ValueError(f"{path} has no function get_config() that gives a ConfigDict")
+  config = found["get_config"]()
+  settings.rename_fields(config)
+  return config
+
+
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   """Flags; a wrong setting or a missing config file is a sentence, not a stack trace."""
   try:
-    rest = flags.FLAGS(argv)
-    if _CONFIG.value is None:
-      raise ValueError("give a config: --config=configs/photos.py")
-    _CONFIG.value.get("job")  # a file that did not load says so at the first use
+    argv = settings.rename_flags(_expand(argv))
+    chosen = [arg for arg in argv if re.match("--?config=", arg)]
+    if not chosen:
+      raise ValueError("give a config: --config=configs/photos.py; --help lists jobs and settings")
+    config = _load(settings.find_config(chosen[-1].partition("=")[2]))
+    argv = [arg for arg in argv if arg not in chosen]
+    config_flags.DEFINE_config_dict("config", config, sys_argv=list(argv))
+    return flags.FLAGS(argv)
   except Exception as error:
     # ml_collections raises what the config file raised, and KeyError, AttributeError, IOError.
     text = " ".join(str(part) for part in error.args if part).replace("\n", " ")
     sys.exit(f"config: {files.printable(text)}")
-  return rest
 
 
 def run() -> None:
   """Entry point."""
   try:
+    if {"--help", "-help", "-h"} & set(sys.argv):
+      print(_help(sys.argv))
+      return
     app.run(main, flags_parser=_parse)
   except KeyboardInterrupt:
     sys.exit(130)

@@ -22,7 +22,8 @@ SMALL = (
   "pairs.num_valid=12", "pairs.num_test=12", "concepts.min_images=3", "concepts.min_pairs=4",
   "concepts.num_random=4", "evaluation.generators=('random','hadamard:num_masks=128')",
   "evaluation.modes=('fixed',)", "evaluation.saliency_pairs=4", "evaluation.sanity_pairs=3",
-  "evaluation.layers=('type_masks','trunk/layer3')", "explain.num_pairs=3", "explain.num_masks=128",
+  "evaluation.layers=('type_masks','trunk/layer3')", "explain_matches.num_pairs=3",
+  "explain_matches.num_masks=128",
 )  # fmt: skip
 
 

@@ -358,7 +358,7 @@ def test_the_job_compares_pairs_and_goes_on(config, tmp_path, capsys, monkeypatc
   from sane_jax.jobs import compare_models
 
   (tmp_path / "pairs.txt").write_text("0.png 1.png\n1.png 2.png\n")
-  config.pairs, config.mode = "pairs.txt", "both"
+  config.pairs_file, config.mode = "pairs.txt", "both"
   compare_models.run(config)
   out = tmp_path / "runs/photos/compare_models"
   found = json.loads((out / "comparisons.json").read_text())
@@ -386,7 +386,7 @@ def test_the_job_lists_what_it_can_t_compare(config, tmp_path):
 
   (tmp_path / "3.png").write_bytes(b"no image")
   (tmp_path / "pairs.txt").write_text("0.png 1.png\n1.png 3.png\n")
-  config.pairs = "pairs.txt"
+  config.pairs_file = "pairs.txt"
   compare_models.run(config)
   out = tmp_path / "runs/photos/compare_models"
   found = json.loads((out / "comparisons.json").read_text())
@@ -394,7 +394,7 @@ def test_the_job_lists_what_it_can_t_compare(config, tmp_path):
   assert "3.png" in str(found["failures"])
   for changes, told in (
     ({"other_model": ""}, "--config.other_model=MODEL"),
-    ({"pairs": "", "query": "0.png", "reference": "1.png", "contrast": "2.png"}, "contrast"),
+    ({"pairs_file": "", "query": "0.png", "reference": "1.png", "contrast": "2.png"}, "contrast"),
   ):
     wrong = config.copy_and_resolve_references()
     wrong.update(changes)

@@ -152,7 +152,7 @@ def test_the_job_takes_a_table(photos, tmp_path, monkeypatch, capsys):
   root = pathlib.Path(__file__).parents[1]
   config = runpy.run_path(str(root / "configs/photos.py"))["get_config"]()
   config.update(
-    query=str(folder / "p00.png"), reference=str(folder / "p04.png"), attributes=str(path),
+    query=str(folder / "p00.png"), reference=str(folder / "p04.png"), attributes_file=str(path),
     attributes_folder=str(folder), image_size=64, num_masks=128, metrics=False,
   )  # fmt: skip
   explain.run(config)

@@ -238,8 +238,9 @@ def test_all_of_a_run_is_the_same_in_a_bucket(tmp_path, store, monkeypatch):
     "index__max_queries": 20, "attributes__num_epochs": 1, "concepts__num_random": 5,
     "discovery__num_clusters": (2, 4), "study__num_items": 20, "study__exchanges": 3,
     "evaluation__generators": ("random", "hadamard:num_masks=128"),
-    "evaluation__modes": ("fixed",), "evaluation__saliency_pairs": 4, "explain__num_pairs": 2,
-    "evaluation__sanity_pairs": 3, "explain__num_masks": 128,
+    "evaluation__modes": ("fixed",), "evaluation__saliency_pairs": 4,
+    "explain_matches__num_pairs": 2,
+    "evaluation__sanity_pairs": 3, "explain_matches__num_masks": 128,
   }  # fmt: skip
   tiny_run.run_jobs(tiny_run.tiny_config(here, **fields), *JOBS)
   config = tiny_run.tiny_config(f"{URL}/run", **fields)
@@ -335,7 +336,7 @@ def test_jobs_on_photos(tmp_path, store, rng, monkeypatch, job):
     if name == "photos":
       config.update({"photos": f"{where}/photos", "neighbors": 1, "num_masks": 32, "grid": (4, 4)})
     else:
-      config.update({"pairs": f"{where}/photos/pairs.txt", "modes": ("fixed",)})
+      config.update({"pairs_file": f"{where}/photos/pairs.txt", "modes": ("fixed",)})
       config.update({"generators": ("random", "hadamard:num_masks=128")})
     importlib.import_module(f"sane_jax.jobs.{job}").run(config)
     made[where] = everything(store, f"{where}/runs")

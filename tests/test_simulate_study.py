@@ -25,14 +25,14 @@ WAYS = ("random", "predicted", "sane")
 
 def make_config(workdir, **fields):
   study = {
-    "folder": "study", "key": 0, "num_items": 120, "min_gap": 0.3, "exchanges": 1,
+    "folder": "study", "seed": 0, "num_items": 120, "min_gap": 0.3, "exchanges": 1,
     "num_exported": 10, "num_practice": 3, "num_checks": 2, "num_subjects": 5, "image_size": 64,
   }  # fmt: skip
   assert not set(fields) - set(study)
   return ml_collections.ConfigDict(
     {
       "workdir": str(workdir),
-      "data": {"name": "tiny", "folder": "", "prepared": ""},
+      "data": {"name": "awa2", "folder": "", "prepared": ""},
       "evaluation": {"folder": "evaluation"},
       "study": {**study, **fields},
     }

@@ -1,10 +1,14 @@
 """docs/hooks.py: what the site shows of settings, jobs, links and equations is what is there."""
 
 import pathlib
+import re
 import runpy
 import types
 
 import pytest
+
+from sane_jax import main
+from sane_jax.runs import settings
 
 pytest.importorskip("mkdocs", reason="the site needs the extra `docs`")
 pytest.importorskip("latex2mathml", reason="the site needs the extra `docs`")
@@ -13,36 +17,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 HOOKS = types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs/hooks.py")))
 
 
-def leaves(config, prefix=""):
-  for name, value in config.items():
-    if hasattr(value, "items"):
-      yield from leaves(value, f"{prefix}{name}.")
-    else:
-      yield f"{prefix}{name}"
+def test_the_page_of_settings_is_up_to_date():
+  page = runpy.run_path(str(ROOT / "docs/make_settings.py"))["page"]()
+  assert (ROOT / "docs/settings.md").read_text() == page, "run python docs/make_settings.py"
 
 
-@pytest.mark.parametrize("name", ["photos", "polyvore", "generators", "benchmark"])
-def test_each_field_of_a_config_is_shown_with_its_comment(name):
-  path = ROOT / f"configs/{name}.py"
-  shown = HOOKS.config_fields(path.read_text())
-  assert sorted(field for field, _ in shown) == sorted(leaves(runpy.run_path(path)["get_config"]()))
-  assert all(len(comment) > 3 for _, comment in shown)
-
-
-@pytest.mark.parametrize("name", ["synthetic", "demo", "awa2"])
-def test_a_config_that_changes_another_shows_its_changes(name):
-  path = ROOT / f"configs/{name}.py"
-  fields = [field for field, _ in HOOKS.config_fields(path.read_text())]
-  assert "workdir" in fields
-  assert set(fields) <= set(leaves(runpy.run_path(path)["get_config"]()))
-
-
-def test_all_configs_are_shown():
-  assert set(HOOKS.CONFIGS) == {path.stem for path in (ROOT / "configs").glob("*.py")}
+def test_the_page_of_settings_has_all_configs_and_jobs():
+  page = (ROOT / "docs/settings.md").read_text()
+  assert all(f"## {path.name}" in page for path in (ROOT / "configs").glob("*.py"))
+  jobs = re.findall(r"^\| `(\w+)` \| (.*) \|$", page.split("##")[0], re.M)
+  assert [job for job, _ in jobs] == list(main.JOBS)
+  assert all(len(says) > 20 for _, says in jobs)
 
 
 def test_comments_are_taken_from_beside_a_field_and_from_above():
-  fields = HOOKS.config_fields(
+  assert settings.parse_comments(
     "def get_config():\n"
     "  config = ConfigDict()\n"
     "  config.a = 1  # of a\n"
@@ -54,25 +43,12 @@ def test_comments_are_taken_from_beside_a_field_and_from_above():
     "  b.d = (  # of d\n"
     "    1,\n"
     "  )\n"
+    "  config.other = other = _OTHER['get_config']().other\n"
     "  rest = config.b\n"
     "  rest.e = 3  # of e\n"
-  )
-  assert fields == [
-    ("a", "of a"), ("b.c", "Over two lines."), ("b.d", "of d"), ("b.e", "of e"),
-  ]  # fmt: skip
-
-
-def test_a_field_without_a_comment_is_an_error():
-  with pytest.raises(ValueError, match="field a has no comment"):
-    HOOKS.config_fields("def get_config():\n  config = ConfigDict()\n  config.a = 1\n")
-
-
-def test_the_table_of_jobs_has_all_jobs():
-  from sane_jax import main
-
-  rows = HOOKS.jobs_table().splitlines()[2:]
-  assert [row.split("`")[1] for row in rows] == list(main.JOBS)
-  assert all(len(row.split("|")[2].strip()) > 20 for row in rows)
+    "  other.f = 4\n"
+    "  elsewhere.g = 5  # no field\n"
+  ) == {"a": "of a", "b.c": "Over two lines.", "b.d": "of d", "b.e": "of e", "other.f": ""}
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ SMALL = (
   "attributes.num_epochs=2", "cache_gib=0.1", "pairs.num_valid=12", "pairs.num_test=12",
   "concepts.min_images=3", "concepts.min_pairs=4", "concepts.num_random=4",
   "evaluation.generators=('random','hadamard:num_masks=128')", "evaluation.modes=('fixed',)",
-  "evaluation.saliency_pairs=4", "evaluation.sanity_pairs=3", "explain.num_pairs=3",
-  "explain.num_masks=128",
+  "evaluation.saliency_pairs=4", "evaluation.sanity_pairs=3", "explain_matches.num_pairs=3",
+  "explain_matches.num_masks=128",
 )  # fmt: skip
 
 
@@ -244,13 +244,13 @@ def assert_close(one, two, where):
     (("job=tune_ranking", "ranking.attributes=none"), "run --config.job=train_attributes first"),
     (("job=evaluate", "ranking.folder=none"), "run --config.job=tune_ranking first"),
     (("job=explain_matches", "ranking.folder=none"), "run --config.job=tune_ranking first"),
-    (("job=explain_matches", "explain.num_pairs=0"), "num_pairs is 1 or more"),
+    (("job=explain_matches", "explain_matches.num_pairs=0"), "num_pairs is 1 or more"),
     (("job=fit_concepts", "workdir=elsewhere"), "run --config.job=build_index first"),
     (
       ("job=evaluate", "evaluation.folder=e2", "evaluation.layers=('head',)"),
       "no layer 'head'; it has",
     ),
-    (("job=tune_ranking", "key=5"), "holds a run with other settings|other settings"),
+    (("job=tune_ranking", "seed=5"), "holds a run with other settings|other settings"),
   ],
 )
 def test_what_does_not_fit_is_named(whole, monkeypatch, fields, words):
@@ -350,8 +350,8 @@ def test_attributes_are_discovered_and_explain(whole):
   assert (folder / "clusters.png").stat().st_size > 1000
   others = (
     "data.attributes_from=runs/synthetic/found", "attributes.folder=a2", "concepts.folder=c2",
-    "ranking.folder=r2", "ranking.attributes=a2", "ranking.concepts=c2", "explain.folder=x2",
-    "attributes.truth=",
+    "ranking.folder=r2", "ranking.attributes=a2", "ranking.concepts=c2",
+    "explain_matches.folder=x2", "attributes.truth=",
     "jobs=('train_attributes','fit_concepts','tune_ranking','explain_matches')",
   )  # fmt: skip
   code, out = command(whole, fields=(*fields, *others))

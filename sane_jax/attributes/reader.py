@@ -11,8 +11,10 @@ import numpy as np
 
 from sane_jax.datasets import pipeline
 from sane_jax.models import attribute, efficientnet_lite0, weights
+from sane_jax.runs.settings import check_choice
 from sane_jax.training import sharding
 
+TRUNKS = ("resnet", "efficientnet_lite0")
 MODEL = "model.safetensors"
 BATCH = 32  # images a device
 
@@ -62,8 +64,7 @@ def trunk(name: str) -> tuple[Any, Callable[[Any, Any], Any], int]:
   """
   if name == "resnet":
     return {}, lambda _, images: images, 0
-  if name != "efficientnet_lite0":
-    raise ValueError(f"--config.attributes.trunk is resnet or efficientnet_lite0; given {name!r}")
+  check_choice("attributes.trunk", name, TRUNKS)
   apply, params = efficientnet_lite0.load_efficientnet_lite0()
   return params, functools.partial(apply, method="features"), 1280
 

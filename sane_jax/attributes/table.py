@@ -69,7 +69,7 @@ def read_table(path: str | os.PathLike[str], folder: str | os.PathLike[str] | No
     header = [name.strip() for name in next(csv.reader(lines, strict=True), [])]
   except (OSError, ValueError, csv.Error) as error:
     raise ValueError(
-      f"--config.attributes={path} can't be read as a CSV in UTF-8: {error}"
+      f"--config.attributes_file={path} can't be read as a CSV in UTF-8: {error}"
     ) from error
   if FILE not in header:
     raise ValueError(
@@ -317,13 +317,13 @@ def learn_attributes(
   settings: Mapping[str, Any], explainer: Explainer, failures: tasks.Failures
 ) -> Learned:
   """The attributes of the table that settings name; says how well each is known."""
-  table = read_table(settings["attributes"], settings["attributes_folder"] or None)
+  table = read_table(settings["attributes_file"], settings["attributes_folder"] or None)
   phi = PHI if settings["phi"] is None else tuple(settings["phi"])
   with tqdm.tqdm(desc="attributes", bar_format="{desc} {postfix}", disable=None) as bar:
     learned = learn(
-      table, explainer, phi=phi, seed=settings["key"], on_progress=bar.set_postfix_str
+      table, explainer, phi=phi, seed=settings["seed"], on_progress=bar.set_postfix_str
     )
-  failures += [(settings["attributes"], problem) for problem in learned.left_out]
+  failures += [(settings["attributes_file"], problem) for problem in learned.left_out]
   if not processes.is_first():
     return learned
   print(

@@ -10,9 +10,16 @@ import numpy as np
 import tqdm
 
 from sane_jax.datasets.collection import Collection, Pair
-from sane_jax.runs import files
+from sane_jax.runs import files, settings
 
 DATASETS = ("polyvore_outfits", "awa2")  # packages with a function `load`
+
+
+def check_data(data: Mapping[str, Any]) -> None:
+  """Raises ValueError for a data set or a setting of one that there is not; reads nothing."""
+  settings.check_choice("data.name", data["name"], DATASETS)
+  if "setting" in data:
+    settings.check_choice("data.setting", data["setting"], ("nondisjoint", "disjoint"))
 
 
 def load_split(data: Mapping[str, Any], workdir: str | os.PathLike[str], split: str) -> Collection:
@@ -32,8 +39,7 @@ def load_split(data: Mapping[str, Any], workdir: str | os.PathLike[str], split: 
   options = dict(data)
   name, folder, prepared = (options.pop(field) for field in ("name", "folder", "prepared"))
   others = options.pop("attributes_from", "")
-  if name not in DATASETS:
-    raise ValueError(f"no data set {name!r}; there is {', '.join(DATASETS)}")
+  check_data(data)
   with tqdm.tqdm(desc=f"preparing {name}", unit="image", disable=None, leave=False) as bar:
 
     def show(done: int, total: int) -> None:

@@ -23,9 +23,21 @@ from sane_jax.maps import index as index_lib
 from sane_jax.maps import index_arrays
 from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer, parse_generator
+from sane_jax.maps.tasks import check_generator
 from sane_jax.models import model as model_lib
 from sane_jax.runs import files
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_choice, check_range
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  for part in config.parts:
+    check_choice("parts", part, tuple(PARTS))
+  for spec in config.generators:
+    check_generator(spec)
+  for name in ("images", "repeats", "index_images"):
+    check_range(name, config[name], 1)
 
 
 def run(config: Any) -> None:
@@ -38,9 +50,7 @@ def run(config: Any) -> None:
   Raises:
     ValueError: no such part.
   """
-  unknown = [part for part in config.parts if part not in PARTS]
-  if unknown:
-    raise ValueError(f"no part {unknown[0]!r} of the benchmark; there is {', '.join(PARTS)}")
+  check(config)
   folder = run_folder.writable_folder(files.at(config.workdir) / "benchmark")
   device = jax.devices()[0]
   about = {

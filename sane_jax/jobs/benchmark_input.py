@@ -11,7 +11,16 @@ import numpy as np
 from sane_jax.datasets import load, pipeline
 from sane_jax.runs import files
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_range
 from sane_jax.training import sharding, similarity
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  load.check_data(config.data)
+  similarity.check(config.similarity)
+  check_range("benchmark_steps", config.benchmark_steps, 1)
+  check_range("benchmark_repeats", config.benchmark_repeats, 1)
 
 
 def run(config: Any) -> None:
@@ -24,14 +33,14 @@ def run(config: Any) -> None:
   folder = run_folder.writable_folder(files.at(config.workdir) / "benchmark_input")
   mesh = sharding.batch_mesh()
   train = load.load_split(config.data, config.workdir, "train")
-  begun = similarity.start(settings, config.key, train, mesh)
+  begun = similarity.start(settings, config.seed, train, mesh)
 
   def pipe(max_bytes: float) -> Any:
     images = pipeline.DecodedImages(train, settings.image_size, max_bytes)
     if max_bytes:
       images.stack(range(len(train.ids)))
     batches = similarity.read_batches(
-      settings, config.key, train, images, titles=begun.titles, num_threads=config.num_threads
+      settings, config.seed, train, images, titles=begun.titles, num_threads=config.num_threads
     )
     return sharding.DeviceBatches(mesh, batches)
 

@@ -22,14 +22,35 @@ from sane_jax.datasets.collection import Collection
 from sane_jax.maps import engine as engine_lib
 from sane_jax.maps import explainer, index_arrays
 from sane_jax.maps import index as index_lib
-from sane_jax.maps.tasks import make_explainer
+from sane_jax.maps.tasks import check_design, check_explaining, make_explainer
 from sane_jax.ops import designs, effects, fills
 from sane_jax.runs import files, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_choice, check_range
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  if "photos" not in config:
+    load.check_data(config.data)
+    settings = config.index
+    design = check_design(settings.design, settings.num_masks, settings.fill)
+    if not isinstance(design, designs.Design) or design.grid is None:
+      raise ValueError(
+        f"--config.index.design={settings.design} has no cells that all images share; take"
+        " hadamard, rise, sliding_window or kernel_shap"
+      )
+    check_range("index.matches", settings.matches, 1)
+    return
+  if not config.photos:
+    raise ValueError("an index is of a folder: name it with --config.photos=FOLDER")
+  check_explaining(config)
+  check_choice("index_dtype", config.index_dtype, ("float16", "int8"))
 
 
 def run(config: Any) -> None:
   """Builds the index of a folder of photos, or those that the jobs of a data set need."""
+  check(config)
   if "photos" in config:
     _build_photos(config)
   else:
@@ -40,10 +61,8 @@ def _build_photos(config: Any) -> None:
   """Measures every photo of a folder into WORKDIR/index; new ones are appended to what is there.
 
   Raises:
-    ValueError: no folder of photos is named; see also `ExplanationIndex.build`.
+    ValueError: see `ExplanationIndex.build`.
   """
-  if not config.photos:
-    raise ValueError("an index is of a folder: name it with --config.photos=FOLDER")
   folder = files.at(config.workdir) / "index"
   made = make_explainer(config)
   paths = photos_lib.list_photos(config.photos)
@@ -83,18 +102,18 @@ def _build_splits(config: Any) -> None:
     if split == "train":
       collection = load.load_split(config.data, config.workdir, split)
       groups = collection_lib.groups_of(collection)
-      queries = choose_queries(collection, groups, config.index.max_queries, config.key)
+      queries = choose_queries(collection, groups, config.index.max_queries, config.seed)
 
       references = {
         int(row): collection_lib.draw_matches(
-          collection, groups[row], row, limit=config.index.matches, seed=config.key
+          collection, groups[row], row, limit=config.index.matches, seed=config.seed
         )
         for row in queries
       }
     else:
       limit = config.pairs[f"num_{split}"]
       collection, pairs = pairs_lib.load_pairs(
-        config.data, config.workdir, split, limit=limit, seed=config.key
+        config.data, config.workdir, split, limit=limit, seed=config.seed
       )
       queries = np.unique([pair.query for pair in pairs]).astype(int)
       references = {
@@ -116,13 +135,8 @@ def _build(
   source = settings.model or str(files.at(config.workdir) / "similarity" / "model.safetensors")
   model, params = spaces.model_in_spaces(source, settings.image_size, collection)
   design = explainer.make_design(settings.design, settings.num_masks)
-  if not isinstance(design, designs.Design) or design.grid is None:
-    raise ValueError(
-      f"--config.index.design={settings.design} has no cells that all images share; take hadamard,"
-      " rise, sliding_window or kernel_shap"
-    )
   identity = run_folder.identity(
-    collection_lib.fingerprint(collection), index=settings, key=config.key
+    collection_lib.fingerprint(collection), index=settings, key=config.seed
   )
   identity |= {"index.model": model.name, "queries": hashlib.sha256(queries.tobytes()).hexdigest()}
   folder = run_folder.claim_folder(pairs_lib.index_folder(config.workdir, split), identity)
@@ -131,7 +145,7 @@ def _build(
 
   types = collection.types if len(params) > 1 else np.zeros_like(collection.types)
   engines = [engine_lib.make_engine(dataclasses.replace(model, params=p)) for p in params]
-  key, fill = jax.random.key(config.key), settings.fill or design.default_fill
+  key, fill = jax.random.key(config.seed), settings.fill or design.default_fill
 
   def embed(row: int) -> np.ndarray:
     """[t d]: the image in the spaces that it shares with images of each type."""
@@ -199,7 +213,7 @@ def _build(
     "content": collection_lib.hash_images(collection),
     "covered": model.crop_fraction,  # middle share of an image's sides that the model sees
     "matches": settings.matches,
-    "key": config.key,
+    "key": config.seed,
     "queries": len(queries),
     "images": len(collection.ids),
     "masked_passes_a_query": design.num_masks,

@@ -15,11 +15,14 @@ from sane_jax.maps import explainer as explainer_lib
 from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
+from sane_jax.maps.tasks import check_generator
 from sane_jax.models import model as model_lib
+from sane_jax.ops import fills
 from sane_jax.ops.insertion_deletion import Curves, areas
 from sane_jax.ops.statistics import bootstrap_interval
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_choice
 
 # Pairs between two saves.
 GROUP = 16
@@ -36,6 +39,23 @@ class Row(NamedTuple):
   deletion: np.ndarray
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  if not config.pairs_file:
+    raise ValueError(
+      "give the pairs: --config.pairs_file=FILE, a pair a line: query reference [label]"
+    )
+  if not config.generators or not config.modes:
+    raise ValueError("give at least one generator and one mode")
+  for spec in config.generators:
+    check_generator(spec)
+  for mode in config.modes:
+    check_choice("modes", mode, explainer_lib.MODES)
+  for background in config.backgrounds:
+    fills.check_fill(background)
+  check_choice("baseline", config.baseline or config.generators[0], config.generators)
+
+
 def run(config: Any) -> None:
   """Explains the pairs with every generator and tabulates insertion and deletion AUC.
 
@@ -43,32 +63,24 @@ def run(config: Any) -> None:
   with the same settings, or more generators, measures only what is not there. By the first process
   alone.
   """
+  check(config)
   if not processes.is_first():
     return
   folder = run_folder.writable_folder(files.at(config.workdir) / "generators")
-  if not config.pairs:
-    raise ValueError("give the pairs: --config.pairs=FILE, a pair a line: query reference [label]")
   model = model_lib.load_model(config.model, image_size=config.image_size)
   specs = [explainer_lib.parse_generator(spec) for spec in config.generators]
   explainers = {
-    (spec, mode): Explainer(model, design=name, mode=mode, key=config.key, **options)
+    (spec, mode): Explainer(model, design=name, mode=mode, key=config.seed, **options)
     for spec, (name, options) in zip(config.generators, specs, strict=True)
     for mode in config.modes
     if name != "random" or mode == "fixed"  # noise is the same whatever is perturbed
   }
-  if not explainers:
-    raise ValueError("give at least one generator and one mode")
   pairs, problems = _pairs(config, next(iter(explainers.values())))
   known: dict[bytes, int] = {}
   queries = np.array([known.setdefault(query.pixels.tobytes(), len(known)) for query, _ in pairs])
   if len(known) < 2:
-    raise ValueError(f"{config.pairs} gave one readable query; intervals need 2 or more")
+    raise ValueError(f"{config.pairs_file} gave one readable query; intervals need 2 or more")
   baseline = config.baseline or config.generators[0]
-  if baseline not in config.generators:
-    raise ValueError(
-      f"--config.baseline is one of --config.generators; given {config.baseline!r}, there is"
-      f" {', '.join(config.generators)}"
-    )
   rows: list[Row] = []
   total = len(pairs) * len(explainers)
   with tqdm.tqdm(total=total, unit="pair", desc="evaluating", disable=None) as bar:
@@ -81,11 +93,11 @@ def run(config: Any) -> None:
 
 def _pairs(config: Any, explainer: Explainer) -> tuple[list[tuple[Photo, Photo]], list[str]]:
   """Readable pairs, those of one query together: they share its masks."""
-  found, problems = photos_lib.read_pairs(config.pairs, folder=config.pairs_folder or None)
+  found, problems = photos_lib.read_pairs(config.pairs_file, folder=config.pairs_folder or None)
   by_query: dict[Any, list[Any]] = {}
   for pair in found:
     by_query.setdefault(pair.query, []).append(pair)
-  order = np.random.default_rng(config.key).permutation(len(by_query))
+  order = np.random.default_rng(config.seed).permutation(len(by_query))
   queries = list(by_query)
   photos: dict[Any, Photo] = {}
   pairs: list[tuple[Photo, Photo]] = []
@@ -101,7 +113,9 @@ def _pairs(config: Any, explainer: Explainer) -> tuple[list[tuple[Photo, Photo]]
       except (ValueError, OSError) as error:
         problems.append(str(error))
   if len(pairs) < 2:
-    raise ValueError(f"{config.pairs} gave {len(pairs)} readable pairs; intervals need 2 or more")
+    raise ValueError(
+      f"{config.pairs_file} gave {len(pairs)} readable pairs; intervals need 2 or more"
+    )
   return pairs, problems
 
 
@@ -183,9 +197,15 @@ def table(rows: list[Row], background: str, baseline: str, queries: np.ndarray) 
 
 
 def _write(
-  config: Any, folder: pathlib.Path, rows: list[Row], queries, baseline: str, problems
+  config: Any,
+  folder: pathlib.Path,
+  rows: list[Row],
+  queries,
+  baseline: str,
+  problems,
 ) -> None:
-  settings = {k: config[k] for k in ("model", "image_size", "key", "max_pairs")}
+  settings = {k: config[k] for k in ("model", "image_size", "max_pairs")}
+  settings["key"] = config.seed
   parts = [
     f"{len(queries)} pairs of {len(np.unique(queries))} queries, {config.model} at"
     f" {config.image_size} pixels. AUC × 100, mean over pairs with its 95 % bootstrap interval over"

@@ -15,10 +15,31 @@ from sane_jax import report
 from sane_jax.datasets import images as images_lib
 from sane_jax.maps import comparison
 from sane_jax.maps.explainer import Explainer
-from sane_jax.maps.tasks import Failures, Task, list_tasks, make_explainer, quoted
+from sane_jax.maps.tasks import (
+  Failures,
+  Task,
+  check_explaining,
+  check_tasks,
+  list_tasks,
+  make_explainer,
+  quoted,
+)
 from sane_jax.models import model as model_lib
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  if not config.other_model:
+    raise ValueError(
+      "two models are compared: name the second with --config.other_model=MODEL, a name, a file or"
+      " module:function as for --config.model"
+    )
+  if config.contrast:
+    raise ValueError("a contrast is of one model; leave it out, or use --config.job=explain")
+  check_tasks(config)
+  check_explaining(config)
 
 
 def run(config: Any) -> None:
@@ -30,14 +51,8 @@ def run(config: Any) -> None:
   Raises:
     ValueError: no other model, a contrast, or nothing that could be compared.
   """
+  check(config)
   started = time.monotonic()
-  if not config.other_model:
-    raise ValueError(
-      "two models are compared: name the second with --config.other_model=MODEL, a name, a file or"
-      " module:function as for --config.model"
-    )
-  if config.contrast:
-    raise ValueError("a contrast is of one model; leave it out, or use --config.job=explain")
   folder = run_folder.writable_folder(files.at(config.workdir) / "compare_models")
   explainers = make_explainer(config), _other(config)
   failures: Failures = []
@@ -76,14 +91,17 @@ def _other(config: Any) -> Explainer:
   """The second model, with the design, fill and key of the first."""
   size = config.image_size if config.other_image_size is None else config.other_image_size
   model = model_lib.load_model(config.other_model, image_size=size)
-  settings = {k: config[k] for k in ("design", "num_masks", "fill", "mode", "key", "chunk_size")}
+  settings = {k: config[k] for k in ("design", "num_masks", "fill", "mode", "chunk_size")}
   if config.grid is not None:
     settings["grid"] = tuple(config.grid)
-  return Explainer(model, **settings)
+  return Explainer(model, key=config.seed, **settings)
 
 
 def _compared(
-  config: Any, explainers: tuple[Explainer, Explainer], task: Task, folder: pathlib.Path
+  config: Any,
+  explainers: tuple[Explainer, Explainer],
+  task: Task,
+  folder: pathlib.Path,
 ) -> report.ComparisonView:
   """The pair's view: from disk if it was finished before, else measured and written there."""
   digests = [
@@ -114,7 +132,7 @@ def _command(config: Any, task: Task) -> str:
   fields: dict[str, Any] = dict(zip(("query", "reference"), task.sources, strict=True))
   names = (
     "model", "image_size", "other_model", "other_image_size", "design", "num_masks", "grid", "fill",
-    "mode", "key",
+    "mode", "seed",
   )  # fmt: skip
   fields |= {name: config[name] for name in names if config[name] is not None}
   options = " ".join(f"--config.{k}={quoted(v)}" for k, v in fields.items())

@@ -23,6 +23,7 @@ from sane_jax.models import weights
 from sane_jax.models.model import Model
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_choice, check_range
 from sane_jax.training import sharding
 
 TRUNKS = ("similarity", "efficientnet_lite0")
@@ -42,6 +43,14 @@ class Looked(NamedTuple):
   maps: np.ndarray  # [n h w]
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  load.check_data(config.data)
+  check_choice("discovery.trunk", config.discovery.trunk, TRUNKS)
+  for count in config.discovery.num_clusters or (0,):
+    check_range("discovery.num_clusters", count, 2)
+
+
 def run(config: Any) -> None:
   """Clusters what matters in the images of the index; clusters are attributes for later jobs.
 
@@ -53,13 +62,12 @@ def run(config: Any) -> None:
     ValueError: the index is missing, of other images, or of another model than the trunk; no map
       says anything; too few images for the numbers of clusters.
   """
+  check(config)
   settings, workdir = config.discovery, files.at(config.workdir)
-  if settings.trunk not in TRUNKS:
-    raise ValueError(f"--config.discovery.trunk is {' or '.join(TRUNKS)}; given {settings.trunk!r}")
   data = {**config.data, "attributes_from": ""}  # what is found here takes their place
   train = load.load_split(data, workdir, "train")
   identity = run_folder.identity(
-    collection_lib.fingerprint(train), discovery=settings, key=config.key
+    collection_lib.fingerprint(train), discovery=settings, key=config.seed
   )
   for split in SPLITS:
     source = pairs_lib.index_folder(workdir, split)
@@ -103,7 +111,7 @@ def run(config: Any) -> None:
       f"no map in {pairs_lib.index_folder(workdir, 'train')} says that anything matters: look at"
       " its finished.json for images that could not be read"
     )
-  clusters = clusters_lib.find_clusters(vectors, settings.num_clusters, seed=config.key)
+  clusters = clusters_lib.find_clusters(vectors, settings.num_clusters, seed=config.seed)
   for split in SPLITS:
     of = found[split]
     stands_in = split != "train" and of.collection.name == train.name
@@ -215,7 +223,7 @@ def _maps(
     collection = load.load_split(data, config.workdir, split)
   else:
     collection, pairs = pairs_lib.load_pairs(
-      data, config.workdir, split, limit=config.pairs[f"num_{split}"], seed=config.key
+      data, config.workdir, split, limit=config.pairs[f"num_{split}"], seed=config.seed
     )
   folder = pairs_lib.index_folder(config.workdir, split)
   built = run_folder.read_finished(folder, "build_index")

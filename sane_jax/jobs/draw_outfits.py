@@ -6,6 +6,14 @@ import tqdm
 
 from sane_jax.datasets import outfits_drawn
 from sane_jax.runs import processes
+from sane_jax.runs.settings import check_range
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  settings = config.outfits
+  outfits_drawn.check_numbers(settings.num_outfits, settings.seed, settings.missing)
+  check_range("outfits.processes", settings.processes or 1, 1)
 
 
 def run(config: Any) -> None:
@@ -23,7 +31,7 @@ def run(config: Any) -> None:
       bar.update(done - bar.n)
 
     drawn = outfits_drawn.draw_outfits(
-      settings.folder, num_outfits=tuple(settings.num_outfits), seed=settings.key,
+      settings.folder, num_outfits=tuple(settings.num_outfits), seed=settings.seed,
       missing=settings.missing, processes=settings.processes, on_progress=show,
     )  # fmt: skip
   print(f"draw_outfits: {'written to' if drawn else 'up to date in'} {settings.folder}")

@@ -15,20 +15,22 @@ from sane_jax.attributes import effects as attribute_effects
 from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.attributes import quality, spaces, trained
 from sane_jax.datasets import collection as collection_lib
-from sane_jax.datasets import outfits_drawn
+from sane_jax.datasets import load, outfits_drawn
 from sane_jax.datasets.collection import Collection
 from sane_jax.maps import explainer as explainer_lib
 from sane_jax.maps import index_arrays, sanity_checks
 from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
-from sane_jax.ops import ranking, resampling
+from sane_jax.maps.tasks import check_design, check_generator
+from sane_jax.ops import fills, ranking, resampling
 from sane_jax.ops.insertion_deletion import areas
 from sane_jax.ops.statistics import bootstrap_interval
 from sane_jax.report import tables as tables_lib
 from sane_jax.report.tables import Interval, Table
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_choice, check_range
 
 FLOOR = "random"
 BASELINE = "confidence"
@@ -61,6 +63,21 @@ class Evaluation(NamedTuple):
     return Interval(float(values[known].mean()), low, high, digits)
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  load.check_data(config.data)
+  settings = config.evaluation
+  for spec in settings.generators:
+    check_generator(spec, config.index.fill)
+  for mode in settings.modes:
+    check_choice("evaluation.modes", mode, explainer_lib.MODES)
+  fills.check_fill(settings.background)
+  check_design(config.index.design, config.index.num_masks, config.index.fill)
+  for name in ("saliency_pairs", "sanity_pairs"):
+    check_range(f"evaluation.{name}", settings[name], 0)
+  check_range("ranking.representatives", config.ranking.representatives, 1)
+
+
 def run(config: Any) -> None:
   """Evaluates explanations of the test pairs; every table as Markdown, CSV and LaTeX.
 
@@ -70,12 +87,13 @@ def run(config: Any) -> None:
   material.npz for simulate_study. What costs passes is kept as soon as it is done, and shared by
   the processes.
   """
+  check(config)
   settings, workdir = config.evaluation, files.at(config.workdir)
   test, pairs = pairs_lib.load_pairs(
-    config.data, workdir, "test", limit=config.pairs.num_test, seed=config.key
+    config.data, workdir, "test", limit=config.pairs.num_test, seed=config.seed
   )
   identity = run_folder.identity(
-    collection_lib.fingerprint(test), evaluation=settings, key=config.key, pairs=len(pairs)
+    collection_lib.fingerprint(test), evaluation=settings, key=config.seed, pairs=len(pairs)
   )
   for name, folder, job in (
     ("index", pairs_lib.index_folder(workdir, "test"), "build_index"),
@@ -93,7 +111,7 @@ def run(config: Any) -> None:
   tuned = trained.read_ranking(workdir / config.ranking.folder)
   labels = collection_lib.label_matrix(test)
   present = attribute_effects.presence(labels, terms.row_confidence, tuned.thresholds)
-  named = _named(terms, tuned, config.key)
+  named = _named(terms, tuned, config.seed)
   all_of = Evaluation(config, folder, test, terms, tuned, present, named)
   _measure(all_of)
   if not processes.is_first():
@@ -343,7 +361,7 @@ def _models(e: Evaluation) -> Callable[[int, int], Any]:
 
 def _some(e: Evaluation, count: int) -> np.ndarray:
   """Pairs drawn by the seed, half of them matching as far as there are; ascending."""
-  rng = np.random.default_rng((e.config.key, 3))
+  rng = np.random.default_rng((e.config.seed, 3))
   parts = [np.flatnonzero(e.terms.labels == label) for label in (1, 0)]
   half = [rng.permutation(part)[: count // 2 or 1] for part in parts]
   return np.sort(np.concatenate(half))
@@ -411,7 +429,7 @@ def _generator(e: Evaluation, model_of, pairs, spec: str, mode: str) -> dict[str
   where = np.stack([kinds[e.terms.queries[pairs]], kinds[e.terms.references[pairs]]], axis=1)
   for space in np.unique(where, axis=0):
     chosen = np.flatnonzero((where == space).all(axis=1))
-    explainer = Explainer(model_of(*space), design=name, mode=mode, key=e.config.key, **options)
+    explainer = Explainer(model_of(*space), design=name, mode=mode, key=e.config.seed, **options)
     photos = [_photos(e, explainer, pair) for pair in pairs[chosen]]
     explanations = explainer.explain_pairs(photos)
     curves = insertion_deletion(explainer, explanations, background=e.config.evaluation.background)
@@ -487,7 +505,7 @@ def _sanity_tables(e: Evaluation) -> list[Table]:
     )  # fmt: skip
     compare("another reference of its type", maps, seen)
   # What the attribute model knows, under another attribute's name.
-  order = np.random.default_rng(e.config.key).permutation(e.terms.terms.shape[2])
+  order = np.random.default_rng(e.config.seed).permutation(e.terms.terms.shape[2])
   scores = ranking.normal_scores(e.terms.terms[:, pairs], e.tuned.calibration)
   scores[0] = scores[0][:, order]
   named = np.einsum("k,kpa->pa", phi, scores).argmax(axis=1)
@@ -530,7 +548,7 @@ def _destroyed(e: Evaluation, pairs: np.ndarray, layer: str) -> dict[str, np.nda
       model = dataclasses.replace(model, params=change(model.params))
       explainer = Explainer(
         model, design=settings.design, num_masks=settings.num_masks, fill=settings.fill or None,
-        key=e.config.key,
+        key=e.config.seed,
       )  # fmt: skip
       explanation = explainer.explain(*_photos(e, explainer, pair))
       cells = explanation.saliency.cells.reshape(e.terms.saliency.shape[1:])

@@ -23,6 +23,7 @@ from sane_jax.maps import tasks as tasks_lib
 from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Effects, Explanation, Photo
+from sane_jax.ops import fills, ranking
 from sane_jax.ops.insertion_deletion import areas
 from sane_jax.report import saved as saved_views
 from sane_jax.runs import files, processes
@@ -33,6 +34,16 @@ EFFECTS_BYTES = 1 << 30
 PAGE_PAIRS = 200  # a longer report is split into pages
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  tasks_lib.check_tasks(config)
+  tasks_lib.check_explaining(config)
+  if config.metrics:
+    fills.check_fill(config.background)
+  if config.phi is not None:
+    ranking.check_weights(config.phi, len(ranking.TERMS))
+
+
 def run(config: Any) -> None:
   """Explains what the config names, one pair after the other; the page is written at the end.
 
@@ -40,11 +51,12 @@ def run(config: Any) -> None:
   disk; the same command after an interruption takes it from there. Several processes share the
   queries; the first then writes the page of what all of them left on disk.
   """
+  check(config)
   started = time.monotonic()
   folder = run_folder.writable_folder(files.at(config.workdir) / "explain")
   explainer = tasks_lib.make_explainer(config)
   failures: tasks_lib.Failures = []
-  if config.attributes:
+  if config.attributes_file:
     explainer.ranker = attribute_table.learn_attributes(config, explainer, failures).ranker
   tasks = tasks_lib.list_tasks(config, explainer, failures)
   effects = _EffectsCache(explainer)
@@ -170,8 +182,8 @@ def _explained(
     "names": list(task.names),
     "background": config.background if config.metrics else None,
   }
-  if config.attributes:
-    digest = hashlib.sha256(files.read_bytes(files.at(config.attributes))).hexdigest()
+  if config.attributes_file:
+    digest = hashlib.sha256(files.read_bytes(files.at(config.attributes_file))).hexdigest()
     identity["attributes"] = [digest, list(config.phi or attribute_table.PHI)]
   text = json.dumps(identity, sort_keys=True)
   path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
@@ -209,7 +221,7 @@ def _command(config: Any, task: tasks_lib.Task, explanation: Explanation) -> str
     return explanation.snippet()
   fields: dict[str, Any] = {}
   fields |= zip(("query", "reference", "contrast"), task.sources, strict=False)
-  for name in ("model", "image_size", "design", "num_masks", "grid", "fill", "mode", "key"):
+  for name in ("model", "image_size", "design", "num_masks", "grid", "fill", "mode", "seed"):
     if config[name] is not None:
       fields[name] = config[name]
   options = " ".join(f"--config.{k}={tasks_lib.quoted(v)}" for k, v in fields.items())

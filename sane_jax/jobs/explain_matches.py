@@ -14,14 +14,25 @@ from sane_jax.attributes import concepts as concepts_lib
 from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.attributes import reader as attribute_reader
 from sane_jax.attributes import spaces, trained
+from sane_jax.datasets import load
 from sane_jax.datasets.collection import Collection, Pair
 from sane_jax.maps import reasons
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
+from sane_jax.maps.tasks import check_design
 from sane_jax.report import saved as saved_views
 from sane_jax.report import tables as tables_lib
 from sane_jax.runs import files, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_range
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  load.check_data(config.data)
+  settings = config.explain_matches
+  check_range("explain_matches.num_pairs", settings.num_pairs, 1)
+  check_design(settings.design, settings.num_masks, config.index.fill)
 
 
 def run(config: Any) -> None:
@@ -32,11 +43,12 @@ def run(config: Any) -> None:
   are. Finished pairs are kept; the same command goes on from there. Several processes share the
   pairs; the first then writes the page of what all of them left on disk.
   """
-  settings, workdir = config.explain, files.at(config.workdir)
+  check(config)
+  settings, workdir = config.explain_matches, files.at(config.workdir)
   test, pairs = pairs_lib.load_pairs(
-    config.data, workdir, "test", limit=config.pairs.num_test, seed=config.key
+    config.data, workdir, "test", limit=config.pairs.num_test, seed=config.seed
   )
-  chosen = draw(pairs, settings.num_pairs, config.key)
+  chosen = draw(pairs, settings.num_pairs, config.seed)
   folder = run_folder.writable_folder(workdir / settings.folder)
   tuned = trained.read_ranking(workdir / config.ranking.folder)
   reader = attribute_reader.read_attribute_model(workdir / config.ranking.attributes)
@@ -59,7 +71,7 @@ def run(config: Any) -> None:
       space = test.conditions[kinds] if len(concepts.prior) > 1 else 0
       explainers[kinds] = Explainer(
         model_of(*kinds), design=settings.design, num_masks=settings.num_masks,
-        fill=config.index.fill or None, key=config.key,
+        fill=config.index.fill or None, key=config.seed,
         attributes=reasons.make_ranker(
           reader.names, look, (concepts.prior[space], concepts.vectors[space]),
           tuned.phi[trained.WHOLE], tuned.calibration, tuned.thresholds,
@@ -117,13 +129,7 @@ def reader_path(workdir: pathlib.Path, config: Any) -> pathlib.Path:
 
 
 def draw(pairs: tuple[Pair, ...], count: int, seed: int) -> list[Pair]:
-  """`count` of the pairs that match, no query twice, in the order of a draw by the seed.
-
-  Raises:
-    ValueError: fewer than one is asked for.
-  """
-  if count < 1:
-    raise ValueError(f"--config.explain.num_pairs is 1 or more; given {count}")
+  """`count` of the pairs that match, no query twice, in the order of a draw by the seed."""
   matching = [pair for pair in pairs if pair.label]
   out: dict[int, Pair] = {}
   for index in np.random.default_rng((seed, 4)).permutation(len(matching)):

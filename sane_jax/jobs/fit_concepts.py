@@ -1,5 +1,6 @@
 """Job: finds out how much each attribute matters to the similarity model."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,21 @@ from sane_jax.maps import index_arrays
 from sane_jax.report.tables import Interval, Table, to_markdown
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_range
 
 MAX_PAIRS = 200_000  # that match, drawn if there are more
 SHOWN = 60  # rows of the table
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  load.check_data(config.data)
+  for name, least, most in (
+    ("halves", 1, math.inf), ("num_random", 2, math.inf), ("min_images", 1, math.inf),
+    ("min_pairs", 1, math.inf), ("min_accuracy", 0, 1), ("alpha", 0, 1), ("l2", 0, math.inf),
+    ("steps", 1, math.inf),
+  ):  # fmt: skip
+    check_range(f"concepts.{name}", config.concepts[name], least, most)
 
 
 def run(config: Any) -> None:
@@ -29,7 +42,7 @@ def run(config: Any) -> None:
   built = run_folder.read_finished(source, "build_index")
   pairs_lib.check_index(source, built, train)
   identity = run_folder.identity(
-    collection_lib.fingerprint(train), concepts=settings, key=config.key
+    collection_lib.fingerprint(train), concepts=settings, key=config.seed
   )
   identity["index"] = built["fingerprint"]
   folder = run_folder.claim_folder(workdir / settings.folder, identity)
@@ -44,7 +57,7 @@ def run(config: Any) -> None:
   with run_folder.progress("concepts", 0, int(conditions.max()) + 1) as bar:
     found = concepts_lib.fit(
       index.embeddings.read().result(), types, conditions, labels, np.asarray(labels.any(axis=1)),
-      matching_pairs(train, config.key), seed=config.key,
+      matching_pairs(train, config.seed), seed=config.seed,
       settings=concepts_lib.Settings(**options),
       on_progress=lambda done, _: _show(bar, done),
     )  # fmt: skip

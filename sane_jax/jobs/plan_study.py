@@ -7,6 +7,11 @@ from sane_jax.study import statistics
 from sane_jax.study.statistics import Plan
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  statistics.check_plan(Plan(**config.study.plan))
+
+
 def run(config: Any) -> None:
   """Prints the number of subjects, and the power of fewer and of more; reads and writes nothing."""
   plan = Plan(**config.study.plan)

@@ -18,9 +18,27 @@ from sane_jax.maps import reasons, tasks
 from sane_jax.maps.index import ExplanationIndex
 from sane_jax.models import model as model_lib
 from sane_jax.runs import files, processes
+from sane_jax.runs.settings import check_choice, check_range
 from sane_jax.web import server
 
 SETTING = "--config.serve"
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  settings = config.serve
+  for name, least, most in (
+    ("neighbors", 1, 200), ("max_upload_mb", 0.01, 1000), ("max_megapixels", 0.01, 1000),
+    ("cache_gib", 0, 1 << 20), ("threads", 1, 256),
+  ):  # fmt: skip
+    check_range(f"serve.{name}", settings[name], least, most)
+  for name in ("certificate", "certificate_key"):
+    if settings[name] and not files.at(settings[name]).exists():
+      raise ValueError(f"{SETTING}.{name}: there is no file {settings[name]}")
+  server.choose_address(settings.host, settings.port, settings.token, SETTING)
+  if "photos" not in config:
+    load.check_data(config.data)
+    check_choice("serve.split", settings.split, ("train", "valid", "test"))
 
 
 def run(config: Any) -> None:
@@ -40,8 +58,8 @@ def run(config: Any) -> None:
     from sane_jax.viewer import app as app_lib
     from sane_jax.viewer.collection import Collection
     from sane_jax.viewer.measuring import Measuring
+  check(config)
   settings = config.serve
-  _check(settings)
   absl_logging.set_verbosity(max(absl_logging.get_verbosity(), absl_logging.WARNING))
   logging.getLogger("sane_jax.web").setLevel(logging.INFO)
   address = server.choose_address(settings.host, settings.port, settings.token, SETTING)
@@ -74,7 +92,7 @@ def run(config: Any) -> None:
       raise ValueError(
         f"{error}. Or answer from the index alone with {SETTING}.uploads=False"
       ) from error
-  if is_photos and config.attributes:
+  if is_photos and config.attributes_file:
     learned = attribute_table.learn_attributes(config, tasks.make_explainer(config), [])
     rankers = _always(learned.ranker)
   options = app_lib.Options(
@@ -101,19 +119,6 @@ def run(config: Any) -> None:
     certificate_key=settings.certificate_key, on_ready=ready, threads=settings.threads,
   )  # fmt: skip
   print("serve: ended", file=sys.stderr)
-
-
-def _check(settings: Any) -> None:
-  """Raises ValueError for settings that can't be."""
-  for name, least, most in (
-    ("neighbors", 1, 200), ("max_upload_mb", 0.01, 1000), ("max_megapixels", 0.01, 1000),
-    ("cache_gib", 0, 1 << 20), ("threads", 1, 256),
-  ):  # fmt: skip
-    if not least <= settings[name] <= most:
-      raise ValueError(f"{SETTING}.{name} is {least} to {most}; given {settings[name]}")
-  for name in ("certificate", "certificate_key"):
-    if settings[name] and not files.at(settings[name]).exists():
-      raise ValueError(f"{SETTING}.{name}: there is no file {settings[name]}")
 
 
 def _always(one: reasons.Ranker) -> Callable[[str | None, str | None], reasons.Ranker]:

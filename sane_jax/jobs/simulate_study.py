@@ -16,6 +16,7 @@ from sane_jax.report import tables as tables_lib
 from sane_jax.report.tables import Interval, Table
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_range
 from sane_jax.study import export, proxy
 from sane_jax.study.proxy import ATTRIBUTES, CONDITIONS, Estimate, Items, Material, Result
 
@@ -26,23 +27,36 @@ _PER_PAIR = (
 _DECODED = 64  # images at a time between steps of the bar
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  load.check_data(config.data)
+  for name, least in (
+    ("num_exported", 2), ("num_practice", 0), ("num_checks", 0), ("num_subjects", 1),
+    ("image_size", 48), ("num_items", 1), ("exchanges", 1),
+  ):  # fmt: skip
+    check_range(f"study.{name}", config.study[name], least)
+  if not config.study.min_gap > 0:
+    raise ValueError(
+      "--config.study.min_gap, in standard deviations of the scores, is above 0; given"
+      f" {config.study.min_gap}"
+    )
+
+
 def run(config: Any) -> None:
   """Simulates the study on what evaluate left, and exports items to ask people with.
 
   Writes WORKDIR/study: simulation.json, table.md, table.csv, table.tex and export/ (see
   `export_study`). What the simulation gives is a PROXY: see `study.proxy`.
   """
+  check(config)
   settings, workdir = config.study, files.at(config.workdir)
-  check_settings(
-    settings.num_exported, settings.num_practice, settings.num_checks, settings.num_subjects,
-    settings.image_size, settings.min_gap,
-  )  # fmt: skip
   evaluation = workdir / config.evaluation.folder
   run_folder.read_finished(evaluation, "evaluate")
   test = load.load_split(config.data, workdir, "test")
   arrays = read_material(evaluation / "material.npz", test)
   identity = run_folder.identity(
-    collection_lib.fingerprint(test), study={name: settings[name] for name in export.FIXED},
+    collection_lib.fingerprint(test),
+    study={"key": settings.seed, **{name: settings[name] for name in export.FIXED}},
     material=run_folder.hash_file(evaluation / "material.npz"),
   )  # fmt: skip
   # What can't be drawn is said before the folder is this run's.
@@ -63,7 +77,7 @@ def run(config: Any) -> None:
       bar.update(done - bar.n)
 
     result = proxy.simulate(
-      settings.key, small, items, exchanges=settings.exchanges, on_progress=show
+      settings.seed, small, items, exchanges=settings.exchanges, on_progress=show
     )
   table = make_table(result)
   for suffix, text in (
@@ -77,13 +91,13 @@ def run(config: Any) -> None:
   files.write_bytes(folder / "simulation.json", text.encode())
 
   questions = export.draw_export(
-    settings.key + 1, *pairs, count=settings.num_exported, min_gap=items.min_gap,
+    settings.seed + 1, *pairs, count=settings.num_exported, min_gap=items.min_gap,
     num_practice=settings.num_practice, num_checks=settings.num_checks,
   )  # fmt: skip
   used = np.unique(questions.pairs())
   large, rows, _, _ = load_images(_take(arrays, kept[used]), test, settings.image_size)
   export.export_study(
-    folder / "export", large, questions.renumbered(used), key=settings.key,
+    folder / "export", large, questions.renumbered(used), key=settings.seed,
     num_subjects=settings.num_subjects, image_names=[test.ids[row] for row in rows],
   )  # fmt: skip
   run_folder.finish(
@@ -106,29 +120,9 @@ def _draw(
   finite = scores[np.isfinite(scores)]
   spread = float(finite.std()) if len(finite) else 0.0
   return proxy.draw_items(
-    settings.key, queries, references, scores,
+    settings.seed, queries, references, scores,
     num_items=settings.num_items, min_gap=settings.min_gap * (spread or 1.0),
   )  # fmt: skip
-
-
-def check_settings(
-  num_exported: int, num_practice: int, num_checks: int, num_subjects: int, image_size: int,
-  min_gap: float,
-) -> None:  # fmt: skip
-  """Raises ValueError, naming the field, where a setting is out of its range."""
-  for name, value, least in (
-    ("num_exported", num_exported, 2),
-    ("num_practice", num_practice, 0),
-    ("num_checks", num_checks, 0),
-    ("num_subjects", num_subjects, 1),
-    ("image_size", image_size, 48),
-  ):
-    if value < least:
-      raise ValueError(f"--config.study.{name} is {least} or more; given {value}")
-  if not min_gap > 0:
-    raise ValueError(
-      f"--config.study.min_gap, in standard deviations of the scores, is above 0; given {min_gap}"
-    )
 
 
 # --- material -------------------------------------------------------------------------------------

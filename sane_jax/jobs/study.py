@@ -13,30 +13,45 @@ from sane_jax.web import server
 _NAME = "--config.study"
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  settings, folder = config.study, files.at(config.workdir) / config.study.folder
+  if files.is_remote(folder):
+    raise ValueError(
+      f"{folder}: answers are kept in SQLite, which needs a disk. Copy {folder}/export to a folder"
+      " of this machine, FOLDER/study/export, and give --config.workdir=FOLDER"
+    )
+  with server.needing_libraries():
+    from sane_jax.study.server import app as app_lib
+  app_lib.check_settings(_how(settings))
+  server.choose_address(settings.host, settings.port, settings.token, _NAME)
+
+
+def _how(settings: Any) -> Any:
+  """How people are asked, as the server takes it."""
+  from sane_jax.study.server import app as app_lib
+
+  return app_lib.Settings(
+    title=settings.title, contact=settings.contact, consent=settings.consent,
+    design=settings.design_of_subjects, items_per_subject=settings.items_per_subject,
+    max_subjects=settings.max_subjects, closes=app_lib.read_date(settings.closes),
+    drop_out=3600 * settings.drop_out_hours, public_url=settings.public_url.rstrip("/"),
+  )  # fmt: skip
+
+
 def run(config: Any) -> None:
   """Serves the study that simulate_study exported until it is interrupted.
 
   Reads WORKDIR/study/export without its key; writes WORKDIR/study/answers.sqlite, and `secret`
   beside it, from which personal links are made. The same command goes on after any end.
   """
+  check(config)
   if not processes.is_first():
     return
-  with server.needing_libraries():
-    from sane_jax.study.server import app as app_lib
-  settings, workdir = config.study, files.at(config.workdir)
-  folder = workdir / settings.folder
-  if files.is_remote(folder):
-    raise ValueError(
-      f"{folder}: answers are kept in SQLite, which needs a disk. Copy {folder}/export to a folder"
-      " of this machine, FOLDER/study/export, and give --config.workdir=FOLDER"
-    )
-  how = app_lib.Settings(
-    title=settings.title, contact=settings.contact, consent=settings.consent,
-    design=settings.design_of_subjects, items_per_subject=settings.items_per_subject,
-    max_subjects=settings.max_subjects, closes=app_lib.read_date(settings.closes),
-    drop_out=3600 * settings.drop_out_hours, public_url=settings.public_url.rstrip("/"),
-  )  # fmt: skip
-  app_lib.check_settings(how)
+  from sane_jax.study.server import app as app_lib
+
+  settings, folder = config.study, files.at(config.workdir) / config.study.folder
+  how = _how(settings)
   address = server.choose_address(settings.host, settings.port, settings.token, _NAME)
   if not (folder / "export").exists():
     run_folder.read_finished(folder, "simulate_study")

@@ -13,6 +13,11 @@ from sane_jax.study.server import store
 from sane_jax.study.statistics import Rules
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  statistics.check_rules(Rules(**config.study.exclusion))
+
+
 def run(config: Any) -> None:
   """Evaluates WORKDIR/study/answers.sqlite with the key of WORKDIR/study/export.
 
@@ -21,7 +26,7 @@ def run(config: Any) -> None:
   """
   settings = config.study
   rules = Rules(**settings.exclusion)
-  statistics.check_rules(rules)
+  check(config)
   folder = files.at(config.workdir) / settings.folder
   database = folder / "answers.sqlite"
   subjects, rows = store.read_study(database)

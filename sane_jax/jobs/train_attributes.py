@@ -24,6 +24,7 @@ from sane_jax.models import attribute, weights
 from sane_jax.ops import losses, resampling
 from sane_jax.runs import files, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_choice, check_range
 from sane_jax.training import loop, sharding
 
 MODEL = attribute_reader.MODEL
@@ -56,14 +57,27 @@ class Maps(NamedTuple):
   valid: np.ndarray  # bool [m + 1 k]
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  settings = config.attributes
+  load.check_data(config.data)
+  check_choice("attributes.trunk", settings.trunk, attribute_reader.TRUNKS)
+  weights.make_attribute_model(
+    {"kind": "attribute", "attribute_names": (), **{name: settings[name] for name in ARCHITECTURE}}
+  )
+  sharding.check_batch(sharding.batch_mesh(), settings.batch_size, "attributes.batch_size")
+  for name in ("batches_per_update", "num_epochs"):
+    check_range(f"attributes.{name}", settings[name], 1)
+
+
 def run(config: Any) -> None:
   """Trains, keeps what is best on the validation split, and measures that on the test split.
 
   Writes WORKDIR/attributes: model.safetensors, metrics.jsonl, finished.json and checkpoints.
   """
+  check(config)
   settings = config.attributes
   mesh = sharding.batch_mesh()
-  sharding.check_batch(mesh, settings.batch_size, "attributes.batch_size")
   train, valid, test = (
     load.load_split(config.data, config.workdir, split) for split in ("train", "valid", "test")
   )
@@ -74,7 +88,7 @@ def run(config: Any) -> None:
       f" --config.attributes.batch_size={settings.batch_size}"
     )
   identity = run_folder.identity(
-    collection_lib.fingerprint(train), attributes=settings, key=config.key
+    collection_lib.fingerprint(train), attributes=settings, key=config.seed
   )
   index = files.at(config.workdir) / "index"
   if settings.map_weight > 0:
@@ -93,7 +107,7 @@ def run(config: Any) -> None:
     "attribute_names": list(train.attribute_names),
   }
   model = weights.make_attribute_model(description)
-  start = weights.init_variables(model, config.key)
+  start = weights.init_variables(model, config.seed)
   if settings.weights:
     start, _ = weights.graft_trunk(start, settings.weights)
   steps_per_epoch = len(rows) // settings.batch_size
@@ -106,7 +120,7 @@ def run(config: Any) -> None:
   frozen = sharding.replicate(mesh, frozen)
   objective = Objective(settings.map_weight, settings.sharpness or None, settings.flip)
   update = jax.jit(
-    functools.partial(_update, model, features, optimizer, objective, config.key),
+    functools.partial(_update, model, features, optimizer, objective, config.seed),
     donate_argnums=1, out_shardings=sharding.whole(mesh),
   )  # fmt: skip
 
@@ -125,7 +139,7 @@ def run(config: Any) -> None:
     return out
 
   batches = pipeline.image_batches(
-    decoded[train.name], rows, batch_size=settings.batch_size, seed=config.key, extra=extra,
+    decoded[train.name], rows, batch_size=settings.batch_size, seed=config.seed, extra=extra,
     process=jax.process_index(), processes=jax.process_count(), num_threads=config.num_threads,
   )  # fmt: skip
 

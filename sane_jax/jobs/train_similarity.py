@@ -19,26 +19,31 @@ MODEL = "model.safetensors"
 EVALUATION_BATCH = 64  # images a device
 
 
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  load.check_data(config.data)
+  similarity.check(config.similarity)
+
+
 def run(config: Any) -> None:
   """Trains, keeps what is best on the validation split, and measures that on the test split.
 
   Writes WORKDIR/similarity: model.safetensors, metrics.jsonl, finished.json and checkpoints.
   """
+  check(config)
   settings = config.similarity
   mesh = sharding.batch_mesh()
-  batch_size = settings.groups_per_batch * settings.images_per_group
-  sharding.check_batch(mesh, batch_size, "similarity.groups_per_batch")
   train, valid, test = (
     load.load_split(config.data, config.workdir, split) for split in ("train", "valid", "test")
   )
   identity = run_folder.identity(
-    collection_lib.fingerprint(train), similarity=settings, key=config.key
+    collection_lib.fingerprint(train), similarity=settings, key=config.seed
   )
   folder = run_folder.claim_folder(files.at(config.workdir) / "similarity", identity)
   if run_folder.up_to_date(folder, "train_similarity"):
     return
 
-  begun = similarity.start(settings, config.key, train, mesh)
+  begun = similarity.start(settings, config.seed, train, mesh)
 
   # The data, and what is measured.
   decoded = {
@@ -46,7 +51,7 @@ def run(config: Any) -> None:
     for c in (train, valid, test)
   }
   batches = similarity.read_batches(
-    settings, config.key, train, decoded[train.name],
+    settings, config.seed, train, decoded[train.name],
     titles=begun.titles, num_threads=config.num_threads,
   )  # fmt: skip
   embed = jax.jit(

@@ -9,11 +9,25 @@ from sane_jax.attributes import effects as attribute_effects
 from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.attributes import trained
 from sane_jax.datasets import collection as collection_lib
+from sane_jax.datasets import load
 from sane_jax.ops import ranking
 from sane_jax.runs import files, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.settings import check_choice, check_range
 
 CALIBRATIONS = ("normal_scores", "none")
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  load.check_data(config.data)
+  settings = config.ranking
+  check_choice("ranking.calibration", settings.calibration, CALIBRATIONS)
+  if settings.phi is not None:
+    ranking.check_weights(settings.phi, len(ranking.TERMS))
+  check_range("ranking.likely", settings.likely, 0, 1)
+  check_range("ranking.steps", settings.steps, 1)
+  check_range("ranking.representatives", settings.representatives, 1)
 
 
 def run(config: Any) -> None:
@@ -24,19 +38,14 @@ def run(config: Any) -> None:
   mean of the best is kept for all terms, and for some without the others (`trained.ABLATIONS`).
   Writes WORKDIR/ranking: ranking.npz, finished.json with every φ that was tried.
   """
+  check(config)
   settings = config.ranking
-  if settings.calibration not in CALIBRATIONS:
-    raise ValueError(
-      f"--config.ranking.calibration is {' or '.join(CALIBRATIONS)}; given {settings.calibration!r}"
-    )
-  if settings.phi is not None:
-    ranking.check_weights(settings.phi, len(ranking.TERMS))
   workdir = files.at(config.workdir)
   valid, pairs = pairs_lib.load_pairs(
-    config.data, workdir, "valid", limit=config.pairs.num_valid, seed=config.key
+    config.data, workdir, "valid", limit=config.pairs.num_valid, seed=config.seed
   )
   identity = run_folder.identity(
-    collection_lib.fingerprint(valid), ranking=settings, key=config.key, pairs=len(pairs)
+    collection_lib.fingerprint(valid), ranking=settings, key=config.seed, pairs=len(pairs)
   )
   for name, folder, job in (
     ("index", pairs_lib.index_folder(workdir, "valid"), "build_index"),

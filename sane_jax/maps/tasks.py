@@ -9,9 +9,11 @@ import numpy as np
 import tqdm
 
 from sane_jax.datasets import photos as photos_lib
-from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.explainer import MODES, Explainer, make_design, parse_generator
 from sane_jax.models import model as model_lib
+from sane_jax.ops import fills
 from sane_jax.runs import files
+from sane_jax.runs.settings import check_choice
 
 Failures = list[tuple[str, str]]
 
@@ -26,11 +28,50 @@ class Task(NamedTuple):
 def make_explainer(settings: Mapping[str, Any], **overrides: Any) -> Explainer:
   """The model and the design that settings name, those of configs/photos.py."""
   model = model_lib.load_model(settings["model"], image_size=settings["image_size"])
-  chosen = {k: settings[k] for k in ("design", "num_masks", "fill", "mode", "key", "chunk_size")}
-  chosen |= overrides
+  chosen = {k: settings[k] for k in ("design", "num_masks", "fill", "mode", "chunk_size")}
+  chosen |= {"key": settings["seed"], **overrides}
   if settings["grid"] is not None:
     chosen["grid"] = tuple(settings["grid"])
   return Explainer(model, **chosen)
+
+
+# --- checks, before a model is loaded -------------------------------------------------------------
+
+
+def check_design(design: str, num_masks: int | None, fill: str | None, **options: Any) -> Any:
+  """The design; raises ValueError for a design or a fill that can't be."""
+  made = make_design(design, num_masks, **options)
+  if fill and not (fill == "median" and design == "learned_mask"):
+    fills.check_fill(fill)
+  return made
+
+
+def check_generator(spec: str, fill: str | None = None) -> None:
+  """Raises ValueError unless `spec` is a generator such as 'hadamard:num_masks=128'."""
+  design, options = parse_generator(spec)
+  fill, num_masks = options.pop("fill", fill), options.pop("num_masks", None)
+  of_design = {k: v for k, v in options.items() if k not in ("chunk_size", "dtype", "tolerance")}
+  check_design(design, num_masks, fill, **of_design)
+
+
+def check_explaining(settings: Mapping[str, Any]) -> None:
+  """Raises ValueError for a design, fill or mode of configs/photos.py that can't be."""
+  grid = {} if settings["grid"] is None else {"grid": tuple(settings["grid"])}
+  check_design(settings["design"], settings["num_masks"], settings["fill"], **grid)
+  check_choice("mode", settings["mode"], MODES)
+
+
+def check_tasks(settings: Mapping[str, Any]) -> None:
+  """Raises ValueError unless settings name photos, a pair, a list of pairs, or nothing."""
+  asked = [k for k in ("query", "photos", "pairs_file") if settings[k]]
+  if len(asked) > 1:
+    raise ValueError(f"give one of query, photos and pairs_file; given {' and '.join(asked)}")
+  if bool(settings["query"]) != bool(settings["reference"]):
+    raise ValueError("a pair has two photos: give both --config.query and --config.reference")
+  if settings["contrast"] and not settings["query"]:
+    raise ValueError("contrast goes with query and reference: why the one rather than the other")
+  if settings["photos"] and settings["neighbors"] < 1:
+    raise ValueError(f"neighbors is how many matches of each photo; given {settings['neighbors']}")
 
 
 # --- what to explain ------------------------------------------------------------------------------
@@ -38,11 +79,6 @@ def make_explainer(settings: Mapping[str, Any], **overrides: Any) -> Explainer:
 
 def list_tasks(settings: Mapping[str, Any], explainer: Explainer, failures: Failures) -> list[Task]:
   """The pairs that a config names; what is wrong with some of them joins the failures."""
-  asked = [k for k in ("query", "photos", "pairs") if settings[k]]
-  if len(asked) > 1:
-    raise ValueError(f"give one of query, photos and pairs; given {' and '.join(asked)}")
-  if bool(settings["query"]) != bool(settings["reference"]):
-    raise ValueError("a pair has two photos: give both --config.query and --config.reference")
   if settings["query"]:
     paths = [
       settings["query"],
@@ -50,15 +86,11 @@ def list_tasks(settings: Mapping[str, Any], explainer: Explainer, failures: Fail
       *([settings["contrast"]] if settings["contrast"] else []),
     ]
     return [Task(tuple(os.path.basename(p) for p in paths), tuple(paths))]
-  if settings["contrast"]:
-    raise ValueError("contrast goes with query and reference: why the one rather than the other")
   if settings["photos"]:
     return _neighbor_tasks(settings, explainer, failures)
-  if settings["pairs"]:
-    pairs, problems = photos_lib.read_pairs(
-      settings["pairs"], folder=settings["pairs_folder"] or None
-    )
-    failures += [(settings["pairs"], problem) for problem in problems]
+  if path := settings["pairs_file"]:
+    pairs, problems = photos_lib.read_pairs(path, folder=settings["pairs_folder"] or None)
+    failures += [(path, problem) for problem in problems]
     return [
       Task((p.query.name, p.reference.name), (os.fspath(p.query), os.fspath(p.reference)))
       for p in pairs
@@ -70,8 +102,6 @@ def _neighbor_tasks(
   settings: Mapping[str, Any], explainer: Explainer, failures: Failures
 ) -> list[Task]:
   """Each photo with its nearest neighbours, by cosine."""
-  if settings["neighbors"] < 1:
-    raise ValueError(f"neighbors is how many matches of each photo; given {settings['neighbors']}")
   root = files.at(settings["photos"])
   names, rows = [], []
   paths = photos_lib.list_photos(root)

@@ -37,7 +37,7 @@ from sane_jax.models import torch_file
 from sane_jax.models.attribute import AttributeModel
 from sane_jax.models.embedding import SimilarityModel
 from sane_jax.models.resnet import BlockName, ResNet, Stem
-from sane_jax.runs import files
+from sane_jax.runs import files, settings
 
 Variables = dict[str, Any]  # the collections 'params' and 'batch_stats'
 Description = dict[str, Any]
@@ -91,6 +91,8 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
   "similarity": make_similarity_model,
   "attribute": make_attribute_model,
 }
+
+CONVERSIONS = ("auto", *_MAKERS)  # what a source may be
 
 
 def make_model(description: Mapping[str, Any]) -> ResNet | SimilarityModel | AttributeModel:
@@ -378,9 +380,7 @@ def convert(path: str | os.PathLike[str], kind: str = "auto") -> Conversion:
       all of them. Also for a file that can't be read, or holds no such network or several.
     OSError: it can't be opened.
   """
-  kinds = ("auto", *_MAKERS)
-  if kind not in kinds:
-    raise ValueError(f"--config.convert.kind={kind!r}; choose one of {', '.join(kinds)}")
+  settings.check_choice("convert.kind", kind, CONVERSIONS)
   state, unneeded = _read_state(path)
   try:
     return _convert_state(state, unneeded, kind)

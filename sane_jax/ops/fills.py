@@ -63,6 +63,11 @@ def fill_images(fill: Any, image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarra
   return np.stack([fill_image(name.strip() if len(names) > 1 else name, image) for name in names])
 
 
+def check_fill(fill: Any) -> None:
+  """Raises ValueError as `fill_images` does, before there is an image."""
+  fill_images(fill, np.zeros((16, 16, 3), np.float32))
+
+
 def num_fills(fill: Any) -> int:
   """How many images `fill_images` makes of it."""
   return fill.count("+") + 1 if isinstance(fill, str) else 1

@@ -26,7 +26,7 @@ README = pathlib.Path("README.md")
 _GROUPS = "VWXYZ"  # stand for the conditions, in an order that only the key tells
 # What fixes the items. The settings of the server and of the evaluation may change without them.
 FIXED = (
-  "key", "num_items", "min_gap", "exchanges", "num_exported", "num_practice", "num_checks",
+  "num_items", "min_gap", "exchanges", "num_exported", "num_practice", "num_checks",
   "num_subjects", "image_size",
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from sane_jax.datasets import pipeline
 from sane_jax.datasets.collection import Collection
 from sane_jax.models import weights
 from sane_jax.ops import losses
+from sane_jax.runs.settings import check_choice, check_range
 from sane_jax.training import loop, retrieval, sharding
 
 ARCHITECTURE = (
@@ -53,6 +54,17 @@ class Start(NamedTuple):
   update: Callable[..., Any]  # (state, batch, step) -> state
   schedule: Callable[[Any], Any]  # update -> learning rate
   titles: bool  # whether batches are to have the words of titles
+
+
+def check(settings: Mapping[str, Any]) -> None:
+  """Raises ValueError for settings that can't be; reads nothing."""
+  fields = {name: settings[name] for name in ARCHITECTURE}
+  weights.make_similarity_model({"kind": "similarity", **fields})
+  check_choice("similarity.negatives", settings["negatives"], losses.NEGATIVES)
+  for name in ("num_steps", "batches_per_update", "images_per_group"):
+    check_range(f"similarity.{name}", settings[name], 1)
+  size = settings["groups_per_batch"] * settings["images_per_group"]
+  sharding.check_batch(sharding.batch_mesh(), size, "similarity.groups_per_batch")
 
 
 def start(settings: Mapping[str, Any], seed: int, train: Collection, mesh: Mesh) -> Start:

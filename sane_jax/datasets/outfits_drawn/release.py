@@ -69,6 +69,16 @@ def compose(num_outfits: Sequence[int], seed: int) -> Release:
   return Release(items, outfits)
 
 
+def check_numbers(num_outfits: Sequence[int], seed: int, missing: float) -> None:
+  """Raises ValueError for arguments of `draw_outfits` that are out of range."""
+  counts = [int(n) for n in num_outfits]
+  if len(counts) != 3 or min(counts) < 4 or seed < 0 or not 0 <= missing < 1:
+    raise ValueError(
+      f"num_outfits is three numbers of 4 or more (train, valid, test), seed 0 or more, missing in"
+      f" [0, 1); given {tuple(num_outfits)}, {seed}, {missing}"
+    )
+
+
 def draw_outfits(
   folder: str | os.PathLike[str],
   *,
@@ -98,12 +108,8 @@ def draw_outfits(
   Raises:
     ValueError: the folder holds outfits of other settings, or an argument is out of range.
   """
+  check_numbers(num_outfits, seed, missing)
   counts = [int(n) for n in num_outfits]
-  if len(counts) != 3 or min(counts) < 4 or seed < 0 or not 0 <= missing < 1:
-    raise ValueError(
-      f"num_outfits is three numbers of 4 or more (train, valid, test), seed 0 or more, missing in"
-      f" [0, 1); given {tuple(num_outfits)}, {seed}, {missing}"
-    )
   root, truth = files.at(folder) / "polyvore_outfits", files.at(folder) / "truth"
   settings = {"num_outfits": counts, "seed": seed, "missing": missing, "version": VERSION}
   for name in ("settings.json", "begun.json"):
