@@ -110,8 +110,8 @@ def test_maps_are_those_of_the_explainer_by_their_scale(photos, mode):
 
 
 def test_the_unit_of_a_score_is_of_no_account():
-  one = comparison._scaled(np.arange(4.0), [np.arange(12.0).reshape(3, 4)])
-  other = comparison._scaled(1e-3 * np.arange(4.0), [1e-3 * np.arange(12.0).reshape(3, 4)])
+  one = comparison.by_own_scale(np.arange(4.0), [np.arange(12.0).reshape(3, 4)])
+  other = comparison.by_own_scale(1e-3 * np.arange(4.0), [1e-3 * np.arange(12.0).reshape(3, 4)])
   np.testing.assert_allclose(one.values, other.values)
   np.testing.assert_allclose(one.errors, other.errors)
   assert other.scale == pytest.approx(1e-3 * one.scale)
@@ -172,7 +172,7 @@ def test_each_group_of_the_reference_s_masks_is_left_out(photos):
   design = dataclasses.replace(DESIGN, num_reference_masks=14)
   explainer = sane_jax.Explainer(nonlinear(), design=design, mode="both", fill="mean+blur")
   measured = explainer.effects(photos[0])
-  of_query, of_reference = comparison._left_out(measured, explainer.explain(measured, photos[1]))
+  of_query, of_reference = comparison.leave_out(measured, explainer.explain(measured, photos[1]))
   directions = explainer.masked_embeddings(photos[1])
   assert directions.shape[0] == 14
   assert of_query.shape == (8, 16)
@@ -182,7 +182,7 @@ def test_each_group_of_the_reference_s_masks_is_left_out(photos):
     want = np.asarray(measured.matrix) @ rest.mean(axis=0)
     np.testing.assert_allclose(of_reference[group], want, atol=1e-6)
   fixed = sane_jax.Explainer(nonlinear(), design=design, fill="mean+blur")
-  assert len(comparison._left_out(measured, fixed.explain(measured, photos[1]))) == 1
+  assert len(comparison.leave_out(measured, fixed.explain(measured, photos[1]))) == 1
 
 
 # --- crops and sizes ------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_resampling_keeps_means():
   explainer = sane_jax.Explainer(nonlinear(), design=sane_jax.Hadamard(grid=(4, 4), num_masks=64))
   one = explainer.effects(np.zeros((SIZE, SIZE, 3), np.float32) + 0.5)
   frame = (0.0, 0.0, 28.0, 28.0)
-  matrix = comparison._resampling(one, frame, (7.0, 0.0, 21.0, 28.0), (2, 3))
+  matrix = comparison.cell_means(one, frame, (7.0, 0.0, 21.0, 28.0), (2, 3))
   np.testing.assert_allclose(matrix.sum(axis=1), 1)
   values = np.arange(16.0)
   pixels = values.reshape(4, 4).repeat(7, 0).repeat(7 * 3, 1)  # three times as wide: 84

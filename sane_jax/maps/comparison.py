@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy import special
 
 from sane_jax import report
@@ -47,9 +47,14 @@ class Comparison:
 
   Attributes:
     explanations: of the two models, each in its own crop, size and unit.
-    names: of the models.
-    grid: (rows, columns) of the common cells.
+    data: what the page shows but for the matches, frames as shares of the photos.
     frame: top, left, bottom and right of the common cells in the photo, in its pixels.
+    shape, reference_shape: (height, width) of the photos as given; `frames`, `reference_frames`:
+      what each model sees of them. None and () for a reference that is two embeddings.
+
+  These of `data` are attributes of the comparison as well:
+
+    names: of the models.
     maps: [2 rows columns], without unit: 1 is the map's root mean square.
     errors: [2 rows columns], standard errors of those, the scale's included.
     difference: [rows columns].
@@ -60,55 +65,47 @@ class Comparison:
     significant: [rows columns], p at most 0.05: with that chance any cell named is a false one.
     scales: s_k, of each map, in the unit of its model's score.
     rank_correlation: Spearman's, of the two maps over cells.
-    reliabilities: share of each map's variance over cells that is not the draw of masks.
+    reliabilities: r_k, share of each map's variance over cells that is not the draw of masks.
+    most_correlation: what two maps of these reliabilities would reach at most, sqrt(r₀ r₁)
+      (Spearman 1904), if they drew masks that know nothing of each other; where masks are shared
+      (`paired`) the noise agrees as well, and the correlation may be higher.
     paired: whether both models saw the same masks, so that part of the noise is common.
-    picture: [H W 3] uint8, the photo; `reference_picture` likewise, None for embeddings.
-    shape, reference_shape: (height, width) of the photos as given; `frames`, `reference_frames`:
-      what each model sees of them.
+    picture: [H W 3] uint8, the photo.
     pixel_maps: [2 H W], each model's scaled map where it sees the photo, NaN elsewhere.
     warnings: what a reader should know.
   """
 
   explanations: tuple[Explanation, Explanation]
-  names: tuple[str, str]
-  grid: tuple[int, int]
+  data: report.ComparisonView
   frame: Frame
   shape: tuple[int, int]
   frames: tuple[Frame, Frame]
   reference_frames: tuple[Frame, ...]
   reference_shape: tuple[int, int] | None
-  maps: Float[np.ndarray, "2 rows columns"]
-  errors: Float[np.ndarray, "2 rows columns"]
-  difference: Float[np.ndarray, "rows columns"]
-  standard_error: Float[np.ndarray, "rows columns"]
-  p_values: Float[np.ndarray, "rows columns"]
-  significant: Bool[np.ndarray, "rows columns"]
-  scales: tuple[float, float]
-  rank_correlation: float
-  reliabilities: tuple[float, float]
-  paired: bool
-  picture: np.ndarray
-  reference_picture: np.ndarray | None
-  pixel_maps: Float[np.ndarray, "2 h w"]
-  warnings: tuple[str, ...]
+
+  def __getattr__(self, name: str) -> Any:
+    if name in report.ComparisonView._fields:
+      return getattr(self.data, name)
+    raise AttributeError(f"a comparison has no {name!r}")
 
   @property
-  def most_correlation(self) -> float:
-    """What two maps of these reliabilities would reach at most: sqrt(r₀ r₁) (Spearman 1904).
+  def grid(self) -> tuple[int, int]:
+    """(rows, columns) of the common cells."""
+    return self.data.difference.shape[0], self.data.difference.shape[1]
 
-    Of draws of masks that know nothing of each other; where they are shared (`paired`) the noise
-    agrees as well, and the correlation may be higher.
-    """
-    return float(np.sqrt(self.reliabilities[0] * self.reliabilities[1]))
+  @property
+  def reference_picture(self) -> np.ndarray | None:
+    """[H W 3] uint8, the reference's photo; None for embeddings."""
+    return self.data.reference
 
   @property
   def pixel_difference(self) -> Float[np.ndarray, "h w"]:
     """[H W], NaN where not both models see the photo."""
-    return self.pixel_maps[0] - self.pixel_maps[1]
+    return self.data.pixel_maps[0] - self.data.pixel_maps[1]
 
   @property
   def encoder_passes(self) -> int:
-    """Of both models."""
+    """Of both models, so far."""
     return sum(e.encoder_passes for e in self.explanations)
 
   @functools.cached_property
@@ -131,7 +128,7 @@ class Comparison:
           best = int(table[cell].argmax())
           found.append(
             report.RegionMatch(
-              k, float(values[cell] / self.scales[k]), float(table[cell, best]),
+              k, float(values[cell] / self.data.scales[k]), float(table[cell, best]),
               _shares(_cell_box(cell, e.grid, frame), self.shape),
               _shares(_cell_box(best, e.grid, other), self.reference_shape),
             )
@@ -140,37 +137,13 @@ class Comparison:
 
   def view(self) -> report.ComparisonView:
     """What the page shows. Computes the matches."""
-    query, reference = self.explanations[0].query, self.explanations[0].reference
-    return report.ComparisonView(
-      query_name=query.name or "query",
-      reference_name=reference.name or "reference",
-      names=self.names,
-      picture=self.picture,
-      reference=self.reference_picture,
-      pixel_maps=self.pixel_maps,
-      difference=self.difference,
-      standard_error=self.standard_error,
-      significant=self.significant,
-      p_values=self.p_values,
-      maps=self.maps,
-      errors=self.errors,
-      frame=_shares(self.frame, self.shape),
-      scores=(self.explanations[0].score, self.explanations[1].score),
-      scales=self.scales,
-      rank_correlation=self.rank_correlation,
-      most_correlation=self.most_correlation,
-      reliabilities=self.reliabilities,
-      paired=self.paired,
-      matches=self.matches,
-      encoder_passes=self.encoder_passes,
-      settings=tuple(dict(e.settings) for e in self.explanations),
-      warnings=self.warnings,
-    )
+    matches = self.matches  # costs passes
+    return self.data._replace(matches=matches, encoder_passes=self.encoder_passes)
 
   def to_html(self, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the comparison as one self-contained page, and returns its path."""
     path = files.at(path)
-    title = f"{self.names[0]} and {self.names[1]}: where do their reasons differ?"
+    title = f"{' and '.join(self.data.names)}: where do their reasons differ?"
     files.write_bytes(path, report.render_comparisons([self.view()], title=title).encode())
     return path
 
@@ -214,14 +187,13 @@ def compare(
   grid = _common_grid(measured, frames, region)
   values, left_out = [], []
   for one, e, frame in zip(measured, found, frames, strict=True):
-    resample = _resampling(one, frame, region, grid)
+    resample = cell_means(one, frame, region, grid)
     values.append(resample @ np.asarray(e.saliency.cells, np.float64))
-    left_out.append([each.astype(np.float64) @ resample.T for each in _left_out(one, e)])
+    left_out.append([each.astype(np.float64) @ resample.T for each in leave_out(one, e)])
   warnings = [f"{n}: {w}" for n, e in zip("AB", found, strict=True) for w in e.warnings]
   if not any(left_out):
     warnings.append("neither design draws masks: there is no error, and every difference is exact")
-  scaled = [_scaled(v, each) for v, each in zip(values, left_out, strict=True)]
-  names = _names(*(e.model.name for e in explainers))
+  scaled = [by_own_scale(v, each) for v, each in zip(values, left_out, strict=True)]
   for part, label in zip(scaled, "AB", strict=True):
     if part.noise > NOISE:
       warnings.append(
@@ -247,24 +219,37 @@ def compare(
       for e, frame, part in zip(found, frames, scaled, strict=True)
     ]
   )
-  return Comparison(
-    explanations=(found[0], found[1]), names=names, grid=grid, frame=region,
-    shape=(photo.shape[0], photo.shape[1]), frames=(frames[0], frames[1]),
-    reference_frames=() if reference_photo is None else tuple(
-      _frame(e.model, reference_photo.shape) for e in explainers
-    ),
-    reference_shape=None if reference_photo is None else (
-      reference_photo.shape[0], reference_photo.shape[1]
-    ),
-    reference_picture=None if reference_photo is None else _canvas(reference_photo),
+  reliabilities = scaled[0].reliability, scaled[1].reliability
+  data = report.ComparisonView(
+    query_name=found[0].query.name or "query",
+    reference_name=found[0].reference.name or "reference",
+    names=_names(*(e.model.name for e in explainers)),
+    picture=canvas,
+    reference=None if reference_photo is None else _canvas(reference_photo),
+    pixel_maps=pixel_maps,
     maps=np.stack([part.values.reshape(grid) for part in scaled]),
     errors=np.stack([part.errors.reshape(grid) for part in scaled]),
-    difference=difference.reshape(grid), standard_error=error.reshape(grid),
-    p_values=p.reshape(grid), significant=np.nan_to_num(p, nan=1).reshape(grid) <= SIGNIFICANCE,
+    difference=difference.reshape(grid),
+    standard_error=error.reshape(grid),
+    p_values=p.reshape(grid),
+    significant=np.nan_to_num(p, nan=1).reshape(grid) <= SIGNIFICANCE,
+    frame=_shares(region, photo.shape),
+    scores=(found[0].score, found[1].score),
     scales=(scaled[0].scale, scaled[1].scale),
     rank_correlation=statistics.rank_correlation(*(part.values for part in scaled)),
-    reliabilities=(scaled[0].reliability, scaled[1].reliability), paired=paired, picture=canvas,
-    pixel_maps=pixel_maps, warnings=tuple(warnings),
+    most_correlation=float(np.sqrt(reliabilities[0] * reliabilities[1])),
+    reliabilities=reliabilities,
+    paired=paired,
+    matches=(),
+    encoder_passes=sum(e.encoder_passes for e in found),
+    settings=tuple(dict(e.settings) for e in found),
+    warnings=tuple(warnings),
+  )
+  other = reference_photo
+  return Comparison(
+    (found[0], found[1]), data, region, (photo.shape[0], photo.shape[1]), (frames[0], frames[1]),
+    () if other is None else tuple(_frame(e.model, other.shape) for e in explainers),
+    None if other is None else (other.shape[0], other.shape[1]),
   )  # fmt: skip
 
 
@@ -350,7 +335,7 @@ def _common_grid(measured: list[Effects], frames: list[Frame], region: Frame) ->
   return out[0], out[1]
 
 
-def _resampling(one: Effects, frame: Frame, region: Frame, grid: tuple[int, int]) -> np.ndarray:
+def cell_means(one: Effects, frame: Frame, region: Frame, grid: tuple[int, int]) -> np.ndarray:
   """Matrix [g c]: means over the common cells of a map that is constant in each of its own."""
   count = len(np.asarray(one.cells.valid))
   if one.design.grid == grid and np.allclose(frame, region, rtol=0, atol=1e-6):
@@ -417,7 +402,7 @@ def _shares(box: Frame, shape: tuple[int, ...]) -> Frame:
 # --- statistics -----------------------------------------------------------------------------------
 
 
-class _Scaled(NamedTuple):
+class Scaled(NamedTuple):
   """A map by its own scale: [g], and what it is when a part of the draw is left out."""
 
   values: np.ndarray
@@ -429,7 +414,7 @@ class _Scaled(NamedTuple):
   reliability: float
 
 
-def _left_out(one: Effects, e: Explanation) -> list[np.ndarray]:
+def leave_out(one: Effects, e: Explanation) -> list[np.ndarray]:
   """The map's cells [b c] without each replicate of the query's masks in turn; and, where the
   reference was masked too, without each group of its masks. Nothing of what was not drawn."""
   assert e.directions is not None
@@ -448,7 +433,7 @@ def _left_out(one: Effects, e: Explanation) -> list[np.ndarray]:
   return out
 
 
-def _scaled(values: np.ndarray, left_out: list[np.ndarray]) -> _Scaled:
+def by_own_scale(values: np.ndarray, left_out: list[np.ndarray]) -> Scaled:
   """m / s with s² = ⟨m²⟩ − v; and the same of each leave-one-out map, whose v is larger by that of
   its own draw / (B − 1)."""
   spreads = [(len(each) - 1) * each.var(axis=0).mean() if len(each) else 0.0 for each in left_out]
@@ -465,7 +450,7 @@ def _scaled(values: np.ndarray, left_out: list[np.ndarray]) -> _Scaled:
     parts.append(each / np.where(own > 0, own, 1)[:, None])
   errors, dof = _joint_error([_error(part) for part in parts], len(values))
   over = float(values.var())
-  return _Scaled(
+  return Scaled(
     values / whole, parts, errors, dof, whole, noise,
     float(np.clip(1 - variance / over, 0, 1)) if over > 0 else 0.0,
   )  # fmt: skip
@@ -508,7 +493,7 @@ def _same_masks(a: Effects, b: Effects) -> bool:
   )
 
 
-def _difference_error(scaled: list[_Scaled], paired: bool) -> tuple[np.ndarray, float]:
+def _difference_error(scaled: list[Scaled], paired: bool) -> tuple[np.ndarray, float]:
   """Standard error [g] of the difference, and its degrees of freedom."""
   a, b = scaled
   if paired:

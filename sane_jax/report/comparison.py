@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
 import markupsafe
 import numpy as np
 
@@ -189,7 +188,7 @@ def _card(number: int, view: ComparisonView) -> dict[str, Any]:
   reference = None
   if view.reference is not None:
     reference = {
-      "url": page_lib._data_url(view.reference),
+      "url": page_lib.data_url(view.reference),
       "height": view.reference.shape[0], "width": view.reference.shape[1],
       "marks": [m for k in (0, 1) for m in marks(k, "reference", view.reference)],
     }  # fmt: skip
@@ -203,12 +202,12 @@ def _card(number: int, view: ComparisonView) -> dict[str, Any]:
     )
   ]
   differing = [
-    (name, *(page_lib._format_setting(s.get(name, "–")) for s in view.settings))
+    (name, *(page_lib.format_setting(s.get(name, "–")) for s in view.settings))
     for name in dict.fromkeys(n for s in view.settings for n in s)
     if len({str(s.get(name)) for s in view.settings}) > 1
   ]
   common = [
-    (name, page_lib._format_setting(value))
+    (name, page_lib.format_setting(value))
     for name, value in view.settings[0].items()
     if str(view.settings[1].get(name)) == str(value)
   ]
@@ -223,15 +222,15 @@ def _card(number: int, view: ComparisonView) -> dict[str, Any]:
     "finding": _finding(view),
     "height": height,
     "width": width,
-    "query_url": page_lib._data_url(view.picture),
+    "query_url": page_lib.data_url(view.picture),
     "models": [
       {
-        "letter": _LETTERS[k], "name": view.names[k], "url": page_lib._data_url(painted[k]),
+        "letter": _LETTERS[k], "name": view.names[k], "url": page_lib.data_url(painted[k]),
         "marks": marks(k, "query", view.picture),
       }
       for k in (0, 1)
     ],
-    "difference_url": page_lib._data_url(difference),
+    "difference_url": page_lib.data_url(difference),
     "cells": _cells(view),
     "limit": format_number(limit, digits=2),
     "between": format_number(between, digits=2),
@@ -265,13 +264,9 @@ def render_comparisons(
   Returns:
     The page. Write it as UTF-8.
   """
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(page_lib._FOLDER), autoescape=True,
-    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-  )  # fmt: skip
-  style, source = page_lib._inline("page.css")
-  more, more_source = page_lib._inline("comparison.css")
-  page = environment.get_template("comparison.html.j2").render(
+  style, source = page_lib.inline("page.css")
+  more, more_source = page_lib.inline("comparison.css")
+  page = page_lib.template("comparison.html.j2").render(
     title=title, subtitle=subtitle, failures=failures, style=style, more_style=more,
     style_source=markupsafe.Markup(f"{source} {more_source}"),
     cards=[_card(number, view) for number, view in enumerate(views)],

@@ -290,7 +290,8 @@ def format_score(pair: PairView) -> str:
   return f"{float(pair.score):{'+' if pair.contrast_name is not None else ''}.3f}".replace("-", "−")
 
 
-def _format_setting(value: Any) -> str:
+def format_setting(value: Any) -> str:
+  """A setting for reading: numbers with six digits."""
   return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -414,7 +415,7 @@ def _encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
   return buffer.getvalue()
 
 
-def _data_url(image: np.ndarray, *, thumbnail: bool = False) -> str:
+def data_url(image: np.ndarray, *, thumbnail: bool = False) -> str:
   """An image [h w 3] uint8 as a data URL: PNG where that is no larger than a fine JPEG."""
   picture = Image.fromarray(np.ascontiguousarray(image))
   if thumbnail:
@@ -479,7 +480,7 @@ def _ranking(pair: PairView) -> dict[str, Any]:
       }
       for attribute in shown
     ],
-    "picture": _data_url(
+    "picture": data_url(
       overlay_activation(mute(pair.query), shown[0].activation_map, opacity=_OPACITY)
     ),
   }
@@ -578,8 +579,8 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
         "side": side,
         "kicker": kicker,
         "name": name,
-        "url": "" if image is None else _data_url(image),
-        "thumbnail": "" if image is None else _data_url(image, thumbnail=True),
+        "url": "" if image is None else data_url(image),
+        "thumbnail": "" if image is None else data_url(image, thumbnail=True),
         "height": 1 if image is None else image.shape[0],
         "width": 1 if image is None else image.shape[1],
         "heading": name if image is not None else f"“{shorten(name)}”",
@@ -596,7 +597,7 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
       [*names, pair.kind] + [attribute.name for attribute in pair.attributes[:_MOST_ATTRIBUTES]]
     ),
     "sentence": bind_units(pair.sentence),
-    "settings": [(name, _format_setting(value)) for name, value in pair.settings.items()],
+    "settings": [(name, format_setting(value)) for name, value in pair.settings.items()],
     "data": json_block(_pair_data(pair)),
   }
 
@@ -621,11 +622,23 @@ def lookup_tables() -> dict[str, list[int]]:
   }
 
 
-def _inline(*names: str) -> tuple[markupsafe.Markup, str]:
+def inline(*names: str) -> tuple[markupsafe.Markup, str]:
   """Files of ours to inline, and the source expression that lets the policy allow only them."""
   text = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in names)
   digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
   return markupsafe.Markup(text), f"'sha256-{digest}'"
+
+
+def template(name: str) -> jinja2.Template:
+  """A page's template, which escapes whatever text it is given and refuses a name it lacks."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_FOLDER),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  return environment.get_template(name)
 
 
 def render_page(
@@ -655,16 +668,9 @@ def render_page(
   Raises:
     ValueError: a pair's arrays, or a table's cells, do not fit together.
   """
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_FOLDER),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  style, style_source = _inline("page.css")
-  script, script_source = _inline("card.js", "page.js")
-  page = environment.get_template("page.html.j2").render(
+  style, style_source = inline("page.css")
+  script, script_source = inline("card.js", "page.js")
+  page = template("page.html.j2").render(
     title=title,
     subtitle=subtitle,
     failures=failures,

@@ -210,7 +210,7 @@ def test_cell_values_are_means_over_the_finite_pixels():
 def test_pictures_that_compress_badly_reach_the_page():
   """Pillow's buffer is too small for the optimised JPEG of noise."""
   noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3)).astype(np.uint8)
-  assert page_lib._data_url(noise).startswith("data:image/jpeg;base64,")
+  assert page_lib.data_url(noise).startswith("data:image/jpeg;base64,")
 
 
 def test_best_matches_of_rows_and_columns():
