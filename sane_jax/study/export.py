@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,8 @@ from sane_jax.study import proxy
 from sane_jax.study.proxy import ATTRIBUTES, CONDITIONS, Condition, Items, Material
 
 _GAP = 8  # pixels between the images of a pair
-README = pathlib.Path("README.md")
+README = "README.md"
+FINGERPRINT = "fingerprint.json"
 _GROUPS = "VWXYZ"  # stand for the conditions, in an order that only the key tells
 # What fixes the items. The settings of the server and of the evaluation may change without them.
 FIXED = (
@@ -123,7 +124,7 @@ def _take_items(items: Items, rows: np.ndarray) -> Items:
   return Items(pairs, answers, halves, blocks, items.min_gap)
 
 
-class _Question(NamedTuple):
+class Question(NamedTuple):
   """A question of any kind, with what the key says of it."""
 
   kind: str  # item practice check
@@ -132,6 +133,58 @@ class _Question(NamedTuple):
   pairs: tuple[int, int]
   right: int
   twice: int | None  # which pair shows its query twice
+
+  def shown(self) -> Iterator[tuple[str, str]]:
+    """Its files in the order of their names, each with its condition."""
+    return iter(sorted(zip(self.files, CONDITIONS, strict=False)))
+
+
+class Plan(NamedTuple):
+  """All that is random in an export.
+
+  Attributes:
+    questions: in the order of their names.
+    groups: letter of each condition.
+    orders: of each subject, the items by name, each with the file that is shown.
+  """
+
+  questions: list[Question]
+  groups: dict[str, str]
+  orders: list[list[tuple[str, str]]]
+
+
+def plan(questions: Questions, *, key: int, num_subjects: int) -> Plan:
+  """Random names, letters and orders. Conditions take turns from item to item and subject to
+  subject: over five subjects each item is shown under each."""
+  rng = np.random.default_rng((key, 3))
+  several = len(questions.items.answers) + len(questions.practice.answers)
+  count = several * (1 + len(CONDITIONS)) + 2 * len(questions.checks)
+  asked = _ask(questions, iter(_random_names(rng, count)))
+  items = [question for question in asked if question.kind == "item"]
+  groups = dict(zip(CONDITIONS, rng.permutation(list(_GROUPS)).tolist(), strict=True))
+  turn = rng.permutation(len(items))
+  orders = [
+    [
+      (items[index].name, items[index].files[(turn[index] + subject) % len(CONDITIONS)])
+      for index in rng.permutation(len(items))
+    ]
+    for subject in range(num_subjects)
+  ]
+  return Plan(sorted(asked, key=lambda question: question.name), groups, orders)
+
+
+def _ask(questions: Questions, names: Iterator[str]) -> list[Question]:
+  """All questions, with names in the order in which they are given."""
+  asked = []
+  for kind, items in (("item", questions.items), ("practice", questions.practice)):
+    own = [next(names) for _ in items.answers]
+    files_ = [[next(names) for _ in CONDITIONS] for _ in items.answers]
+    for name, each, (a, b), right in zip(own, files_, items.pairs, items.answers, strict=True):
+      asked.append(Question(kind, name, each, (int(a), int(b)), int(right), None))
+  for (twice, other), right in zip(questions.checks, questions.check_answers, strict=True):
+    pairs = (int(twice), int(other)) if right == 0 else (int(other), int(twice))
+    asked.append(Question("check", next(names), [next(names)], pairs, int(right), int(right)))
+  return asked
 
 
 def export_study(
@@ -150,10 +203,9 @@ def export_study(
   condition; files of one letter are of one condition), map (1 where a saliency map is shown),
   attribute_a and attribute_b (the names shown, '' for none). practice.csv: the right answers of
   practice, which subjects are told once they answered. example/: pictures for the instructions.
-  assignments/subject_NN.csv: orders for asking without the server, every item once, under
-  conditions that take turns: over five subjects each item is shown under each. key/answers.csv and
-  key/conditions.csv: what is right, and which file is which condition. fingerprint.json, the same
-  in key/: what belongs together. README.md says how to ask.
+  assignments/subject_NN.csv: orders for asking without the server, every item once. key/answers.csv
+  and key/conditions.csv: what is right, and which file is which condition. fingerprint.json, the
+  same in key/: what belongs together. README.md says how to ask.
 
   Of what counts, nothing but key/ depends on the answers or the scores, other than by what the
   images show.
@@ -172,54 +224,64 @@ def export_study(
   """
   proxy.check(material)
   folder = run_folder.writable_folder(folder)
-  rng = np.random.default_rng((key, 3))
-  names = iter(_random_names(rng, sum(_num_names(questions))))
-  asked = _ask(questions, names)
-  items = [question for question in asked if question.kind == "item"]
-  groups = dict(zip(CONDITIONS, rng.permutation(list(_GROUPS)), strict=True))
+  planned = plan(questions, key=key, num_subjects=num_subjects)
+  for path, data in files_of(planned, material, questions, image_names):
+    # The fingerprint is last: with it the export is whole.
+    files.write_bytes(folder / path, data, flush=path.endswith(FINGERPRINT))
 
-  # In the order of names: times of files say nothing either.
-  asked = sorted(asked, key=lambda question: question.name)
+
+def files_of(
+  plan: Plan, material: Material, questions: Questions, image_names: Sequence[str] = ()
+) -> Iterator[tuple[str, bytes]]:
+  """The files of an export, (path, content), as `export_study` describes them.
+
+  Files come in the order of names: their times say nothing either.
+  """
   listed, pictures = [], hashlib.sha256()
-  with tqdm.tqdm(total=len(asked), desc="items", unit="item", disable=None) as bar:
-    for question in asked:
-      shown = dict(zip(question.files, CONDITIONS, strict=False))
-      for file in sorted(shown):
-        condition = CONDITIONS[shown[file]]
-        for side, pair in enumerate(question.pairs):
-          picture = draw_pair(material, pair, condition, twice=side == question.twice)
-          data = _png(picture)
-          pictures.update(data)
-          path = folder / "items" / question.name / f"{file}_{'ab'[side]}.png"
-          files.write_bytes(path, data, flush=False)
-        group = "" if question.kind == "check" else groups[shown[file]]
-        listed.append((
-          question.name, file, question.kind, group, int(condition.map),
-          *(_attribute(material, pair, condition) for pair in question.pairs),
-        ))  # fmt: skip
-      bar.update()
-  text = _csv(("item", "file", "kind", "group", "map", "attribute_a", "attribute_b"), listed)
-  files.write_bytes(folder / "items.csv", text, flush=False)
-  practice = _csv(
-    ("item", "answer"), [(q.name, "AB"[q.right]) for q in asked if q.kind == "practice"]
-  )
-  files.write_bytes(folder / "practice.csv", practice, flush=False)
-  _draw_example(folder / "example", material, questions.example)
+  for question in tqdm.tqdm(plan.questions, desc="items", unit="item", disable=None):
+    for file, name in question.shown():
+      condition = CONDITIONS[name]
+      for side, pair in zip("ab", question.pairs, strict=True):
+        twice = question.twice is not None and side == "ab"[question.twice]
+        data = _png(draw_pair(material, pair, condition, twice=twice))
+        pictures.update(data)
+        yield f"items/{question.name}/{file}_{side}.png", data
+      group = "" if question.kind == "check" else plan.groups[name]
+      listed.append((
+        question.name, file, question.kind, group, int(condition.map),
+        *(_attribute(material, pair, condition) for pair in question.pairs),
+      ))  # fmt: skip
+  items = _csv("item file kind group map attribute_a attribute_b", listed)
+  yield "items.csv", items
+  told = [(q.name, "AB"[q.right]) for q in plan.questions if q.kind == "practice"]
+  practice = _csv("item answer", told)
+  yield "practice.csv", practice
+  yield from _example(material, questions.example)
+  digits = len(str(len(plan.orders)))
+  for subject, order in enumerate(plan.orders, 1):
+    lines = [(place, *shown) for place, shown in enumerate(order, 1)]
+    yield f"assignments/subject_{subject:0{digits}d}.csv", _csv("place item file", lines)
+  yield "key/answers.csv", _answers(plan, material, image_names)
+  conditions = [
+    (q.name, *shown) for q in plan.questions for shown in zip(q.files, CONDITIONS, strict=False)
+  ]
+  yield "key/conditions.csv", _csv("item file condition", conditions)
+  yield README, _instructions(questions, len(plan.orders)).encode()
+  mark = {
+    "items": hashlib.sha256(items).hexdigest(),
+    "practice": hashlib.sha256(practice).hexdigest(),
+    "pictures": pictures.hexdigest(),
+  }
+  for place in ("key/", ""):
+    yield place + FINGERPRINT, (json.dumps(mark, indent=1) + "\n").encode()
 
-  digits = len(str(num_subjects))
-  turn = rng.permutation(len(items))
-  for subject in range(num_subjects):
-    lines = [
-      (place, items[index].name, items[index].files[(turn[index] + subject) % len(CONDITIONS)])
-      for place, index in enumerate(rng.permutation(len(items)), 1)
-    ]
-    path = folder / "assignments" / f"subject_{subject + 1:0{digits}d}.csv"
-    files.write_bytes(path, _csv(("place", "item", "file"), lines), flush=False)
 
+def _answers(plan: Plan, material: Material, image_names: Sequence[str]) -> bytes:
+  """What is right, with the scores and what the images are called."""
   called = [tables_lib.csv_text(name) for name in image_names]
   called = called or [str(n) for n in range(len(material.images))]
-  answers, conditions = [], []
-  for question in asked:
+  answers = []
+  for question in plan.questions:
     ends, scores = [], []
     for side, pair in enumerate(question.pairs):
       twice = side == question.twice
@@ -228,46 +290,8 @@ def export_study(
       # The cosine of an image with itself is 1.
       scores.append("1" if twice else f"{material.scores[pair]:.6g}")
     answers.append((question.name, "AB"[question.right], *scores, *ends, question.kind))
-    conditions += [
-      (question.name, file, kind) for file, kind in zip(question.files, CONDITIONS, strict=False)
-    ]
-  header = (
-    "item", "answer", "score_a", "score_b", "query_a", "reference_a", "query_b", "reference_b",
-    "kind",
-  )  # fmt: skip
-  files.write_bytes(folder / "key" / "answers.csv", _csv(header, answers), flush=False)
-  files.write_bytes(
-    folder / "key" / "conditions.csv", _csv(("item", "file", "condition"), conditions), flush=False
-  )
-  files.write_bytes(folder / README, _instructions(questions, num_subjects).encode())
-  # Last: with it the export is whole.
-  mark = json.dumps({
-    "items": hashlib.sha256(text).hexdigest(),
-    "practice": hashlib.sha256(practice).hexdigest(),
-    "pictures": pictures.hexdigest(),
-  }, indent=1)  # fmt: skip
-  for place in (folder / "key", folder):
-    files.write_bytes(place / "fingerprint.json", (mark + "\n").encode())
-
-
-def _num_names(questions: Questions) -> tuple[int, int]:
-  """Of questions with a file a condition, and of checks."""
-  several = len(questions.items.answers) + len(questions.practice.answers)
-  return several * (1 + len(CONDITIONS)), 2 * len(questions.checks)
-
-
-def _ask(questions: Questions, names: Any) -> list[_Question]:
-  """All questions, with names in the order in which they are given."""
-  asked = []
-  for kind, items in (("item", questions.items), ("practice", questions.practice)):
-    own = [next(names) for _ in items.answers]
-    files_ = [[next(names) for _ in CONDITIONS] for _ in items.answers]
-    for name, each, (a, b), right in zip(own, files_, items.pairs, items.answers, strict=True):
-      asked.append(_Question(kind, name, each, (int(a), int(b)), int(right), None))
-  for (twice, other), right in zip(questions.checks, questions.check_answers, strict=True):
-    pairs = (int(twice), int(other)) if right == 0 else (int(other), int(twice))
-    asked.append(_Question("check", next(names), [next(names)], pairs, int(right), int(right)))
-  return asked
+  columns = "item answer score_a score_b query_a reference_a query_b reference_b kind"
+  return _csv(columns, answers)
 
 
 def _attribute(material: Material, pair: int, condition: Condition) -> str:
@@ -286,10 +310,10 @@ def _random_names(rng: np.random.Generator, count: int) -> list[str]:
   return list(names)
 
 
-def _csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
+def _csv(columns: str, lines: Iterable[Sequence[Any]]) -> bytes:
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(header)
+  writer.writerow(columns.split())
   writer.writerows(lines)
   return out.getvalue().encode("utf-8", "replace")
 
@@ -339,7 +363,7 @@ def _paint_activation(material: Material, pair: int, way: str) -> np.ndarray:
   return overlay_activation(query, np.maximum(activation, 0))
 
 
-def _draw_example(folder: pathlib.Path, material: Material, pair: int) -> None:
+def _example(material: Material, pair: int) -> Iterator[tuple[str, bytes]]:
   """What the instructions explain, each picture by itself, and the name of the attribute."""
   for name, picture in (
     ("first", material.images[material.queries[pair]]),
@@ -347,9 +371,9 @@ def _draw_example(folder: pathlib.Path, material: Material, pair: int) -> None:
     ("map", _paint_saliency(material, pair)),
     ("attribute", _paint_activation(material, pair, ATTRIBUTES[-1])),
   ):
-    files.write_bytes(folder / f"{name}.png", _png(Image.fromarray(picture)), flush=False)
+    yield f"example/{name}.png", _png(Image.fromarray(picture))
   name = _attribute(material, pair, CONDITIONS["sane"])
-  files.write_bytes(folder / "attribute.txt", f"{name}\n".encode("utf-8", "replace"), flush=False)
+  yield "example/attribute.txt", f"{name}\n".encode("utf-8", "replace")
 
 
 def _enlarged(map_: np.ndarray, size: int) -> np.ndarray:
@@ -358,43 +382,8 @@ def _enlarged(map_: np.ndarray, size: int) -> np.ndarray:
 
 
 def _instructions(questions: Questions, num_subjects: int) -> str:
-  kinds, count = len(CONDITIONS), len(questions.items.answers)
-  num_practice = len(questions.practice.answers)
-  return f"""# Which pair does the model find more alike?
-
-Material to ask people with: {count} items under {kinds} conditions, {num_practice} for practice,
-{len(questions.checks)} checks of attention.
-
-| what | for whom |
-| --- | --- |
-| `items/ITEM/FILE_a.png`, `FILE_b.png` | to be shown: pair A and pair B; names are random |
-| `items.csv` | all of them, with the names of attributes that belong to a picture |
-| `practice.csv` | right answers of practice, to be told after each |
-| `example/` | for the instructions |
-| `assignments/subject_NN.csv` | what a subject is shown, in that order, where no server does it |
-| `key/` | **nobody who is asked or asks**: what is right, which file is which condition |
-| `fingerprint.json` | the same here and in the key: they belong together |
-
-`--config.job=study` asks people with a web server, which needs nothing of `key/`: keep that
-elsewhere until all have answered. `--config.job=study_results` then evaluates.
-
-Without the server, give out everything but `key/`.
-
-1. Tell the subject: *A computer model says how well two images go together. You see two pairs, A
-   and B. Say which pair the model gave the higher score. Sometimes a picture below the first image
-   shows which of its regions raised the score (warm colours) or lowered it (cool ones), and
-   sometimes an attribute that the model may have gone by is named, with where the image shows it
-   (green).*
-2. Show the two pictures of each file of the subject's list ({num_subjects} lists are there), with
-   the names of attributes, each until it is answered.
-3. Write a file `responses.csv` with the columns `subject,item,file,answer`, the answer A or B.
-
-Each subject sees each item once. Conditions take turns from item to item and from subject to
-subject: of {kinds} subjects in a row, each sees an item under another one. So ask {kinds}, or a
-multiple of it.
-
-To evaluate, join answers with `key/answers.csv` on the item and with `key/conditions.csv` on the
-file; leave out practice and checks. A condition's accuracy is the share of its answers that are
-right; chance is one half. Answers of one subject, and to one item, are not independent: draw both
-anew for an interval.
-"""
+  template = pathlib.Path(__file__).with_name("export_readme.txt").read_text(encoding="utf-8")
+  return template.format(
+    num_items=len(questions.items.answers), num_practice=len(questions.practice.answers),
+    num_checks=len(questions.checks), num_conditions=len(CONDITIONS), num_subjects=num_subjects,
+  )  # fmt: skip
