@@ -220,7 +220,8 @@ def other_data(folder):
     (other_data, "index is of other images than train; .*job=build_index"),
     (lambda f: (f / "similarity/model.safetensors").unlink(), "no model .*train_similarity"),
     (lambda f: (f / "index_test/finished.json").unlink(), "index_test is not finished; .*index"),
-    (lambda f: (f / "index_valid/index.npz").write_bytes(b"PK"), "no index, or a damaged one"),
+    (lambda f: (f / "index_valid/index.json").write_bytes(b"PK"), r"index\.json is damaged"),
+    (lambda f: (f / "index_valid/index.json").unlink(), "no index, or a damaged one"),
   ],
 )  # fmt: skip
 def test_what_is_wrong_with_the_index_is_named(copied, damage, words):

@@ -59,6 +59,35 @@ def test_a_shard_counts_once_it_is_marked(made, tmp_path):
   np.testing.assert_array_equal(again.embeddings[where].read().result(), embeddings[where])
 
 
+def test_an_index_is_opened_by_its_manifest(made, tmp_path):
+  index, embeddings, _ = made
+  with pytest.raises(ValueError, match=r"no index, or a damaged one.*build_index"):
+    index_arrays.read_index(tmp_path)
+  index_arrays.describe(tmp_path, index, ids=list(map(str, range(N))), settings={}, left_out={})
+  same(index_arrays.read_index(tmp_path), index, embeddings)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_an_index_from_before_there_was_a_manifest_is_read(made, tmp_path, both):
+  """Those of data sets had an index.npz, at first alone, then beside the manifest."""
+  index, embeddings, _ = made
+  np.savez_compressed(
+    tmp_path / "index.npz", queries=index.queries, types=index.types, grid=np.asarray(GRID),
+    shape=np.array([T, D]),
+  )  # fmt: skip
+  if both:
+    index_arrays.describe(tmp_path, index, ids=list(map(str, range(N))), settings={}, left_out={})
+  same(index_arrays.read_index(tmp_path), index, embeddings)
+
+
+def same(read, index, embeddings):
+  np.testing.assert_array_equal(read.queries, index.queries)
+  np.testing.assert_array_equal(read.types, index.types)
+  assert read.grid == index.grid
+  maps = (index_arrays.read_maps(i, 5, [0, 1, 149], embeddings) for i in (read, index))
+  np.testing.assert_array_equal(*maps)
+
+
 def test_slots_that_are_zero_take_no_room(tmp_path, rng):
   index = open_at(tmp_path, np.arange(64), np.zeros(64, int))
   effects = np.zeros((64, T, 6, D), np.float32)

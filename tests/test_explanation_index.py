@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 import sane_jax
-from sane_jax.maps import index as index_lib
 from sane_jax.maps import index_arrays
 from sane_jax.maps.index import ExplanationIndex
 from sane_jax.ops import effects as effects_lib
@@ -254,6 +253,22 @@ def test_what_does_not_fit_is_named(tmp_path, images, photos):
     ExplanationIndex(tmp_path / "index")
 
 
+def test_a_manifest_that_contradicts_itself_is_named(tmp_path, images):
+  ExplanationIndex.build(tmp_path, explainer_of(), images)
+  manifest = json.loads((tmp_path / "index.json").read_text())
+  for change, words in (
+    ({"ids": ["a"] * 5}, "ids must be unique strings"),
+    ({"ids": [1, 2, 3, 4, 5]}, "ids must be unique strings"),
+    ({"sources": []}, "5 ids and 0 sources"),
+    ({"types": [0, 0]}, "5 ids and 2 types"),
+    ({"types": [0, 0, 0, 0, 1]}, "types are not numbers from 0 to 0"),
+    ({"query_rows": [5]}, "query_rows are not numbers from 0 to 4"),
+  ):
+    (tmp_path / "index.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(ValueError, match=f"is damaged.*{words}"):
+      ExplanationIndex(tmp_path)
+
+
 def test_half_a_shard_is_not_taken_for_a_whole_one(folder):
   explainer = explainer_of()
   index = ExplanationIndex.build(folder / "index", explainer, paths(folder))
@@ -299,7 +314,7 @@ def test_a_data_set_s_index_opens_by_ids(tmp_path, rng):
   values = {"embeddings": rng.normal(size=(5, 2, 8)), "effects": rng.normal(size=(2, 2, 4, 8))}
   for part, array in values.items():
     index_arrays.write_shard(index, part, 0, array)
-  index_lib.write_manifest(
+  index_arrays.describe(
     tmp_path, index, ids=["a", "b", "c", "d", "e"], settings={"design": "hadamard"},
     left_out={"c": "broken"},
   )  # fmt: skip
@@ -329,7 +344,7 @@ def test_a_space_that_was_not_measured_is_no_flat_map(tmp_path, rng):
   effects[0, 1] = 0
   index_arrays.write_shard(index, "embeddings", 0, rng.normal(size=(3, 2, 8)))
   index_arrays.write_shard(index, "effects", 0, effects)
-  index_lib.write_manifest(
+  index_arrays.describe(
     tmp_path, index, ids=["a", "b", "c"], settings={"design": "hadamard"}, left_out={}
   )
   opened = ExplanationIndex(tmp_path)

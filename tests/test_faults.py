@@ -121,6 +121,14 @@ def test_a_folder_that_can_not_be_written(tmp_path, monkeypatch):
     run_folder.finish(tmp_path, {})
 
 
+def small_explainer():
+  model = sane_jax.from_jax(
+    encoders.nonlinear, encoders.nonlinear_params(0), image_size=encoders.SIZE, name="small"
+  )
+  design = sane_jax.Hadamard(num_masks=32, grid=(4, 4))
+  return sane_jax.Explainer(model, design=design, fill="grey")
+
+
 @pytest.mark.parametrize("how", ["moved", "emptied"])
 def test_photos_whose_folder_goes_away_are_not_left_out(tmp_path, rng, how):
   photos, aside = tmp_path / "photos", tmp_path / "aside"
@@ -129,13 +137,6 @@ def test_photos_whose_folder_goes_away_are_not_left_out(tmp_path, rng, how):
     coarse = Image.fromarray(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8))
     coarse.resize((28, 28)).save(photos / f"{n:02d}.png")
   paths = sorted(photos.glob("*.png"))
-  model = sane_jax.from_jax(
-    encoders.nonlinear, encoders.nonlinear_params(0), image_size=encoders.SIZE, name="small"
-  )
-
-  def explainer():
-    design = sane_jax.Hadamard(num_masks=32, grid=(4, 4))
-    return sane_jax.Explainer(model, design=design, fill="grey")
 
   def go_away(done, total):
     if done == 3:
@@ -143,18 +144,20 @@ def test_photos_whose_folder_goes_away_are_not_left_out(tmp_path, rng, how):
       if how == "emptied":  # as where a disk was mounted
         photos.mkdir()
 
-  with pytest.raises(OSError, match=r"photos, the folder of the photos, is gone.*same again"):
-    ExplanationIndex.build(tmp_path / "index", explainer(), paths, on_progress=go_away)
+  with pytest.raises(
+    OSError, match=r"photos/\d\d.png can.t be read.*nor can .* other images.*same again"
+  ):
+    ExplanationIndex.build(tmp_path / "index", small_explainer(), paths, on_progress=go_away)
   half = ExplanationIndex(tmp_path / "index")
   assert not half.left_out
   if how == "emptied":
     photos.rmdir()
   aside.rename(photos)
-  maker = explainer()
+  maker = small_explainer()
   index = ExplanationIndex.build(tmp_path / "index", maker, paths)
   assert not index.left_out
   assert maker.encoder_passes < 38 * 33  # what was measured is not measured again
-  whole = ExplanationIndex.build(tmp_path / "whole", explainer(), paths)
+  whole = ExplanationIndex.build(tmp_path / "whole", small_explainer(), paths)
   np.testing.assert_array_equal(index.maps(0, range(40)), whole.maps(0, range(40)))
 
 
@@ -167,20 +170,48 @@ def test_a_batch_of_which_nothing_can_be_read(rng):
   assert not images.stack([0] * 8)[1].any()  # the padding of a last batch is one image
 
 
+@pytest.mark.parametrize(
+  ("count", "broken"), [(40, slice(9, 30)), (40, slice(0, 12)), (7, slice(7))]
+)
+def test_broken_photos_cost_no_other_however_many_follow_each_other(tmp_path, count, broken):
+  rng = np.random.default_rng(0)
+  paths = [tmp_path / f"{n:02d}.png" for n in range(count)]
+  for path in paths:
+    Image.fromarray(rng.integers(0, 255, (28, 28, 3), dtype=np.uint8)).save(path)
+  for path in paths[broken]:
+    path.write_bytes(b"no picture")
+  index = ExplanationIndex.build(tmp_path / "index", small_explainer(), paths)
+  assert list(index.left_out) == [str(path) for path in paths[broken]]
+  assert sum(str(path) in index for path in paths) == count - len(paths[broken])
+
+
+def test_photos_of_which_none_can_be_read_are_not_left_out(tmp_path):
+  paths = [tmp_path / f"photos/{n:02d}.png" for n in range(8)]
+  with pytest.raises(OSError, match=r"00.png can.t be read.*nor can 8 other images"):
+    ExplanationIndex.build(tmp_path / "index", small_explainer(), paths)
+  assert not ExplanationIndex(tmp_path / "index").left_out
+
+
 def test_outfits_that_go_away_are_measured_later(tmp_path, monkeypatch):
-  """Twelve images of the middle can't be read for a while."""
+  """From the first look at an image of the middle on, none can be read for a while."""
   tiny_run.run_jobs(tiny_run.tiny_config(tmp_path / "whole"), "train_similarity", "build_index")
   (tmp_path / "part").mkdir()
   (tmp_path / "part/similarity").symlink_to(tmp_path / "whole/similarity")
   split = tiny_run.tiny_split
 
+  class Gone(tuple):
+    gone = False
+
+    def __getitem__(self, row):
+      self.gone |= row == 70
+      return b"" if self.gone else super().__getitem__(row)
+
   def gone(*args):
     made = split(*args)
-    images = (*made.images[:70], *[b""] * 12, *made.images[82:])
-    return made._replace(images=images)
+    return made._replace(images=Gone(made.images))
 
   monkeypatch.setattr(tiny_run, "tiny_split", gone)
-  with pytest.raises(OSError, match=r"8 images one after the other can't be read, train_70.*kept"):
+  with pytest.raises(OSError, match=r"train_.* can't be read.*nor can \d other images.*kept"):
     tiny_run.run_jobs(tiny_run.tiny_config(tmp_path / "part"), "build_index")
   monkeypatch.setattr(tiny_run, "tiny_split", split)
   tiny_run.run_jobs(tiny_run.tiny_config(tmp_path / "part"), "build_index")

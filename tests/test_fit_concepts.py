@@ -55,7 +55,7 @@ def write_index(workdir, embeddings, collection):
     folder, queries=np.arange(1), types=collection.types if t > 1 else np.zeros(n, np.int32),
     num_types=t, grid=(1, 1), embedding_size=d,
   )  # fmt: skip
-  index_arrays.describe(folder, index)
+  index_arrays.describe(folder, index, ids=collection.ids, settings={}, left_out={})
   index.embeddings[:].write(embeddings).result()
   content = collection_lib.hash_images(collection)
   run_folder.finish(folder, {"fingerprint": "first", "content": content})

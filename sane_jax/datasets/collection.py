@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_PAIRS = 1  # the random stream, beside the seed, that pairs are drawn from
+
 
 class Question(NamedTuple):
   """Fill in the blank: which of the answers goes with the items of an outfit. Rows of images."""
@@ -67,6 +69,27 @@ def groups_of(collection: Collection) -> tuple[tuple[int, ...], ...]:
   return tuple(map(tuple, member))
 
 
+def choose_queries(
+  train: Collection, groups: Sequence[Sequence[int]], limit: int | None, seed: int
+) -> np.ndarray:
+  """Rows that have a match and attributes, ascending; `limit` of them drawn if there are more.
+
+  Where no image has attributes, all count: discover_attributes needs their maps.
+
+  Raises:
+    ValueError: there are none.
+  """
+  rows = np.flatnonzero(np.array(list(map(bool, groups))) & worth_explaining(train))
+  if not len(rows):
+    raise ValueError(
+      f"no image of {train.name} has both an image that matches it and an attribute: there is"
+      " nothing to supervise with maps; train without them with --config.attributes.map_weight=0"
+    )
+  if limit is not None and len(rows) > limit:
+    rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+  return rows
+
+
 def draw_matches(
   collection: Collection, groups: Sequence[int], row: int, *, limit: int, seed: int
 ) -> np.ndarray:
@@ -87,7 +110,7 @@ def draw_pairs(collection: Collection, *, limit: int, seed: int) -> tuple[Pair, 
   group; its query with another row of the reference's type, and of no group of the query's, does
   not match. Only rows that `worth_explaining` names are queries.
   """
-  rng = np.random.default_rng((seed, 1))
+  rng = np.random.default_rng((seed, _PAIRS))
   worth = worth_explaining(collection)
   if collection.pairs:
     known = [p for p in collection.pairs if worth[p.query]]

@@ -19,10 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.maps import engine as engine_lib
-from sane_jax.maps import index as index_lib
 from sane_jax.maps import index_arrays
 from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer, parse_generator
+from sane_jax.maps.index import ExplanationIndex
 from sane_jax.maps.tasks import check_generator
 from sane_jax.models import model as model_lib
 from sane_jax.runs import files
@@ -438,11 +438,11 @@ def _index(config: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
           where = index_arrays.shard_slice(shard, count)
           values = rng.normal(size=(where.stop - where.start, *shape)).astype(np.float32)
           index_arrays.write_shard(index, part, shard, values)
-      index_lib.write_manifest(
-        place, index, ids=[str(i) for i in range(count)], settings={}, left_out={}, dtype=dtype
+      index_arrays.describe(
+        place, index, ids=[str(i) for i in range(count)], settings={}, left_out={}
       )
       size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
-      opened = index_lib.ExplanationIndex(place)
+      opened = ExplanationIndex(place)
       queries = rng.integers(count, size=min(200, count)).tolist()
       references = rng.integers(count, size=1000).tolist()
 

@@ -14,12 +14,16 @@ masked image, which takes the place of e[r] where both images are perturbed; and
 
 `finished` counts the whole rows of each shard. Rows are written, then counted: whatever interrupts
 the writer, nothing half is taken for whole. An index grows by rows at its end.
+
+`index.json` is the manifest: what opens the arrays, the images' ids, and what measured them.
+`left_out/` names the images that could not be read.
 """
 
+import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +32,12 @@ import tensorstore as ts
 from sane_jax.runs import files, npz
 
 SHARD = 64  # images a shard: 6 MB of effects with 11 slots, 64 cells and 64 axes
+MANIFEST = "index.json"
+LEFT_OUT = "left_out/"
+_FIELDS = {  # of the manifest that are always there
+  "settings": dict, "probe": list, "grid": list, "dtype": str, "spread": int, "masked": bool,
+  "num_types": int, "ids": list, "sources": list | None, "left_out": dict,
+}  # fmt: skip
 
 
 class EffectIndex(NamedTuple):
@@ -112,11 +122,99 @@ def open_index(
   return EffectIndex(np.asarray(queries), np.asarray(types), grid, arrays, finished)
 
 
-def describe(folder: pathlib.Path, index: EffectIndex) -> None:
-  """Keeps beside the arrays what `read_index` needs to open them."""
-  arrays = {"queries": index.queries, "types": index.types, "grid": np.asarray(index.grid)}
-  _, num_types, embedding_size = index.embeddings.shape
-  npz.write_arrays(folder / "index.npz", {**arrays, "shape": np.array([num_types, embedding_size])})
+# --- what is beside the arrays --------------------------------------------------------------------
+
+
+def location(folder: str | os.PathLike[str]) -> Any:
+  """A folder as the functions here take it: a path of this machine, or a URL as it is."""
+  text = os.fspath(folder)
+  return text if "://" in text else pathlib.Path(text)
+
+
+def describe(
+  folder: Any, index: EffectIndex, *, ids: Sequence[str], settings: Mapping[str, Any],
+  left_out: Mapping[str, str],
+) -> None:  # fmt: skip
+  """Writes the manifest of an index whose arrays are there, such as a data set's.
+
+  Args:
+    ids: names of the images [n].
+    settings: what the effects rest on.
+    left_out: what could not be read, and why, by id.
+  """
+  _, num_types, size = index.embeddings.shape
+  spread = index.arrays["spread"].shape[-1] if "spread" in index.arrays else 0
+  manifest = {
+    "settings": dict(settings), "probe": [], "embedding_size": size, "grid": list(index.grid),
+    "dtype": index.effects.dtype.name, "spread": spread, "masked": "masked" in index.arrays,
+    "num_types": num_types, "ids": list(ids), "sources": None, "left_out": dict(left_out),
+    "types": index.types.tolist(), "query_rows": index.queries.tolist(),
+  }  # fmt: skip
+  write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Any, manifest: Mapping[str, Any]) -> None:
+  """Writes what `read_manifest` reads."""
+  with files.naming_store_failures(MANIFEST):
+    _files(folder).write(MANIFEST, json.dumps(manifest, default=list).encode()).result()
+
+
+def read_manifest(folder: Any) -> dict[str, Any] | None:
+  """What was written beside the arrays, or None.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  data = _files(folder).read(MANIFEST).result()
+  if data.state != "value":
+    return None
+  try:
+    manifest = json.loads(data.value)
+    _check_manifest(manifest)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{folder}/{MANIFEST} is damaged ({error}); build the index anew") from error
+  return manifest
+
+
+def _check_manifest(manifest: Any) -> None:
+  """Raises ValueError, naming the field, unless all is there and of its kind."""
+  if not isinstance(manifest, dict):
+    raise ValueError("it is no JSON object")
+  for name, kinds in _FIELDS.items():
+    value = manifest.get(name)
+    if name not in manifest or not isinstance(value, kinds) or (value is True and kinds is int):
+      raise ValueError(f"its {name} is {str(value)[:40] if name in manifest else 'missing'}")
+  ids, sources, grid = (manifest[name] for name in ("ids", "sources", "grid"))
+  if not all(isinstance(name, str) for name in ids) or len({*ids}) != len(ids):
+    raise ValueError("ids must be unique strings")
+  if sources is not None and (
+    len(sources) != len(ids) or not all(isinstance(s, str | None) for s in sources)
+  ):
+    raise ValueError(f"it has {len(ids)} ids and {len(sources)} sources that are texts or nothing")
+  sizes = [*grid, manifest["num_types"], manifest.get("embedding_size", 1)]
+  if len(grid) != 2 or not all(type(n) is int and 0 < n < 1 << 20 for n in sizes):
+    raise ValueError(f"its sizes are {str(sizes)[:80]}")
+  types, rows = manifest.get("types", [0] * len(ids)), manifest.get("query_rows", [])
+  for name, values, end in (
+    ("types", types, manifest["num_types"]),
+    ("query_rows", rows, len(ids)),
+  ):
+    if not isinstance(values, list) or not all(type(n) is int and 0 <= n < end for n in values):
+      raise ValueError(f"its {name} are not numbers from 0 to {end - 1}")
+  if len(types) != len(ids):
+    raise ValueError(f"it has {len(ids)} ids and {len(types)} types")
+
+
+def open_described(folder: Any, manifest: Mapping[str, Any], cache_bytes: int = 0) -> EffectIndex:
+  """The index that a manifest is of; longer than it was if the manifest has more images."""
+  types = manifest.get("types") or [0] * len(manifest["ids"])
+  return open_index(
+    folder, queries=np.asarray(manifest.get("query_rows", range(len(types))), int),
+    types=np.asarray(types, int), num_types=manifest["num_types"], grid=tuple(manifest["grid"]),
+    embedding_size=manifest.get("embedding_size") or len(manifest["probe"]),
+    dtype=manifest["dtype"], spread=manifest["spread"], masked=manifest["masked"],
+    cache_bytes=cache_bytes,
+  )  # fmt: skip
 
 
 def read_index(folder: pathlib.Path) -> EffectIndex:
@@ -125,17 +223,55 @@ def read_index(folder: pathlib.Path) -> EffectIndex:
   Raises:
     ValueError: there is none, or it is damaged.
   """
-  arrays = npz.read_arrays(folder / "index.npz")
-  if arrays is None:
+  manifest = read_manifest(folder) or _read_old_manifest(folder)
+  if manifest is None:
     raise ValueError(
       f"{folder} holds no index, or a damaged one; build it with --config.job=build_index"
     )
+  return open_described(folder, manifest)
+
+
+def _read_old_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The same from an index.npz, which the indexes of data sets had before they had a manifest."""
+  arrays = npz.read_arrays(folder / "index.npz")
+  if arrays is None:
+    return None
   num_types, embedding_size = arrays["shape"].tolist()
-  rows, columns = arrays["grid"].tolist()
-  return open_index(
-    folder, queries=arrays["queries"], types=arrays["types"], num_types=num_types,
-    grid=(rows, columns), embedding_size=embedding_size,
-  )  # fmt: skip
+  return {
+    "query_rows": arrays["queries"], "types": arrays["types"].tolist(),
+    "grid": arrays["grid"].tolist(), "num_types": num_types, "embedding_size": embedding_size,
+    "dtype": "float16", "spread": 0, "masked": False,
+  }  # fmt: skip
+
+
+def leave_out(folder: Any, shard: int, left_out: dict[str, str]) -> None:
+  """Keeps what could not be read: a file a shard, so that no two processes write the same."""
+  name = f"{LEFT_OUT}{shard:07d}.json"
+  before = _files(folder).read(name).result()
+  known = json.loads(before.value) if before.state == "value" else {}
+  with files.naming_store_failures(name):
+    _files(folder).write(name, json.dumps(known | left_out).encode()).result()
+
+
+def read_left_out(folder: Any) -> dict[str, str]:
+  """What `leave_out` kept, of all shards."""
+  stored = _files(folder)
+  out: dict[str, str] = {}
+  for name in sorted(stored.list(ts.KvStore.KeyRange(LEFT_OUT, f"{LEFT_OUT}~")).result()):
+    try:
+      out |= json.loads(stored.read(name).result().value)
+    except (ValueError, TypeError) as error:
+      raise ValueError(
+        f"{folder}/{name.decode(errors='replace')} is damaged ({error}); remove it"
+      ) from error
+  return out
+
+
+def _files(folder: Any) -> Any:
+  return ts.KvStore.open(store(folder)).result()
+
+
+# --- the arrays -----------------------------------------------------------------------------------
 
 
 def store(folder: str | pathlib.Path, name: str = "") -> Any:
@@ -271,17 +407,19 @@ def read_maps(
     embeddings: all of `index.embeddings` [n t d], read once by the caller; or of `masked`.
   """
   rows = np.asarray(references, int)
-  if not len(rows):
+  directions = embeddings[rows, index.types[index.queries[position]]]
+  return read_maps_towards(index, position, index.types[rows], directions)
+
+
+def read_maps_towards(
+  index: EffectIndex, position: int, slots: np.ndarray, directions: np.ndarray
+) -> np.ndarray:
+  """Maps [r rows columns]: the effects in each of the slots [r], times its direction [r d]."""
+  if not len(slots):
     return np.zeros((0, *index.grid), np.float32)
-  slots = index.types[rows]
-  if (slots == slots[0]).all():
-    wanted, which = slots[:1], None
+  if (slots == slots[0]).all():  # one product of matrices
+    maps = directions @ read_effects(index, position, slots[:1])[0].T
   else:
     wanted, which = np.unique(slots, return_inverse=True)
-  effects = read_effects(index, position, wanted)
-  directions = embeddings[rows, index.types[index.queries[position]]]
-  if which is None:  # one product of matrices
-    maps = directions @ effects[0].T
-  else:
-    maps = np.einsum("rcd,rd->rc", effects[which], directions)
-  return maps.reshape(len(rows), *index.grid)
+    maps = np.einsum("rcd,rd->rc", read_effects(index, position, wanted)[which], directions)
+  return maps.reshape(len(slots), *index.grid)

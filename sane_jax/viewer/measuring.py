@@ -20,6 +20,7 @@ import numpy as np
 
 from sane_jax.maps import explainer as explainer_lib
 from sane_jax.maps import index as index_lib
+from sane_jax.maps import index_build
 from sane_jax.maps.explanation import Photo
 from sane_jax.models.model import Model
 from sane_jax.ops import effects
@@ -249,7 +250,7 @@ class Measuring:
     if "both" in view.modes:
       masked = explainer.masked_embeddings(photo).mean(axis=0)
     blocks = effects.num_blocks(explainer.design) - (explainer.design.num_fixed > 0)
-    factor = index_lib.spread(measured, index_lib.SPREAD) if blocks > 1 else None
+    factor = index_build.error_factor(measured, index_build.SPREAD) if blocks > 1 else None
     found = Measured(
       np.asarray(measured.matrix), measured.whole, masked, factor, explainer.design.grid,
       explainer.encoder_passes - before,
