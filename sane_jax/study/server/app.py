@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import pydantic
-from fastapi import FastAPI, Form, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from sane_jax.study.server import questions as questions_lib
@@ -205,7 +205,7 @@ class Status(pydantic.BaseModel):
 
 
 class _Study:
-  """What all pages share."""
+  """What all routes share; `app.state.study`."""
 
   def __init__(
     self, questions: Questions, store: Store, secret: bytes, settings: Settings, token: str
@@ -216,15 +216,12 @@ class _Study:
     self.count = questions_lib.count_items(questions, settings.items_per_subject)
     self.total = self.count + len(questions.items["check"])
     self.practice = len(questions.items["practice"])
-    # Addresses of pictures are guessed by nobody, not even by who has the export.
-    self.pictures: dict[str, Picture] = {}
-    self.addresses: dict[int, str] = {}
+    # Addresses of pictures can't be guessed, not even by who has the export.
     each = [p for shown in questions.shown.values() for p in shown.pictures]
     each += [p for p in questions.example if isinstance(p, Picture)]
-    for number, picture in enumerate(each):
-      name = derive(secret, f"picture:{questions.fingerprint}:{number}")
-      self.pictures[name] = picture
-      self.addresses[id(picture)] = f"/picture/{name}"
+    names = (derive(secret, f"picture:{questions.fingerprint}:{n}") for n in range(len(each)))
+    self.pictures: dict[str, Picture] = dict(zip(names, each, strict=True))
+    self.addresses = {id(picture): f"/picture/{name}" for name, picture in self.pictures.items()}
 
   async def do(self, operation: Callable[[sqlite3.Connection], _T], *, erase: bool = False) -> _T:
     """The result of an operation of the store, once it is on the disk; see `Store.submit`."""
@@ -239,18 +236,6 @@ class _Study:
         503, "This could not be stored just now. Go back and send it again in a minute; all that"
         " you answered before is safe.", {"retry-after": "30"},
       ) from error  # fmt: skip
-
-  async def find(self, request: Request) -> State | None:
-    """Whose cookie came with the request."""
-    session = request.cookies.get(SESSION, "")
-    return await self.do(lambda db: store_lib.find(db, session, time.time())) if session else None
-
-  async def need(self, request: Request) -> State:
-    """As `find`; refuses whoever is nobody."""
-    state = await self.find(request)
-    if state is None:
-      raise _stranger()
-    return state
 
   def html(self, request: Request, template: str, **values: Any) -> HTMLResponse:
     text = self.pages.render(
@@ -311,11 +296,55 @@ class _Study:
     }  # fmt: skip
 
 
-def _stranger() -> Refusal:
+# --- dependencies of the routes -------------------------------------------------------------------
+
+
+async def _study(request: Request) -> _Study:
+  return request.app.state.study
+
+
+Here = Annotated[_Study, Depends(_study)]
+
+
+async def find_subject(request: Request, study: Here) -> State | None:
+  """The participant and position of the request's cookie, or None if unknown or expired."""
+  session = request.cookies.get(SESSION, "")
+  return await study.do(lambda db: store_lib.find(db, session, time.time())) if session else None
+
+
+async def current_subject(state: Annotated[State | None, Depends(find_subject)]) -> State:
+  """As `find_subject`; 403 instead of None."""
+  if state is None:
+    raise _unknown()
+  return state
+
+
+def _unknown() -> Refusal:
   return Refusal(
     403, "You are not known here, or were away for too long. Open your personal link to go on, or"
     " begin at the first page.",
   )  # fmt: skip
+
+
+async def _check_form(request: Request, token: Annotated[str, Form(max_length=100)] = "") -> None:
+  guard.check_form(request, token)
+
+
+async def _check_operator(request: Request, study: Here) -> None:
+  given = request.cookies.get(OPERATOR, "")
+  if not hmac.compare_digest(given.encode("utf-8", "replace"), _operator_cookie(study).encode()):
+    raise Refusal(
+      401, "This page is for those who run the study: open the whole link that the server printed"
+      " when it started, which ends in ?key=...",
+    )  # fmt: skip
+
+
+AnySubject = Annotated[State | None, Depends(find_subject)]
+Subject = Annotated[State, Depends(current_subject)]
+OWN_FORM, IS_OPERATOR = Depends(_check_form), Depends(_check_operator)
+before_routes, after_routes, question_routes, api_routes, operator_routes = (
+  APIRouter() for _ in range(5)
+)
 
 
 def _see(path: str) -> RedirectResponse:
@@ -342,251 +371,261 @@ def make_app(
     token, hosts, limits: as of `guard.Guard`.
   """
   check_settings(settings)
-  study = _Study(questions, store, secret, settings, token)
   app = FastAPI(
     title="sane_jax study", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json"
   )
+  study = app.state.study = _Study(questions, store, secret, settings, token)
   guard.add_handlers(app, study.pages.refusal)
   study.pages.add_static(app)
-  _add_pages(app, study)
-  _add_questions(app, study)
-  _add_operator(app, study)
+  for router in (before_routes, after_routes, question_routes, api_routes, operator_routes):
+    app.include_router(router)
   return guard.Guard(
     app, token=token, hosts=hosts, limits=limits, secret=derive(secret, "guard", 52).encode(),
     render_refusal=study.pages.refusal, max_body=32 << 10,
   )  # fmt: skip
 
 
-def _add_pages(app: FastAPI, study: _Study) -> None:
-  """Before the questions and after them."""
+# --- before the questions -------------------------------------------------------------------------
+
+
+async def _closed(study: _Study) -> str:
+  """Why nobody can begin, or ''."""
+  if study.settings.closes is not None and time.time() >= study.settings.closes:
+    return "The study is over; nobody can begin any more. Thank you for your interest."
+  if not await study.do(store_lib.is_open):
+    return "Nobody can begin at the moment. Please come back later."
+  return ""
+
+
+@before_routes.get("/", response_class=HTMLResponse)
+async def welcome(request: Request, study: Here, state: AnySubject) -> Response:
+  if state is not None and not state.withdrawn:
+    return _see("/task" if state.started else "/instructions")
+  text, count = study.settings.consent, study.total + study.practice
+  if not text:
+    text = CONSENT.format(count=count, minutes=max(1, round(count * _SECONDS / 60)))
+  return study.html(
+    request, "welcome.html.j2", paragraphs=[p for p in text.split("\n\n") if p.strip()],
+    closed=await _closed(study), visit=secrets.token_urlsafe(18), count=count,
+    stranger=bool(request.cookies.get(SESSION)) and state is None,
+  )  # fmt: skip
+
+
+@before_routes.post("/consent", response_class=HTMLResponse, dependencies=[OWN_FORM])
+async def consent(
+  request: Request,
+  study: Here,
+  state: AnySubject,
+  visit: Annotated[str, Form(max_length=64)] = "",
+  agree: Annotated[str, Form(max_length=8)] = "",
+) -> Response:
   settings = study.settings
-
-  async def closed() -> str:
-    """Why nobody can begin, or ''."""
-    if settings.closes is not None and time.time() >= settings.closes:
-      return "The study is over; nobody can begin any more. Thank you for your interest."
-    if not await study.do(store_lib.is_open):
-      return "Nobody can begin at the moment. Please come back later."
-    return ""
-
-  @app.get("/", response_class=HTMLResponse)
-  async def welcome(request: Request) -> Response:
-    state = await study.find(request)
-    if state is not None and not state.withdrawn:
-      return _see("/task" if state.started else "/instructions")
-    text = settings.consent or CONSENT
-    count = study.total + study.practice
-    if not settings.consent:
-      text = text.format(count=count, minutes=max(1, round(count * _SECONDS / 60)))
-    return study.html(
-      request, "welcome.html.j2", paragraphs=[p for p in text.split("\n\n") if p.strip()],
-      closed=await closed(), visit=secrets.token_urlsafe(18), count=count,
-      stranger=bool(request.cookies.get(SESSION)) and state is None,
-    )  # fmt: skip
-
-  @app.post("/consent", response_class=HTMLResponse)
-  async def consent(
-    request: Request,
-    token: Annotated[str, Form(max_length=100)] = "",
-    visit: Annotated[str, Form(max_length=64)] = "",
-    agree: Annotated[str, Form(max_length=8)] = "",
-  ) -> Response:
-    guard.check_form(request, token)
-    state = await study.find(request)
-    if state is not None and not state.withdrawn:
-      return _see("/instructions")
-    if agree != "yes" or len(visit) < 16:
-      raise Refusal(422, "To take part, tick that you agree; go back to do so.")
-    if why := await closed():
-      raise Refusal(403, why)
-    made = await study.do(
-      lambda db: store_lib.enrol(
-        db, visit=visit, design=settings.design, most=settings.max_subjects,
-        drop_out=settings.drop_out, tokens=study.tokens, plan=study.plan, now=time.time(),
-      )
-    )  # fmt: skip
-    if made is None:
-      raise Refusal(403, "Enough people take part already. Thank you for your interest.")
-    response = _see("/instructions")
-    study.cookie(request, response, SESSION, made[1])
-    return response
-
-  @app.get("/instructions", response_class=HTMLResponse)
-  async def instructions(request: Request) -> Response:
-    state = await study.need(request)
-    example = study.questions.example
-    addresses = {
-      name: study.addresses[id(getattr(example, name))]
-      for name in ("first", "second", "map", "attribute")
-    }
-    return study.html(
-      request, "instructions.html.j2", example=addresses, attribute=example.name, state=state,
-      size=example.first.width, practice=state.practice, count=state.total - state.practice,
-      link=study.link(request, state.subject),
-    )  # fmt: skip
-
-  @app.get("/resume", response_class=HTMLResponse)
-  async def resume(request: Request, link: Annotated[str, Query(max_length=64)] = "") -> Response:
-    session = await study.do(lambda db: store_lib.resume(db, link, time.time()))
-    if session is None:
-      _LOG.warning("refused: a personal link that is nobody's")
-      raise Refusal(
-        404, "That personal link is nobody's. Open the whole link that you were shown."
-      )  # fmt: skip
-    response = _see("/")
-    study.cookie(request, response, SESSION, session)
-    return response
-
-  @app.get("/pause", response_class=HTMLResponse)
-  async def pause(request: Request) -> Response:
-    state = await study.need(request)
-    return study.html(
-      request, "pause.html.j2", state=state,
-      link=study.link(request, state.subject),
-    )  # fmt: skip
-
-  @app.post("/withdraw", response_class=HTMLResponse)
-  async def withdraw(
-    request: Request,
-    token: Annotated[str, Form(max_length=100)] = "",
-    sure: Annotated[str, Form(max_length=8)] = "",
-  ) -> Response:
-    guard.check_form(request, token)
-    state = await study.need(request)
-    if sure != "yes":
-      raise Refusal(422, "To have your answers deleted, tick that you are sure; go back to do so.")
-    await study.do(lambda db: store_lib.withdraw(db, state.subject, time.time()), erase=True)
-    response = study.html(request, "withdrawn.html.j2")
-    response.delete_cookie(SESSION)
-    return response
-
-  @app.post("/leave", response_class=HTMLResponse)
-  async def leave(request: Request, token: Annotated[str, Form(max_length=100)] = "") -> Response:
-    guard.check_form(request, token)
-    session = request.cookies.get(SESSION, "")
-    await study.do(lambda db: store_lib.end_session(db, session))
-    response = _see("/")
-    response.delete_cookie(SESSION)
-    return response
-
-  @app.get("/finish", response_class=HTMLResponse)
-  async def finish(request: Request) -> Response:
-    state = await study.need(request)
-    if not state.finished:
-      return _see("/task")
-    return study.html(request, "finish.html.j2", most=store_lib.MOST_COMMENT)
-
-  @app.post("/finish", response_class=HTMLResponse)
-  async def comment(
-    request: Request,
-    token: Annotated[str, Form(max_length=100)] = "",
-    comment: Annotated[str, Form(max_length=2 * store_lib.MOST_COMMENT)] = "",
-  ) -> Response:
-    guard.check_form(request, token)
-    state = await study.need(request)
-    if not state.finished:
-      return _see("/task")
-    if text := comment.strip():
-      await study.do(lambda db: store_lib.comment(db, state.subject, text))
-    return _see("/thanks")
-
-  @app.get("/thanks", response_class=HTMLResponse)
-  async def thanks(request: Request) -> Response:
-    state = await study.need(request)
-    if not state.finished:
-      return _see("/task")
-    return study.html(request, "thanks.html.j2", code=state.code)
-
-
-def _add_questions(app: FastAPI, study: _Study) -> None:
-  """The questions, their pictures, and the answers."""
-
-  @app.get("/picture/{name}")
-  async def picture(request: Request, name: str) -> Response:
-    there = study.pictures.get(name)
-    if there is None:
-      raise Refusal(404, "There is no such picture.")
-    headers = {"cache-control": "private, max-age=86400, immutable"}
-    return Response(there.data, media_type="image/png", headers=headers)
-
-  @app.get("/task", response_class=HTMLResponse)
-  async def task(request: Request) -> Response:
-    session = request.cookies.get(SESSION, "")
-    state = await study.do(lambda db: store_lib.serve(db, session, time.time()))
-    if state is None:
-      raise _stranger()
-    if state.withdrawn:
-      return _see("/")
-    if state.next is None:
-      return _see("/finish")
-    return study.html(
-      request, "task.html.j2", pairs=study.pairs(state.next), item=state.next.item,
-      **study.where(state, state.next.place),
-    )  # fmt: skip
-
-  async def keep(request: Request, item: str, choice: str, seconds: float | None):
-    session = request.cookies.get(SESSION, "")
-    client = seconds if seconds is not None and math.isfinite(seconds) else None
-    kept = await study.do(
-      lambda db: store_lib.answer(db, session, item, choice, client, time.time())
+  if state is not None and not state.withdrawn:
+    return _see("/instructions")
+  if agree != "yes" or len(visit) < 16:
+    raise Refusal(422, "To take part, tick that you agree; go back to do so.")
+  if why := await _closed(study):
+    raise Refusal(403, why)
+  made = await study.do(
+    lambda db: store_lib.enrol(
+      db, visit=visit, design=settings.design, most=settings.max_subjects,
+      drop_out=settings.drop_out, tokens=study.tokens, plan=study.plan, now=time.time(),
     )
-    if kept is None:
-      _LOG.warning("refused: an answer of nobody")
-      raise _stranger()
-    return kept
+  )  # fmt: skip
+  if made is None:
+    raise Refusal(403, "Enough people take part already. Thank you for your interest.")
+  response = _see("/instructions")
+  study.cookie(request, response, SESSION, made[1])
+  return response
 
-  @app.post("/answer", response_class=HTMLResponse)
-  async def answer(
-    request: Request,
-    token: Annotated[str, Form(max_length=100)] = "",
-    item: Annotated[str, Form(max_length=64)] = "",
-    answer: Annotated[str, Form(max_length=8)] = "",
-    seconds: Annotated[str, Form(max_length=32)] = "",
-  ) -> Response:
-    guard.check_form(request, token)
-    if answer not in ("A", "B"):
-      raise Refusal(422, "Choose pair A or pair B; go back to do so.")
-    try:
-      told = float(seconds)
-    except ValueError:
-      told = None
-    _, place = await keep(request, item, answer, told)
-    return _see(f"/feedback?place={place.place}" if place.kind == "practice" else "/task")
 
-  @app.get("/feedback", response_class=HTMLResponse)
-  async def feedback(request: Request, place: Annotated[int, Query(ge=1, le=10_000)]) -> Response:
-    state = await study.need(request)
-    asked = await study.do(lambda db: store_lib.find_place(db, state.subject, place))
-    given = await study.do(lambda db: store_lib.find_answer(db, state.subject, place))
-    # Only practice, and only what was answered.
-    if asked is None or given is None or asked.kind != "practice":
-      return _see("/task")
-    right = study.questions.answers[asked.item]
-    return study.html(
-      request, "feedback.html.j2", pairs=study.pairs(asked), right=right, given=given,
-      last=place == state.practice, **study.where(state, place),
-    )  # fmt: skip
+@before_routes.get("/instructions", response_class=HTMLResponse)
+async def instructions(request: Request, study: Here, state: Subject) -> Response:
+  example = study.questions.example
+  addresses = {
+    name: study.addresses[id(getattr(example, name))]
+    for name in ("first", "second", "map", "attribute")
+  }
+  return study.html(
+    request, "instructions.html.j2", example=addresses, attribute=example.name, state=state,
+    size=example.first.width, practice=state.practice, count=state.total - state.practice,
+    link=study.link(request, state.subject),
+  )  # fmt: skip
 
-  def progress(state: State) -> dict[str, Any]:
-    there = state.next if not state.withdrawn else None
-    kind = None if there is None else "practice" if there.kind == "practice" else "question"
-    return {
-      "answered": state.answered, "total": state.total, "finished": state.finished,
-      "next_kind": kind, "next_item": there.item if there else None,
-    }  # fmt: skip
 
-  @app.get("/api/progress")
-  async def read_progress(request: Request) -> Progress:
-    return Progress(**progress(await study.need(request)))
+@before_routes.get("/resume", response_class=HTMLResponse)
+async def resume(
+  request: Request, study: Here, link: Annotated[str, Query(max_length=64)] = ""
+) -> Response:
+  session = await study.do(lambda db: store_lib.resume(db, link, time.time()))
+  if session is None:
+    _LOG.warning("refused: a personal link that is nobody's")
+    raise Refusal(404, "That personal link is nobody's. Open the whole link that you were shown.")
+  response = _see("/")
+  study.cookie(request, response, SESSION, session)
+  return response
 
-  @app.post("/api/answer")
-  async def send_answer(request: Request, sent: Answer) -> Feedback:
-    guard.check_form(request, sent.token)
-    state, place = await keep(request, sent.item, sent.answer, sent.seconds)
-    right = None
-    if place.kind == "practice":
-      right = study.questions.answers[place.item] == sent.answer
-    return Feedback(**progress(state), right=right)
+
+@before_routes.get("/pause", response_class=HTMLResponse)
+async def pause(request: Request, study: Here, state: Subject) -> Response:
+  return study.html(request, "pause.html.j2", state=state, link=study.link(request, state.subject))
+
+
+# --- after them -----------------------------------------------------------------------------------
+
+
+@after_routes.post("/withdraw", response_class=HTMLResponse, dependencies=[OWN_FORM])
+async def withdraw(
+  request: Request, study: Here, state: Subject, sure: Annotated[str, Form(max_length=8)] = ""
+) -> Response:
+  if sure != "yes":
+    raise Refusal(422, "To have your answers deleted, tick that you are sure; go back to do so.")
+  await study.do(lambda db: store_lib.withdraw(db, state.subject, time.time()), erase=True)
+  response = study.html(request, "withdrawn.html.j2")
+  response.delete_cookie(SESSION)
+  return response
+
+
+@after_routes.post("/leave", response_class=HTMLResponse, dependencies=[OWN_FORM])
+async def leave(request: Request, study: Here) -> Response:
+  session = request.cookies.get(SESSION, "")
+  await study.do(lambda db: store_lib.end_session(db, session))
+  response = _see("/")
+  response.delete_cookie(SESSION)
+  return response
+
+
+@after_routes.get("/finish", response_class=HTMLResponse)
+async def finish(request: Request, study: Here, state: Subject) -> Response:
+  if not state.finished:
+    return _see("/task")
+  return study.html(request, "finish.html.j2", most=store_lib.MOST_COMMENT)
+
+
+@after_routes.post("/finish", response_class=HTMLResponse, dependencies=[OWN_FORM])
+async def comment(
+  study: Here, state: Subject,
+  comment: Annotated[str, Form(max_length=2 * store_lib.MOST_COMMENT)] = "",
+) -> Response:  # fmt: skip
+  if not state.finished:
+    return _see("/task")
+  if text := comment.strip():
+    await study.do(lambda db: store_lib.comment(db, state.subject, text))
+  return _see("/thanks")
+
+
+@after_routes.get("/thanks", response_class=HTMLResponse)
+async def thanks(request: Request, study: Here, state: Subject) -> Response:
+  if not state.finished:
+    return _see("/task")
+  return study.html(request, "thanks.html.j2", code=state.code)
+
+
+# --- the questions, their pictures, and the answers -----------------------------------------------
+
+
+@question_routes.get("/picture/{name}")
+async def picture(study: Here, name: str) -> Response:
+  there = study.pictures.get(name)
+  if there is None:
+    raise Refusal(404, "There is no such picture.")
+  headers = {"cache-control": "private, max-age=86400, immutable"}
+  return Response(there.data, media_type="image/png", headers=headers)
+
+
+@question_routes.get("/task", response_class=HTMLResponse)
+async def task(request: Request, study: Here) -> Response:
+  session = request.cookies.get(SESSION, "")
+  state = await study.do(lambda db: store_lib.serve(db, session, time.time()))
+  if state is None:
+    raise _unknown()
+  if state.withdrawn:
+    return _see("/")
+  if state.next is None:
+    return _see("/finish")
+  return study.html(
+    request, "task.html.j2", pairs=study.pairs(state.next), item=state.next.item,
+    **study.where(state, state.next.place),
+  )  # fmt: skip
+
+
+async def _store_answer(
+  request: Request, study: _Study, item: str, choice: str, seconds: float | None
+) -> tuple[State, Place]:
+  """Stores an answer; where the participant is then, and what was answered."""
+  session = request.cookies.get(SESSION, "")
+  client = seconds if seconds is not None and math.isfinite(seconds) else None
+  stored = await study.do(
+    lambda db: store_lib.answer(db, session, item, choice, client, time.time())
+  )
+  if stored is None:
+    _LOG.warning("refused: an answer of nobody")
+    raise _unknown()
+  return stored
+
+
+@question_routes.post("/answer", response_class=HTMLResponse, dependencies=[OWN_FORM])
+async def answer(
+  request: Request,
+  study: Here,
+  item: Annotated[str, Form(max_length=64)] = "",
+  answer: Annotated[str, Form(max_length=8)] = "",
+  seconds: Annotated[str, Form(max_length=32)] = "",
+) -> Response:
+  if answer not in ("A", "B"):
+    raise Refusal(422, "Choose pair A or pair B; go back to do so.")
+  try:
+    reported = float(seconds)
+  except ValueError:
+    reported = None
+  _, place = await _store_answer(request, study, item, answer, reported)
+  return _see(f"/feedback?place={place.place}" if place.kind == "practice" else "/task")
+
+
+@question_routes.get("/feedback", response_class=HTMLResponse)
+async def feedback(
+  request: Request, study: Here, state: Subject, place: Annotated[int, Query(ge=1, le=10_000)]
+) -> Response:
+  asked = await study.do(lambda db: store_lib.find_place(db, state.subject, place))
+  given = await study.do(lambda db: store_lib.find_answer(db, state.subject, place))
+  # Only practice, and only what was answered.
+  if asked is None or given is None or asked.kind != "practice":
+    return _see("/task")
+  return study.html(
+    request, "feedback.html.j2", pairs=study.pairs(asked), given=given,
+    right=study.questions.answers[asked.item], last=place == state.practice,
+    **study.where(state, place),
+  )  # fmt: skip
+
+
+# --- the same for programs ------------------------------------------------------------------------
+
+
+def _progress(state: State) -> dict[str, Any]:
+  there = state.next if not state.withdrawn else None
+  kind = None if there is None else "practice" if there.kind == "practice" else "question"
+  return {
+    "answered": state.answered, "total": state.total, "finished": state.finished,
+    "next_kind": kind, "next_item": there.item if there else None,
+  }  # fmt: skip
+
+
+@api_routes.get("/api/progress")
+async def read_progress(state: Subject) -> Progress:
+  return Progress(**_progress(state))
+
+
+@api_routes.post("/api/answer")
+async def send_answer(request: Request, study: Here, sent: Answer) -> Feedback:
+  guard.check_form(request, sent.token)
+  state, place = await _store_answer(request, study, sent.item, sent.answer, sent.seconds)
+  right = None
+  if place.kind == "practice":
+    right = study.questions.answers[place.item] == sent.answer
+  return Feedback(**_progress(state), right=right)
+
+
+# --- how the study goes, without anything of the answers ------------------------------------------
 
 
 def operator_token(secret: bytes) -> str:
@@ -594,65 +633,56 @@ def operator_token(secret: bytes) -> str:
   return derive(secret, "operator")
 
 
-def _add_operator(app: FastAPI, study: _Study) -> None:
-  """How the study goes, without anything of the answers."""
-  secret = operator_token(study.secret)
-  cookie = derive(study.secret, "operator cookie")
+def _operator_cookie(study: _Study) -> str:
+  return derive(study.secret, "operator cookie")
 
-  def check(request: Request) -> None:
-    given = request.cookies.get(OPERATOR, "")
-    if not hmac.compare_digest(given.encode("utf-8", "replace"), cookie.encode()):
-      raise Refusal(
-        401, "This page is for those who run the study: open the whole link that the server printed"
-        " when it started, which ends in ?key=...",
-      )  # fmt: skip
 
-  async def look() -> tuple[store_lib.Overview, int, int]:
-    path = study.store.path
-    there = await study.do(lambda db: store_lib.overview(db, study.settings.drop_out, time.time()))
-    stored = sum(
-      file.stat().st_size for file in path.parent.glob(f"{path.name}*") if file.is_file()
-    )
-    return there, shutil.disk_usage(path.parent).free, stored
+async def _overview(study: _Study) -> tuple[store_lib.Overview, int, int]:
+  """What is known of answers; bytes free on the disk, and bytes stored."""
+  path = study.store.path
+  there = await study.do(lambda db: store_lib.overview(db, study.settings.drop_out, time.time()))
+  stored = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*") if file.is_file())
+  return there, shutil.disk_usage(path.parent).free, stored
 
-  @app.get("/operator", response_class=HTMLResponse)
-  async def operator(request: Request, key: Annotated[str, Query(max_length=64)] = "") -> Response:
-    if key:
-      if not hmac.compare_digest(key.encode("utf-8", "replace"), secret.encode()):
-        _LOG.warning("refused: an operator's link that is none")
-        raise Refusal(401, "That is not the operator's link of this study.")
-      response = _see("/operator")
-      study.cookie(request, response, OPERATOR, cookie)
-      return response
-    check(request)
-    there, free, stored = await look()
-    invitation = study.url(request, "/" + (f"?token={study.token}" if study.token else ""))
-    return study.html(
-      request, "operator.html.j2", overview=there, free=free / 1e9, stored=stored / 1e6,
-      invitation=invitation, low=free < 1e9,
-      closes=study.settings.closes
-      and datetime.datetime.fromtimestamp(study.settings.closes, datetime.UTC),
-    )  # fmt: skip
 
-  @app.post("/operator/enrolment", response_class=HTMLResponse)
-  async def enrolment(
-    request: Request,
-    token: Annotated[str, Form(max_length=100)] = "",
-    opened: Annotated[str, Form(max_length=8)] = "",
-  ) -> Response:
-    check(request)
-    guard.check_form(request, token)
-    if opened not in ("yes", "no"):
-      raise Refusal(422, "Say yes or no.")
-    await study.do(lambda db: store_lib.set_open(db, opened == "yes"))
-    return _see("/operator")
+@operator_routes.get("/operator", response_class=HTMLResponse)
+async def operator(
+  request: Request, study: Here, key: Annotated[str, Query(max_length=64)] = ""
+) -> Response:
+  if key:
+    secret = operator_token(study.secret)
+    if not hmac.compare_digest(key.encode("utf-8", "replace"), secret.encode()):
+      _LOG.warning("refused: an operator's link that is none")
+      raise Refusal(401, "That is not the operator's link of this study.")
+    response = _see("/operator")
+    study.cookie(request, response, OPERATOR, _operator_cookie(study))
+    return response
+  await _check_operator(request, study)
+  there, free, stored = await _overview(study)
+  invitation = study.url(request, "/" + (f"?token={study.token}" if study.token else ""))
+  return study.html(
+    request, "operator.html.j2", overview=there, free=free / 1e9, stored=stored / 1e6,
+    invitation=invitation, low=free < 1e9,
+    closes=study.settings.closes
+    and datetime.datetime.fromtimestamp(study.settings.closes, datetime.UTC),
+  )  # fmt: skip
 
-  @app.get("/api/operator")
-  async def status(request: Request) -> Status:
-    check(request)
-    there, free, stored = await look()
-    return Status(
-      open=there.opened, answers=there.answers, answers_last_hour=there.last_hour,
-      answers_last_minute=there.last_minute, free_bytes=free, stored_bytes=stored,
-      cells=[CellStatus(**cell._asdict()) for cell in there.cells],
-    )  # fmt: skip
+
+@operator_routes.post(
+  "/operator/enrolment", response_class=HTMLResponse, dependencies=[IS_OPERATOR, OWN_FORM]
+)
+async def enrolment(study: Here, opened: Annotated[str, Form(max_length=8)] = "") -> Response:
+  if opened not in ("yes", "no"):
+    raise Refusal(422, "Say yes or no.")
+  await study.do(lambda db: store_lib.set_open(db, opened == "yes"))
+  return _see("/operator")
+
+
+@operator_routes.get("/api/operator", dependencies=[IS_OPERATOR])
+async def status(study: Here) -> Status:
+  there, free, stored = await _overview(study)
+  return Status(
+    open=there.opened, answers=there.answers, answers_last_hour=there.last_hour,
+    answers_last_minute=there.last_minute, free_bytes=free, stored_bytes=stored,
+    cells=[CellStatus(**cell._asdict()) for cell in there.cells],
+  )  # fmt: skip
