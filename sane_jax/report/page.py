@@ -17,7 +17,7 @@ import math
 import pathlib
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jinja2
@@ -36,6 +36,9 @@ _THUMBNAIL_PX = 72
 _HEADING = 120  # letters of a text in a heading; the whole of it stands in its own place
 _BLANK = np.zeros((1, 1, 3), np.uint8)  # where there is no picture
 _MOST_ATTRIBUTES = 6  # the first and its runners-up
+_NUMERIC = "biuf"  # kinds of dtypes
+_TEXTS = ("query_name", "reference_name", "command", "sentence", "kind")
+_CALLED: dict[type, str] = {str: "a text", float: "a number", Mapping: "a mapping"}
 
 # Opaque colours from weak to strong. Orange against blue stays apart under every common colour
 # blindness, and all darken towards their end, so strength survives a grey print. Green is for
@@ -125,11 +128,21 @@ class PairView(NamedTuple):
 
 
 def check_pair(pair: PairView) -> None:
-  """Raises ValueError, naming the pair and the field, where shapes or types do not fit together."""
+  """Raises ValueError, naming the pair and the field, for what the page can't show.
+
+  Of shapes and types that do not fit together, and of values that are no text, number or mapping.
+  """
 
   def fail(message: str) -> NoReturn:
     raise ValueError(f"{pair.query_name!r} against {pair.reference_name!r}: {message}")
 
+  for field, wanted, value in _typed_values(pair):
+    if not (
+      np.ndim(value) == 0 and np.asarray(value).dtype.kind in _NUMERIC
+      if wanted is float
+      else isinstance(value, wanted)
+    ):
+      fail(f"{field} must be {_CALLED[wanted]}, got {value!r}")
   for field in ("query", "reference", "contrast"):
     image = getattr(pair, field)
     if image is None and field != "query":
@@ -156,18 +169,22 @@ def check_pair(pair: PairView) -> None:
     array = np.asarray(getattr(pair, field))
     if array.shape != image.shape[:2]:
       fail(f"{field} must be {list(image.shape[:2])} as its image, got {list(array.shape)}")
+    if array.dtype.kind not in _NUMERIC:
+      fail(f"{field} must hold numbers, got {array.dtype}")
     if field.endswith("cells"):
-      if not np.issubdtype(array.dtype, np.integer):
+      if array.dtype.kind not in "iu" or not np.can_cast(array.dtype, np.int64):
         fail(f"{field} must be integers, got {array.dtype}")
       if array.min() < -1 or array.max() >= _NO_CELL:
         fail(f"{field} must lie in [-1, {_NO_CELL}), got [{array.min()}, {array.max()}]")
   if pair.correspondence is not None:
     if pair.query_cells is None or pair.reference_cells is None:
       fail("correspondence needs query_cells and reference_cells")
-    shape = np.shape(pair.correspondence)
-    least = (int(pair.query_cells.max()) + 1, int(pair.reference_cells.max()) + 1)
+    shape, dtype = np.shape(pair.correspondence), np.asarray(pair.correspondence).dtype
+    if dtype.kind not in _NUMERIC:
+      fail(f"correspondence must hold numbers, got {dtype}")
+    least = [max(int(cells.max()) + 1, 1) for cells in (pair.query_cells, pair.reference_cells)]
     if len(shape) != 2 or shape[0] < least[0] or shape[1] < least[1]:
-      fail(f"correspondence must be at least {list(least)} (cells by cells), got {list(shape)}")
+      fail(f"correspondence must be at least {least} (cells by cells), got {list(shape)}")
   for attribute in pair.attributes:
     activation_map = np.asarray(attribute.activation_map)
     if activation_map.shape != pair.query.shape[:2]:
@@ -175,6 +192,8 @@ def check_pair(pair: PairView) -> None:
         f"activation_map of {attribute.name!r} must be {list(pair.query.shape[:2])} as the query,"
         f" got {list(activation_map.shape)}"
       )
+    if activation_map.dtype.kind not in _NUMERIC:
+      fail(f"activation_map of {attribute.name!r} must hold numbers, got {activation_map.dtype}")
     if (activation_map < 0).any():
       fail(f"activation_map of {attribute.name!r} must be at least 0, got {activation_map.min()}")
     shares = list(attribute.shares.values())
@@ -190,6 +209,27 @@ def check_pair(pair: PairView) -> None:
         f"attributes must stand best first: {second.name!r} has {second.total:g}, after"
         f" {first.name!r} with {first.total:g}"
       )
+
+
+def _typed_values(pair: PairView) -> Iterator[tuple[str, type, Any]]:
+  """All of a pair but its arrays: the field, of which type it has to be, and the value."""
+  yield from ((name, str, getattr(pair, name)) for name in _TEXTS)
+  yield from (("warnings", str, text) for text in pair.warnings)
+  if pair.contrast_name is not None:
+    yield "contrast_name", str, pair.contrast_name
+  yield from ((name, float, getattr(pair, name)) for name in ("score", "encoder_passes"))
+  yield "settings", Mapping, pair.settings
+  yield "metrics", Mapping, pair.metrics
+  optional = [("seconds", pair.seconds), ("attribute_margin", pair.attribute_margin)]
+  optional += pair.metrics.items()
+  for attribute in pair.attributes:
+    yield "an attribute's name", str, attribute.name
+    yield f"total of {attribute.name!r}", float, attribute.total
+    yield f"terms of {attribute.name!r}", Mapping, attribute.terms
+    yield f"shares of {attribute.name!r}", Mapping, attribute.shares
+    yield from ((name, float, share) for name, share in attribute.shares.items())
+    optional += attribute.terms.items()
+  yield from ((name, float, value) for name, value in optional if value is not None)
 
 
 def _ramp(strength: np.ndarray, stops: np.ndarray) -> np.ndarray:

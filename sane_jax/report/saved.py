@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sane_jax.report import AttributeView, PairView, render_page
+from sane_jax.report.page import AttributeView, PairView, check_pair
 from sane_jax.runs import npz
 
 _ACTIVATION_MAP = "_activation_map_"
@@ -21,7 +21,7 @@ def _plain(value: Any) -> Any:
 
 
 def save_view(path: pathlib.Path, view: PairView) -> None:
-  """Keeps an explained pair: its arrays as they are, everything else as text."""
+  """Saves an explained pair: its arrays as they are, everything else as text."""
   fields = view._asdict()
   arrays = {k: v for k, v in fields.items() if isinstance(v, np.ndarray)}
   rest = {k: v for k, v in fields.items() if k not in arrays}
@@ -46,7 +46,7 @@ def load_view(path: pathlib.Path) -> PairView | None:
     ]
     fields.update(arrays)
     view = PairView(**fields)
-    render_page([view], title="")  # whatever is wrong with it shows here
+    check_pair(view)
     return view
   except Exception:
     return None

@@ -477,7 +477,7 @@ def upload(
       raise Refusal(422, str(error)) from error
   key = UPLOAD + secrets.token_urlsafe(18)
   shown = name.replace("\\", "/").rpartition("/")[2].strip() or "your photo"
-  viewer.collection.uploads.put(key, Upload(shown[:300], pixels), pixels.nbytes)
+  viewer.collection.uploads.put(key, Upload(shown[:300], pixels))
   return _answer(request, viewer, worker.submit(key, chosen)._asdict)
 
 

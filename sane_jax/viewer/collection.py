@@ -12,10 +12,10 @@ and so are images that a visitor sent. Whatever made it, what a map needs of an 
 import hashlib
 import random
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import cachetools
 import numpy as np
 
 from sane_jax.maps.index import ExplanationIndex
@@ -84,33 +84,29 @@ class Upload(NamedTuple):
   pixels: np.ndarray  # [h w 3] float32 in [0, 1]
 
 
-class Kept:
-  """Arrays that were measured while the server runs, the least recently used dropped."""
+class Cache:
+  """Values, the least recently used dropped; safe to use from several threads.
 
-  def __init__(self, most_bytes: int):
-    self._most, self._size = most_bytes, 0
-    self._kept: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+  Args:
+    most_bytes: of all together. The last value put stays, even if it alone is larger.
+    size_of: bytes of a value.
+  """
+
+  def __init__(self, most_bytes: int, size_of: Callable[[Any], int]):
+    # Of a larger value cachetools would raise.
+    self._values = cachetools.LRUCache(most_bytes, lambda value: min(size_of(value), most_bytes))
     self._lock = threading.Lock()
 
   def get(self, key: Any) -> Any:
     with self._lock:
-      found = self._kept.pop(key, None)
-      if found is None:
-        return None
-      self._kept[key] = found
-      return found[0]
+      return self._values.get(key)
 
-  def put(self, key: Any, value: Any, size: int) -> None:
+  def put(self, key: Any, value: Any) -> None:
     with self._lock:
-      _, before = self._kept.pop(key, (None, 0))
-      self._kept[key] = (value, size)
-      self._size += size - before
-      while self._size > self._most and len(self._kept) > 1:
-        _, (_, dropped) = self._kept.popitem(last=False)
-        self._size -= dropped
+      self._values[key] = value
 
   def __len__(self) -> int:
-    return len(self._kept)
+    return len(self._values)
 
 
 class Collection:
@@ -164,8 +160,8 @@ class Collection:
     self._order = sorted(self.keys, key=lambda key: key not in self.mapped)
     self._folded = {key: self.labels[key].casefold() for key in self._order}
     self.left_out = {n: why for index in self.indexes for n, why in index.left_out.items()}
-    self.uploads = Kept(upload_bytes)
-    self.measured = Kept(measured_bytes)
+    self.uploads = Cache(upload_bytes, lambda upload: upload.pixels.nbytes)
+    self.measured = Cache(measured_bytes, lambda measured: measured.nbytes)
 
   # --- images -------------------------------------------------------------------------------------
 
@@ -334,7 +330,7 @@ def key_of(name: str) -> str:
 
 
 def shorten(names: Sequence[str]) -> list[str]:
-  """Ids less the folders that all have in common: those are nobody's business in a browser."""
+  """Ids for a browser: common parent folders are stripped so that server paths are not exposed."""
   folders = [name.split("/")[:-1] for name in names]
   depth = 0
   for parts in zip(*folders, strict=False):  # as deep as the shallowest

@@ -1,7 +1,7 @@
 """Measuring while the server runs: photos that were sent, and other designs and fills.
 
 One thread has the model: an image is measured after the other, those that wait know their place,
-and any of them can be cancelled. What comes out is kept in memory (`collection.Kept`).
+and any of them can be cancelled. Results are cached in memory (`collection.Cache`).
 """
 
 import collections
@@ -255,7 +255,7 @@ class Measuring:
       np.asarray(measured.matrix), measured.whole, masked, factor, explainer.design.grid,
       explainer.encoder_passes - before,
     )  # fmt: skip
-    self._collection.measured.put((task.image, view.key), found, found.nbytes)
+    self._collection.measured.put((task.image, view.key), found)
     task.done = task.total
     _LOG.info(
       "measured %s in %.1f s with %d passes", view.key, time.monotonic() - began, found.passes

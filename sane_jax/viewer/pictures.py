@@ -1,4 +1,4 @@
-"""Pictures of a collection as browsers get them: encoded anew, small, and kept for a while.
+"""Pictures of a collection as browsers get them: encoded anew, small, and cached.
 
 What a visitor sent is decoded, fitted to the model and encoded again: whatever else its file held
 (where it was taken, a script, a second document) is gone.
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sane_jax.datasets import images as images_lib
-from sane_jax.viewer.collection import Collection, Kept
+from sane_jax.viewer.collection import Cache, Collection
 from sane_jax.web.guard import Refusal
 
 THUMBNAIL = 144  # pixels of the longer side
@@ -36,14 +36,14 @@ class Pictures:
 
   Args:
     collection: whose images are read.
-    cache_bytes: kept at a time.
+    cache_bytes: of the pictures cached at a time.
   """
 
   def __init__(self, collection: Collection, cache_bytes: int = 128 << 20):
     self._collection = collection
-    self._kept = Kept(cache_bytes)
+    self._encoded = Cache(cache_bytes, lambda picture: len(picture.data))
     self._readers = threading.BoundedSemaphore(READERS)
-    self._missing: dict[str, tuple[float, str]] = {}
+    self._missing = Cache(_MOST_MISSING, lambda _: 1)  # key: when, why
 
   def get(self, key: str, *, thumbnail: bool) -> Picture:
     """The picture of an image, as the model sees it or smaller.
@@ -51,14 +51,14 @@ class Pictures:
     Raises:
       Refusal: 404, there is no such image; 410, it can't be read: its file may be gone.
     """
-    found = self._kept.get((key, thumbnail))
+    found = self._encoded.get((key, thumbnail))
     if found is not None:
       return found
-    since, why = self._missing.get(key, (0.0, ""))
+    since, why = self._missing.get(key) or (0.0, "")
     if why and time.monotonic() - since < _RETRY:
       raise Refusal(410, why)
     with self._readers:
-      found = self._kept.get((key, thumbnail))  # another may just have made it
+      found = self._encoded.get((key, thumbnail))  # another may just have made it
       if found is not None:
         return found
       name = self._collection.name_of(key)
@@ -66,18 +66,16 @@ class Pictures:
         pixels = self._collection.picture(key)
       except (OSError, ValueError) as error:
         why = f"The picture of {name} can't be read: its file may be gone. Its maps are still here."
-        if len(self._missing) >= _MOST_MISSING:
-          self._missing.clear()
-        self._missing[key] = (time.monotonic(), why)
+        self._missing.put(key, (time.monotonic(), why))
         raise Refusal(410, why) from error
       small, large = encode(pixels, thumbnail=True), encode(pixels, thumbnail=False)
-    self._kept.put((key, True), small, len(small.data))
-    self._kept.put((key, False), large, len(large.data))
+    self._encoded.put((key, True), small)
+    self._encoded.put((key, False), large)
     return small if thumbnail else large
 
   def is_missing(self, key: str) -> bool:
     """Whether the picture could not be read when it was last asked for."""
-    return key in self._missing and key in self._collection.ids
+    return self._missing.get(key) is not None and key in self._collection.ids
 
 
 def encode(pixels: np.ndarray, *, thumbnail: bool) -> Picture:

@@ -6,7 +6,6 @@ gives every response headers under which a browser runs our scripts alone.
 """
 
 import base64
-import collections
 import hashlib
 import hmac
 import http
@@ -19,6 +18,8 @@ import urllib.parse
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
+
+import cachetools
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
@@ -306,17 +307,15 @@ class _Buckets:
 
   def __init__(self, limit: Limit):
     self._limit = limit
-    self._levels: collections.OrderedDict[str, tuple[float, float]] = collections.OrderedDict()
+    self._levels: cachetools.LRUCache[str, tuple[float, float]] = cachetools.LRUCache(_MOST_CLIENTS)
 
   def take(self, client: str) -> float:
     """0, or how many seconds to wait."""
     now = time.monotonic()
-    level, then = self._levels.pop(client, (float(self._limit.burst), now))
+    level, then = self._levels.get(client, (float(self._limit.burst), now))
     level = min(self._limit.burst, level + (now - then) * self._limit.per_second)
     wait = 0.0 if level >= 1 else (1 - level) / self._limit.per_second
     self._levels[client] = (level - (wait == 0), now)
-    while len(self._levels) > _MOST_CLIENTS:
-      self._levels.popitem(last=False)
     return wait
 
 

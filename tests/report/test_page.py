@@ -595,6 +595,19 @@ def test_a_pair_at_224_pixels_takes_at_most_200_kilobytes():
     ({"standard_error": None}, "standard_error must be given"),
     ({"reference_saliency_map": np.zeros((12, 16))}, r"reference_saliency_map must be \[8, 10"),
     ({"query_cells": np.zeros((12, 16))}, "query_cells must be integers, got float64"),
+    ({"query_name": 5}, "query_name must be a text, got 5"),
+    ({"score": "x"}, "score must be a number, got 'x'"),
+    ({"encoder_passes": None}, "encoder_passes must be a number, got None"),
+    ({"metrics": {"AUC": "x"}}, "AUC must be a number, got 'x'"),
+    ({"settings": None}, "settings must be a mapping, got None"),
+    ({"warnings": [5]}, "warnings must be a text, got 5"),
+    ({"saliency_map": np.full((12, 16), "x")}, "saliency_map must hold numbers, got <U1"),
+    ({"query_cells": np.zeros((12, 16), np.uint64)}, "query_cells must be integers, got uint64"),
+    ({"correspondence": np.full((9, 4), "x")}, "correspondence must hold numbers, got <U1"),
+    (
+      {"attributes": [make_attributes("a")[0]._replace(terms={"prior": "x"})]},
+      "prior must be a number, got 'x'",
+    ),
     ({"query_cells": np.full((12, 16), -2)}, r"query_cells must lie in \[-1, 65535\)"),
     ({"reference_cells": None}, "correspondence needs query_cells and reference_cells"),
     ({"correspondence": np.zeros((4, 9))}, r"at least \[9, 4\] .* got \[4, 9\]"),
@@ -621,7 +634,7 @@ def test_a_pair_at_224_pixels_takes_at_most_200_kilobytes():
 def test_arrays_that_do_not_fit_are_refused_by_name(changes, message):
   with pytest.raises(ValueError, match=message) as caught:
     render_page([make_pair(**changes)], title="")
-  assert "'query.png' against 'reference.png'" in str(caught.value)
+  assert f"{changes.get('query_name', 'query.png')!r} against 'reference.png'" in str(caught.value)
 
 
 def test_inputs_are_left_as_they_were():

@@ -17,7 +17,7 @@ from sane_jax.maps import reasons
 from sane_jax.maps.index import ExplanationIndex
 from sane_jax.models.model import Model
 from sane_jax.ops import ranking, resampling
-from sane_jax.viewer.collection import Collection, Kept, key_of, shorten
+from sane_jax.viewer.collection import Cache, Collection, key_of, shorten
 from sane_jax.viewer.measuring import Measuring
 from sane_jax.web.guard import Limit
 
@@ -565,20 +565,22 @@ def test_an_index_of_another_model_is_named(both, folder, paths):
     Collection([both, both])
 
 
-def test_what_is_kept_is_bounded():
-  kept = Kept(100)
+def test_the_cache_is_bounded():
+  cache = Cache(100, lambda value: value)
   for n in range(50):
-    kept.put(n, n, 30)
-  assert len(kept) == 3
-  assert kept.get(49) == 49
-  assert kept.get(0) is None
-  assert kept.get(47) == 47  # and is now the last to go
-  kept.put("new", 1, 30)
-  assert kept.get(47) == 47
-  assert kept.get(48) is None
-  kept.put("large", 1, 1000)  # one is always kept: whoever sent it is looking at it
-  assert kept.get("large") == 1
-  assert len(kept) == 1
+    cache.put(n, 30)
+  assert len(cache) == 3
+  assert cache.get(49) == 30
+  assert cache.get(0) is None
+  assert cache.get(47) == 30  # and is now the last to go
+  cache.put("new", 30)
+  assert cache.get(47) == 30
+  assert cache.get(48) is None
+  cache.put("large", 1000)  # the last one always stays: whoever sent it is looking at it
+  assert cache.get("large") == 1000
+  assert len(cache) == 1
+  cache.put("small", 1)
+  assert cache.get("large") is None
 
 
 def test_links_to_photos_live_as_long_as_the_server(client):
