@@ -161,13 +161,31 @@ def _help(argv: Sequence[str]) -> str:
   return "\n".join(lines)
 
 
+def rename_fields(config: ml_collections.ConfigDict) -> None:
+  """Gives fields of a config their present names, in place; says on stderr what was renamed."""
+  for old, new in settings.RENAMED.items():
+    section, _, field = old.rpartition(".")
+    holder = config.get(section) if section else config
+    if field not in (holder or ()) or hasattr(holder[field], "items"):
+      continue
+    print(f"config: the file sets {old}, which is called {new} now", file=sys.stderr)
+    section, _, name = new.rpartition(".")
+    with config.unlocked():
+      if section and section not in config:
+        config[section] = {}
+      target = config[section] if section else config
+      # A value goes where others may refer to; a new name takes what others refer to along.
+      target[name] = holder[field] if name in target else holder.get_ref(field)
+      del holder[field]
+
+
 def _load(path: pathlib.Path) -> ml_collections.ConfigDict:
   """The config of a file, with the present names of fields."""
   found = runpy.run_path(str(path))
   if "get_config" not in found:
     raise ValueError(f"{path} has no function get_config() that gives a ConfigDict")
   config = found["get_config"]()
-  settings.rename_fields(config)
+  rename_fields(config)
   return config
 
 

@@ -120,13 +120,13 @@ def test_old_names_are_understood_on_the_command_line(capsys):
 def test_old_names_are_understood_in_a_config_of_ones_own(capsys):
   own = load("polyvore")  # as a file does that inherits and changes
   own.key = 5
-  settings.rename_fields(own)
+  main.rename_fields(own)
   assert (own.seed, own.study.seed) == (5, 5)
   assert "key" not in own
   assert own.attributes.map_weight == 5e-3  # a section keeps its name
   old = ml_collections.ConfigDict({"key": 1, "pairs": "p.txt", "explain": {"num_pairs": 3}})
   old.study = {"key": old.get_ref("key")}
-  settings.rename_fields(old)
+  main.rename_fields(old)
   old.seed = 7
   assert old.study.seed == 7
   assert old.pairs_file == "p.txt"

@@ -58,24 +58,6 @@ def rename_flags(argv: Sequence[str]) -> list[str]:
   return out
 
 
-def rename_fields(config: Any) -> None:
-  """Gives fields of a ConfigDict their present names, in place; says on stderr what was renamed."""
-  for old, new in RENAMED.items():
-    section, _, field = old.rpartition(".")
-    holder = config.get(section) if section else config
-    if field not in (holder or ()) or hasattr(holder[field], "items"):
-      continue
-    print(f"config: the file sets {old}, which is called {new} now", file=sys.stderr)
-    section, _, name = new.rpartition(".")
-    with config.unlocked():
-      if section and section not in config:
-        config[section] = {}
-      target = config[section] if section else config
-      # A value goes where others may refer to; a new name takes what others refer to along.
-      target[name] = holder[field] if name in target else holder.get_ref(field)
-      del holder[field]
-
-
 # --- what a config says ---------------------------------------------------------------------------
 
 
@@ -85,7 +67,7 @@ def find_config(path: str) -> pathlib.Path:
   Raises:
     ValueError: there is none; names those that there are.
   """
-  for home in (pathlib.Path(), PACKAGE, PACKAGE.parent):  # as it is; installed; in a checkout
+  for home in (pathlib.Path.cwd(), PACKAGE, PACKAGE.parent):  # as it is; installed; in a checkout
     if (found := home / path).is_file():
       return found
   known = sorted(f"configs/{p.name}" for home in (PACKAGE, PACKAGE.parent)
