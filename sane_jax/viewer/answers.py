@@ -1,4 +1,4 @@
-"""What the viewer answers of pairs, from what is known of images: plain numbers and codes."""
+"""The viewer's answers on pairs, from what is known of their images, as JSON."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from sane_jax.viewer import collection as collection_lib
 from sane_jax.viewer.collection import Collection, Measured, View
 from sane_jax.web.guard import Refusal
 
-# (query's id, reference's id) -> what ranks attributes of that pair; None for ids of uploads.
+# (query's id, reference's id) -> ranker of that pair's attributes; an upload's id is None.
 Rankers = Callable[[str | None, str | None], reasons.Ranker]
 MOST_ATTRIBUTES = 6
 _correspondence = jax.jit(effects.correspondence)
@@ -50,7 +50,7 @@ def explain_pair(collection: Collection, query: str, reference: str, view: View,
     if side is not None and towards is not None:
       known = (side.matrix @ towards).reshape(side.grid)
     maps.append(known)
-    # Of both perturbed, the spread over masked references belongs to the error, and is not kept.
+    # With both perturbed, the error includes a spread over masked references, which isn't saved.
     errors.append(error_of(side, embeddings[other]) if mode == "fixed" else None)
   return Pair(
     float(embeddings[query] @ embeddings[reference]), maps[0], maps[1], errors[0], errors[1],

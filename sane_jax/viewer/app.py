@@ -27,7 +27,7 @@ from sane_jax.web import pages as pages_lib
 from sane_jax.web.guard import Limit, Refusal
 
 MOST_NEIGHBORS = 200
-PAGE_SIZE = 60  # images of the collection a page
+PAGE_SIZE = 60  # images per page of the collection
 _LOG = logging.getLogger("sane_jax.web")
 _ID = r"^[A-Za-z0-9_-]+$"
 _IMMUTABLE = "private, max-age=3600"
@@ -40,15 +40,15 @@ LIMITS = (
 
 
 class Options(NamedTuple):
-  """Of a viewer.
+  """Options of a viewer.
 
   Attributes:
     title: the page's heading.
-    neighbors: matches shown of a query.
-    no_uploads: why photos are not taken and nothing is measured; '' where they are.
+    neighbors: matches shown for a query.
+    no_uploads: why uploads are off; '' where they are on.
     no_attributes: why no attributes are shown; '' where they are.
-    max_upload: bytes of a photo.
-    max_pixels: of a photo.
+    max_upload: largest photo, in bytes.
+    max_pixels: largest photo, in pixels.
   """
 
   title: str = "Why do these match?"
@@ -60,7 +60,7 @@ class Options(NamedTuple):
 
 
 class Viewer(NamedTuple):
-  """What the routes share; `app.state.viewer`.
+  """The state that all routes share: `app.state.viewer`.
 
   Attributes:
     collection, model, measuring, rankers, options: as of `make_app`.
@@ -102,10 +102,10 @@ def make_app(
   """The application; put `guard_app` around it.
 
   Args:
-    collection: what is served.
-    model: to which photos that are sent are fitted; given with `measuring`.
-    measuring: measures them, and other designs; None to answer from the indexes alone.
-    rankers: of attributes; None without.
+    collection: the images served.
+    model: whose input size uploads are fitted to; given with `measuring`.
+    measuring: measures uploads, and other designs; None to answer from the indexes alone.
+    rankers: of attributes; None for none.
     options: see `Options`.
   """
   app = FastAPI(
@@ -154,7 +154,7 @@ def guard_app(
   )  # fmt: skip
 
 
-# --- what the routes have in common ---------------------------------------------------------------
+# --- shared by the routes -------------------------------------------------------------------------
 
 
 def _find_view(viewer: Viewer, key: str) -> View:
@@ -444,7 +444,7 @@ def _missing(viewer: Viewer, view: View, key: str) -> dict[str, Any]:
   return {"key": key, "why": why, "can_measure": worker is not None, "passes": passes}
 
 
-# --- photos that are sent, and other designs ------------------------------------------------------
+# --- uploads, and other designs -------------------------------------------------------------------
 
 
 def _measuring(viewer: Viewer) -> Measuring:
@@ -534,5 +534,5 @@ def _warm(collection: Collection) -> None:
     near = collection.nearest(key, collection.first, 1)
     answers.explain_pair(collection, key, near[0][0] if near else key, collection.first, "fixed")
     _LOG.info("the index is in memory after %.1f s", time.monotonic() - began)
-  except Exception as error:  # whoever asks for it is told
+  except Exception as error:  # reported to the first request that needs it
     _LOG.warning("the index could not be read ahead: %s", error)

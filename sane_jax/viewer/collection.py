@@ -1,7 +1,7 @@
-"""What is served: images by key, and what is known of each in each view.
+"""The images served, by key, and what is known of each in each view.
 
 A view is a design and a fill. An index holds one; further ones are measured while the server runs,
-and so are images that a visitor sent. Whatever made it, what a map needs of an image is the same:
+and so are uploads. Either way, a map needs the same of an image:
 
     map of (q, r)             E_q e_r      [c]     both perturbed: E_q m_r
     why a rather than b       E_q (e_a − e_b)
@@ -78,7 +78,7 @@ class Measured(NamedTuple):
 
 
 class Upload(NamedTuple):
-  """An image that a visitor sent, as the model sees it."""
+  """An uploaded image, as the model sees it."""
 
   name: str
   pixels: np.ndarray  # [h w 3] float32 in [0, 1]
@@ -110,14 +110,14 @@ class Cache:
 
 
 class Collection:
-  """Images of one or several indexes, and those that visitors sent.
+  """Images of one or several indexes, and uploads.
 
   Args:
     indexes: of the same model and images, each of another design or fill; the first is shown first.
     read_picture: id -> image as the model sees it, [h w 3] uint8 or float32 in [0, 1]; read from
       the paths that the index knows by default.
     name_of: id -> what to call the image, and find it by; the id without its folders by default.
-    upload_bytes, measured_bytes: of uploads, and of what was measured, that are kept at a time.
+    upload_bytes, measured_bytes: of uploads, and of measurements, that are cached at a time.
 
   Attributes:
     views: by key, those of the indexes.
@@ -176,10 +176,10 @@ class Collection:
     return self.upload(key).name
 
   def upload(self, key: str) -> Upload:
-    """An image that was sent.
+    """An uploaded image.
 
     Raises:
-      Refusal: 404, there is none, or it is no longer kept.
+      Refusal: 404, there is none, or it is no longer cached.
     """
     found = self.uploads.get(key) if key.startswith(UPLOAD) else None
     if found is None:
@@ -224,7 +224,7 @@ class Collection:
     return pixels if pixels.dtype == np.uint8 else np.round(pixels * 255).astype(np.uint8)
 
   def pixels(self, key: str) -> np.ndarray:
-    """The same, as it is kept: uint8, or float32 in [0, 1]."""
+    """As `picture`, in its own dtype: uint8, or float32 in [0, 1]."""
     if key in self.ids:
       return self._read_picture(self.ids[key])
     return self.upload(key).pixels

@@ -1,7 +1,7 @@
-"""Measuring while the server runs: photos that were sent, and other designs and fills.
+"""Measuring while the server runs: uploads, and other designs and fills.
 
-One thread has the model: an image is measured after the other, those that wait know their place,
-and any of them can be cancelled. Results are cached in memory (`collection.Cache`).
+One thread owns the model: images are measured one by one, each reports its place in the queue, and
+any of them can be cancelled. Results are cached in memory (`collection.Cache`).
 """
 
 import collections

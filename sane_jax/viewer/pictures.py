@@ -1,7 +1,7 @@
-"""Pictures of a collection as browsers get them: encoded anew, small, and cached.
+"""Pictures of a collection for browsers: re-encoded, small, and cached.
 
-What a visitor sent is decoded, fitted to the model and encoded again: whatever else its file held
-(where it was taken, a script, a second document) is gone.
+An upload is decoded, fitted to the model and encoded again: whatever else its file held (where it
+was taken, a script, a second document) is gone.
 """
 
 import hashlib

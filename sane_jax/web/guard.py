@@ -1,8 +1,8 @@
-"""What stands before every application: who may ask, how much, how often, and what a page may do.
+"""Access control for every application: hosts, tokens, request sizes and rates, response headers.
 
-`Guard` is ASGI middleware. It lets through what names an allowed host, has the token where one is
-set, comes from our own pages where it changes something, is small enough and not too frequent; and
-gives every response headers under which a browser runs our scripts alone.
+`Guard` is ASGI middleware. It admits a request that names an allowed host, has the token where one
+is set, comes from our own pages where it changes something, is small enough and not too frequent.
+Response headers let browsers run our scripts alone.
 """
 
 import base64
@@ -37,7 +37,7 @@ _HEADERS = {
 }
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _ACCESS, _CSRF = "access", "csrf"  # cookies
-_MOST_CLIENTS = 10_000  # that are remembered at a time
+_MOST_CLIENTS = 10_000  # remembered at a time
 _MOST_QUERY = 8 << 10  # bytes of a query string
 _LOG = logging.getLogger("sane_jax.web")
 
@@ -48,7 +48,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Limit(NamedTuple):
-  """How often one address may ask for paths that begin with `prefix`."""
+  """How often one client address may request paths that begin with `prefix`."""
 
   prefix: str
   per_second: float
@@ -225,7 +225,7 @@ def add_handlers(app: Any, render_refusal: Callable[[int, str, str], str] | None
 
 
 def _log(request: "_Request", error: BaseException) -> Refusal:
-  """Keeps what went wrong in the log, and says under which number."""
+  """Logs an error; the refusal names the number it is logged under."""
   number = uuid.uuid4().hex[:8]
   _LOG.error("error %s in %s %s", number, request.method, request.path, exc_info=error)
   return Refusal(500, f"Something went wrong here; it is in the log as {number}.")
@@ -243,12 +243,12 @@ def _words(
 
 
 def form_token(request: Any) -> str:
-  """What a form or a script of ours sends along with what changes something."""
+  """The token that our forms and scripts send with every change."""
   return request.state.csrf
 
 
 def check_form(request: Any, token: str) -> None:
-  """Raises Refusal unless the token is the one that this visitor's page was given."""
+  """Raises Refusal unless the token is the one of this visitor's page."""
   if not _same(token, request.state.csrf):
     raise Refusal(
       403, "This page is older than the server, or cookies are off. Go back, reload it, and try"
@@ -270,7 +270,7 @@ def _same(one: str, other: str) -> bool:
 
 
 class _Request:
-  """What is asked, of an ASGI scope."""
+  """The request of an ASGI scope."""
 
   def __init__(self, scope: Scope):
     self.scope, self.method, self.path = scope, scope["method"], scope["path"]
@@ -303,7 +303,7 @@ class _Request:
 
 
 class _Buckets:
-  """A token bucket an address, for as many as are remembered."""
+  """A token bucket for each client address; the least recently seen are forgotten."""
 
   def __init__(self, limit: Limit):
     self._limit = limit

@@ -1,4 +1,4 @@
-"""Starts an application on an address of this machine, and says where it is."""
+"""Starts an application on an address of this machine, and reports its link."""
 
 import contextlib
 import errno
@@ -56,7 +56,7 @@ def choose_address(host: str, port: int, token: str, setting: str) -> Address:
 
 
 def is_loopback(host: str) -> bool:
-  """Whether nobody but this machine can reach that address."""
+  """Whether only this machine can reach that address."""
   if host.lower() in LOOPBACK:
     return True
   try:
@@ -118,8 +118,8 @@ def run(
     address: from `choose_address`.
     setting: as there.
     certificate, certificate_key: files for https; '' for http.
-    on_ready: told the link when requests are answered.
-    threads: that answer at once what is no coroutine; the library's own number by default.
+    on_ready: called with the link as soon as requests are answered.
+    threads: for routes that are no coroutines; the library's default if 0.
 
   Raises:
     OSError: see `bind`.
@@ -141,7 +141,7 @@ def run(
         on_ready(link(address, listener, scheme))
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-      # A server that was told to end and did has not been interrupted: nothing is raised after it.
+      # A server that shuts down as asked was not interrupted: raise nothing afterwards.
       if self.should_exit and sig == signal.SIGINT:
         self.force_exit = True
       self.should_exit = True

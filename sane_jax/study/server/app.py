@@ -1,7 +1,7 @@
 """The user study: pages, and the same for programs under /api.
 
-What is asked of whom is in `questions`, what was answered in `store`. No page says what is right,
-but for practice, and that only to a subject who has answered.
+Which participant gets which question is in `questions`, the answers are in `store`. No page shows
+a correct answer, except for practice, and that only after the participant has answered.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ from sane_jax.web import guard, pages
 from sane_jax.web.guard import LOOPBACK, Limit, Refusal
 
 SESSION, OPERATOR = "study_session", "study_operator"  # cookies
-_SECONDS = 12  # that a question takes, for what the page of consent says
+_SECONDS = 12  # a question takes, for the estimate on the consent page
 _LOG = logging.getLogger("sane_jax.study.server")
-# Of one address: a whole class room may sit behind it.
+# Per client address: a whole classroom may share one.
 LIMITS = (
   Limit("/resume", 1, 60),
   Limit("/operator", 5, 60),
@@ -69,13 +69,13 @@ class Settings(NamedTuple):
   Attributes:
     title: at the top of all pages.
     contact: whom to write to.
-    consent: paragraphs of the page of consent, empty lines between; '' for `CONSENT`.
+    consent: paragraphs of the consent page, separated by empty lines; '' for `CONSENT`.
     design: within or between; see `questions.make_plan`.
-    items_per_subject: None for all.
-    max_subjects: who take part or have finished.
-    closes: seconds since 1970 after which nobody begins; None for never.
-    drop_out: seconds unseen after which a place is given to another.
-    public_url: how subjects reach the server, where that is not its own address.
+    items_per_subject: questions for each participant; None for all.
+    max_subjects: participants, active or finished.
+    closes: seconds since 1970 after which nobody can begin; None for never.
+    drop_out: seconds without a request after which a participant's slot is given to another.
+    public_url: how participants reach the server, where that is not its own address.
   """
 
   title: str = "A study of image pairs"
@@ -124,7 +124,7 @@ def read_date(text: str) -> float | None:
 
 
 def read_secret(path: pathlib.Path) -> bytes:
-  """32 bytes from which links, codes and the operator's token are made; new ones the first time.
+  """32 bytes from which links, codes and the operator's token are derived; made the first time.
 
   Raises:
     ValueError: the file holds something else.
@@ -138,7 +138,8 @@ def read_secret(path: pathlib.Path) -> bytes:
         " without it personal links and codes are others (remove it if nobody has taken part)"
       )
     return secret
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for us alone
+  # Readable by this user alone.
+  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   with os.fdopen(handle, "wb") as file:
     file.write(secret := secrets.token_bytes(32))
     file.flush()
@@ -148,12 +149,12 @@ def read_secret(path: pathlib.Path) -> bytes:
 
 
 def derive(secret: bytes, purpose: str, letters: int = 24) -> str:
-  """A token that only who has the secret can make; the same again after a restart."""
+  """A token that can be made only with the secret; the same after a restart."""
   digest = hmac.digest(secret, purpose.encode(), hashlib.sha256)
   return base64.b32encode(digest).decode().lower()[:letters]
 
 
-# --- what programs send and get -------------------------------------------------------------------
+# --- JSON of the API ------------------------------------------------------------------------------
 
 
 class Progress(pydantic.BaseModel):
@@ -205,7 +206,7 @@ class Status(pydantic.BaseModel):
 
 
 class _Study:
-  """What all routes share; `app.state.study`."""
+  """The state that all routes share: `app.state.study`."""
 
   def __init__(
     self, questions: Questions, store: Store, secret: bytes, settings: Settings, token: str
@@ -216,7 +217,7 @@ class _Study:
     self.count = questions_lib.count_items(questions, settings.items_per_subject)
     self.total = self.count + len(questions.items["check"])
     self.practice = len(questions.items["practice"])
-    # Addresses of pictures can't be guessed, not even by who has the export.
+    # Addresses of pictures can't be guessed, even with the export at hand.
     each = [p for shown in questions.shown.values() for p in shown.pictures]
     each += [p for p in questions.example if isinstance(p, Picture)]
     names = (derive(secret, f"picture:{questions.fingerprint}:{n}") for n in range(len(each)))
@@ -244,12 +245,12 @@ class _Study:
     return HTMLResponse(text)
 
   def url(self, request: Request, path: str) -> str:
-    """The address of a page as others reach it."""
+    """The address of a page from outside."""
     base = self.settings.public_url.rstrip("/")
     return (base or f"{request.url.scheme}://{request.headers.get('host', '')}") + path
 
   def link(self, request: Request, subject: int) -> str:
-    """The subject's own, that works in another browser."""
+    """The participant's personal link, which works in any browser."""
     token = f"&token={self.token}" if self.token else ""
     return self.url(request, f"/resume?link={self.tokens(subject)[0]}{token}")
 
@@ -261,7 +262,7 @@ class _Study:
     )  # fmt: skip
 
   def tokens(self, subject: int) -> tuple[str, str]:
-    """Secret of the personal link, and code of completion."""
+    """Secret of the personal link, and completion code."""
     code = derive(self.secret, f"code:{subject}", 10).upper()
     return derive(self.secret, f"resume:{subject}"), f"{code[:5]}-{code[5:]}"
 
@@ -269,7 +270,7 @@ class _Study:
     return questions_lib.make_plan(self.questions, self.settings.design, self.count, slot, subject)
 
   def pairs(self, place: Place) -> list[dict[str, Any]]:
-    """What a template shows of a question."""
+    """The two pairs of a question, for a template."""
     shown = self.questions.shown[place.file]
     made = []
     for letter, picture, attribute in zip("AB", shown.pictures, shown.attributes, strict=True):
@@ -471,7 +472,7 @@ async def pause(request: Request, study: Here, state: Subject) -> Response:
   return study.html(request, "pause.html.j2", state=state, link=study.link(request, state.subject))
 
 
-# --- after them -----------------------------------------------------------------------------------
+# --- after the questions --------------------------------------------------------------------------
 
 
 @after_routes.post("/withdraw", response_class=HTMLResponse, dependencies=[OWN_FORM])
@@ -552,7 +553,7 @@ async def task(request: Request, study: Here) -> Response:
 async def _store_answer(
   request: Request, study: _Study, item: str, choice: str, seconds: float | None
 ) -> tuple[State, Place]:
-  """Stores an answer; where the participant is then, and what was answered."""
+  """Stores an answer; returns the participant's new position, and the place answered."""
   session = request.cookies.get(SESSION, "")
   client = seconds if seconds is not None and math.isfinite(seconds) else None
   stored = await study.do(
@@ -625,11 +626,11 @@ async def send_answer(request: Request, study: Here, sent: Answer) -> Feedback:
   return Feedback(**_progress(state), right=right)
 
 
-# --- how the study goes, without anything of the answers ------------------------------------------
+# --- the operator's page: counts, and no answers --------------------------------------------------
 
 
 def operator_token(secret: bytes) -> str:
-  """What opens the operator's page."""
+  """The key of the operator's link."""
   return derive(secret, "operator")
 
 
@@ -638,7 +639,7 @@ def _operator_cookie(study: _Study) -> str:
 
 
 async def _overview(study: _Study) -> tuple[store_lib.Overview, int, int]:
-  """What is known of answers; bytes free on the disk, and bytes stored."""
+  """Counts of participants and answers; bytes free on the disk, and bytes stored."""
   path = study.store.path
   there = await study.do(lambda db: store_lib.overview(db, study.settings.drop_out, time.time()))
   stored = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*") if file.is_file())

@@ -1,6 +1,6 @@
-"""What can be asked: an export of simulate_study, without its key; and who is asked what.
+"""The questions: an export of simulate_study without its key, and the plan for each participant.
 
-The server is blind. It knows which files are of one condition by a letter, but not of which one.
+The server is blind: it knows conditions only as letters.
 """
 
 import csv
@@ -19,7 +19,7 @@ from sane_jax.study.server.store import KINDS, Newcomer, Place
 
 DESIGNS = ("within", "between")
 _AGAIN = "run --config.job=simulate_study again (it goes on with what is missing)"
-_MOST_BYTES = 2 << 30  # of pictures, kept in memory
+_MOST_BYTES = 2 << 30  # of pictures, which are held in memory
 _COLUMNS = ("item", "file", "kind", "group", "map", "attribute_a", "attribute_b")
 
 
@@ -32,7 +32,7 @@ class Picture(NamedTuple):
 
 
 class Shown(NamedTuple):
-  """What is shown for a file."""
+  """The two pictures of a file, and what is shown with them."""
 
   pictures: tuple[Picture, Picture]  # A and B
   map: bool
@@ -161,10 +161,10 @@ def _picture(folder: pathlib.Path, name: str) -> Picture:
 
 
 def count_items(questions: Questions, wanted: int | None) -> int:
-  """Items a subject.
+  """Items for each participant.
 
   Raises:
-    ValueError: there are not as many.
+    ValueError: there are fewer.
   """
   there = len(questions.items["item"])
   if wanted is None:
@@ -177,17 +177,17 @@ def count_items(questions: Questions, wanted: int | None) -> int:
 
 
 def make_plan(questions: Questions, design: str, count: int, slot: int, subject: int) -> Newcomer:
-  """What the subject in a slot is asked.
+  """The questions of the participant in a slot.
 
-  Slots stand in fives, one for each condition. `within`: the five see the same items, each item
-  under another condition; so over five subjects each item is shown under each (a Latin square).
-  `between`: each of the five sees all items under one condition, in an order of conditions that is
-  drawn for every five. Where subjects see fewer items than there are, the next five go on where
-  these stop. Which slots are taken is for the store to say: it fills the lowest that is free.
+  Slots form blocks of five, one per condition. `within`: the five see the same items, each under
+  another condition, so each block shows each item under each condition (a Latin square).
+  `between`: each of the five sees all items under one condition; the order of conditions is
+  sampled anew for each block. Where participants see fewer items than there are, the next block
+  starts where this one stops. The store assigns slots: the lowest that is free.
 
   Args:
     design: within or between.
-    count: items a subject.
+    count: items for each participant.
     slot: from 0.
     subject: seeds the order.
   """
@@ -220,7 +220,7 @@ def make_plan(questions: Questions, design: str, count: int, slot: int, subject:
 
 
 def check_places(seed: int, count: int, checks: int) -> list[int]:
-  """Where checks stand among `count` items, for all: one in each of as many equal parts."""
+  """Places of the attention checks among `count` items: one in each of `checks` equal parts."""
   edges = np.linspace(0, count + checks, checks + 1).astype(int)
   rng = np.random.default_rng((seed, 3))
   return [int(rng.integers(low, high)) for low, high in itertools.pairwise(edges)]

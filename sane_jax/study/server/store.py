@@ -1,7 +1,7 @@
-"""What people answered: one SQLite file, where an answer is on the disk before it is thanked for.
+"""The answers: one SQLite file, where an answer is durable before the next page is sent.
 
-One thread owns the file. It takes all that waits, in one transaction, and tells each who waited
-when that is on the disk: a flush costs the same for one answer and for fifty.
+A single writer thread batches pending operations into one transaction and reports to each caller
+when it is on the disk, so that a flush costs the same for one answer and for fifty.
 """
 
 import concurrent.futures
@@ -21,11 +21,11 @@ from sane_jax.runs import files
 
 FORMAT = 1
 KINDS = ("practice", "check", "item")
-MOST_SECONDS = 3600.0  # longer than this nobody thinks
+MOST_SECONDS = 3600.0  # of thinking; longer ones count as this
 MOST_COMMENT = 2000  # letters
 _SLACK = 2.0  # seconds that a client's clock may be ahead: the page was sent before it was noted
 _AT_ONCE = 200  # in one transaction
-_SESSIONS = 20  # of a subject; the oldest go
+_SESSIONS = 20  # of a participant; older ones are deleted
 SESSION_SECONDS = 180 * 86400.0
 
 _T = TypeVar("_T")
@@ -81,7 +81,7 @@ CREATE TABLE IF NOT EXISTS answers (
 
 
 class SubjectRow(NamedTuple):
-  """Somebody who took part."""
+  """A participant."""
 
   subject: int
   consented_at: float  # seconds since 1970
@@ -90,7 +90,7 @@ class SubjectRow(NamedTuple):
 
 
 class AnswerRow(NamedTuple):
-  """An answer, by what was shown; right or wrong, and under which condition, tells the key."""
+  """An answer to what was shown; the key says under which condition, and whether it is right."""
 
   subject: int
   place: int  # from 1, in the order in which they were asked
@@ -103,7 +103,7 @@ class AnswerRow(NamedTuple):
 
 
 class Place(NamedTuple):
-  """What a subject is asked at a place."""
+  """The question at a place of a participant's sequence."""
 
   place: int
   kind: str
@@ -112,7 +112,7 @@ class Place(NamedTuple):
 
 
 class State(NamedTuple):
-  """Where a subject is."""
+  """The position of a participant."""
 
   subject: int
   design: str
@@ -127,7 +127,7 @@ class State(NamedTuple):
 
 
 class Unlikely(Exception):
-  """An answer that can't be this subject's next one; nothing was stored."""
+  """An answer that can't be this participant's next one; nothing was stored."""
 
 
 class Store:
@@ -135,10 +135,10 @@ class Store:
 
   Args:
     path: made if need be.
-    facts: what must not change while people answer; the first server writes them.
+    facts: settings that must not change while people answer; the first server writes them.
 
   Raises:
-    ValueError: in a bucket; of another study; another server has it; no study at all.
+    ValueError: the file is in a bucket, of another study, open in another server, or no study.
     OSError: it can't be written.
   """
 
@@ -165,9 +165,9 @@ class Store:
   def submit(
     self, operation: Callable[[sqlite3.Connection], _T], *, erase: bool = False
   ) -> "concurrent.futures.Future[_T]":
-    """The operation's result, once what it wrote is on the disk; it is undone if it raises.
+    """The operation's result, once its changes are on the disk; they are undone if it raises.
 
-    With `erase`, once what it deleted is on the disk no more: not in the log of changes either.
+    With `erase`, once what it deleted is gone from the disk, the write-ahead log included.
     """
     future: concurrent.futures.Future[_T] = concurrent.futures.Future()
     if self._closed:
@@ -199,7 +199,7 @@ class Store:
     connection.close()
 
   def _transact(self, batch: list[Any]) -> None:
-    # From here on nobody who stops waiting can take it back.
+    # From here on a caller can't cancel.
     batch = [entry for entry in batch if entry[1].set_running_or_notify_cancel()]
     connection, done = self._connection, []
     try:
@@ -222,9 +222,11 @@ class Store:
         future.set_exception(error)
       return
     if any(erase for _, _, erase in batch):
-      # Not longer than this for whoever reads the file: others wait for their answers meanwhile.
+      # Wait no longer for readers of the file: other callers wait meanwhile.
       connection.execute("PRAGMA busy_timeout=1000")
-      with contextlib.suppress(sqlite3.Error):  # then the log goes with the next or at the end
+      with contextlib.suppress(
+        sqlite3.Error
+      ):  # then the log is truncated by the next one or at the end
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
       connection.execute("PRAGMA busy_timeout=30000")
     for future, result, error in done:
@@ -235,7 +237,7 @@ class Store:
 
 
 def _lock(path: pathlib.Path) -> int:
-  """Holds a file for this process until it ends, however it ends."""
+  """Locks a file until this process ends, however it ends."""
   handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
   try:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,7 +273,7 @@ def _check_facts(
   ours = {"format": str(FORMAT), **facts}
   theirs = dict(connection.execute("SELECT name, value FROM facts"))
   if connection.execute("SELECT count(*) FROM subjects").fetchone()[0] == 0:
-    theirs = {}  # nobody is bound by them
+    theirs = {}  # without participants they bind nobody
   differing = [
     f"{name} is {theirs[name]} there and {value} here"
     for name, value in ours.items()
@@ -288,7 +290,7 @@ def _check_facts(
 
 
 def hashed(token: str) -> str:
-  """What is stored of a secret."""
+  """The hash that is stored in place of a secret."""
   return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
@@ -296,7 +298,7 @@ def hashed(token: str) -> str:
 
 
 class Newcomer(NamedTuple):
-  """What is fixed when somebody consents."""
+  """The plan of a new participant, fixed at consent."""
 
   slot: int
   cell: str
@@ -314,14 +316,14 @@ def enrol(
   plan: Callable[[int, int], Newcomer],
   now: float,
 ) -> tuple[int, str] | None:
-  """A new subject in the lowest free slot, with a session; None where the study is full.
+  """A new participant in the lowest free slot, and a session; None where the study is full.
 
   Args:
-    visit: of the form of consent; of one that was sent before, its subject gets another session.
-    most: subjects at a time, who take part or have finished.
-    drop_out: seconds after which the slot of one who is not seen is free again.
-    tokens: the secret of the link, and the code, of a subject.
-    plan: (slot, subject) -> what is asked.
+    visit: token of the consent form; a form sent twice gives its participant another session.
+    most: participants, active or finished.
+    drop_out: seconds without a request after which a participant's slot is free again.
+    tokens: subject -> secret of the personal link, completion code.
+    plan: (slot, subject) -> the questions.
     now: seconds since 1970.
   """
   there = connection.execute("SELECT subject FROM subjects WHERE visit = ?", (hashed(visit),))
@@ -358,7 +360,7 @@ def enrol(
 
 
 def add_session(connection: sqlite3.Connection, subject: int, now: float) -> str:
-  """A new cookie's secret."""
+  """A new session; returns the secret of its cookie."""
   token = secrets.token_urlsafe(24)
   connection.execute("INSERT INTO sessions VALUES (?, ?, ?)", (hashed(token), subject, now))
   connection.execute(
@@ -370,7 +372,7 @@ def add_session(connection: sqlite3.Connection, subject: int, now: float) -> str
 
 
 def resume(connection: sqlite3.Connection, link: str, now: float) -> str | None:
-  """A session for whoever has a personal link."""
+  """A session for the owner of a personal link; None if the link is unknown."""
   row = connection.execute(
     "SELECT subject FROM subjects WHERE resume = ? AND withdrawn_at IS NULL", (hashed(link),)
   ).fetchone()
@@ -378,12 +380,12 @@ def resume(connection: sqlite3.Connection, link: str, now: float) -> str | None:
 
 
 def end_session(connection: sqlite3.Connection, session: str) -> None:
-  """The cookie is worth nothing any more."""
+  """Deletes a session; its cookie is invalid from now on."""
   connection.execute("DELETE FROM sessions WHERE session = ?", (hashed(session),))
 
 
 def find(connection: sqlite3.Connection, session: str, now: float) -> State | None:
-  """Whose cookie it is, and where he is; None: nobody's, or too old."""
+  """The participant and position of a session cookie, or None if unknown or expired."""
   row = connection.execute(
     "SELECT s.subject, s.design, s.finished_at, s.withdrawn_at, s.code FROM sessions AS e"
     " JOIN subjects AS s USING (subject) WHERE e.session = ? AND e.begun_at > ?",
@@ -407,7 +409,7 @@ def find(connection: sqlite3.Connection, session: str, now: float) -> State | No
 
 
 def find_place(connection: sqlite3.Connection, subject: int, place: int) -> Place | None:
-  """What the subject is asked there."""
+  """The question at a place of the participant's sequence."""
   row = connection.execute(
     "SELECT place, kind, item, file FROM places WHERE subject = ? AND place = ?", (subject, place)
   ).fetchone()
@@ -415,7 +417,7 @@ def find_place(connection: sqlite3.Connection, subject: int, place: int) -> Plac
 
 
 def find_answer(connection: sqlite3.Connection, subject: int, place: int) -> str | None:
-  """What the subject answered there."""
+  """The participant's answer at a place, A or B; None without one."""
   row = connection.execute(
     "SELECT answer FROM answers WHERE subject = ? AND place = ?", (subject, place)
   ).fetchone()
@@ -423,7 +425,7 @@ def find_answer(connection: sqlite3.Connection, subject: int, place: int) -> str
 
 
 def serve(connection: sqlite3.Connection, session: str, now: float) -> State | None:
-  """As `find`; and notes that the next question is sent now."""
+  """As `find`; also notes that the next question is sent now."""
   state = find(connection, session, now)
   if state is not None and state.next is not None and not state.withdrawn:
     connection.execute(
@@ -439,13 +441,13 @@ def answer(
   connection: sqlite3.Connection, session: str, item: str, choice: str, client: float | None,
   now: float,
 ) -> tuple[State, Place] | None:  # fmt: skip
-  """Stores an answer; the same once more changes nothing. None: nobody's session.
+  """Stores an answer; sent again it changes nothing. None if the session is unknown or expired.
 
   Returns:
-    Where the subject is now, and what was answered.
+    The new position, and the place that was answered.
 
   Raises:
-    Unlikely: another answer is there already; the item is not the next one, or was never sent.
+    Unlikely: there is another answer; the item is not the next one, or was never sent.
   """
   state = find(connection, session, now)
   if state is None:
@@ -484,14 +486,14 @@ def answer(
 
 
 def comment(connection: sqlite3.Connection, subject: int, text: str) -> None:
-  """Keeps what a subject wrote at the end; the last one counts."""
+  """Stores a participant's comment; the last one counts."""
   connection.execute(
     "UPDATE subjects SET comment = ? WHERE subject = ?", (text[:MOST_COMMENT], subject)
   )
 
 
 def withdraw(connection: sqlite3.Connection, subject: int, now: float) -> None:
-  """Forgets what a subject answered and wrote; the slot is free."""
+  """Deletes a participant's answers and comment, and frees the slot."""
   connection.execute("DELETE FROM answers WHERE subject = ?", (subject,))
   connection.execute(
     "UPDATE subjects SET withdrawn_at = coalesce(withdrawn_at, ?), finished_at = NULL, comment = ''"
@@ -513,17 +515,17 @@ def set_open(connection: sqlite3.Connection, opened: bool) -> None:
 
 
 class Cell(NamedTuple):
-  """Subjects of a group, or of a turn."""
+  """Counts of the participants in a group or turn."""
 
   cell: str
   begun: int
-  active: int  # seen within the time of dropping out, not finished
+  active: int  # seen within the drop-out time, not finished
   finished: int
   withdrawn: int
 
 
 class Overview(NamedTuple):
-  """What an operator sees; nothing of right and wrong."""
+  """What an operator sees; nothing about correctness."""
 
   cells: list[Cell]
   answers: int
@@ -557,7 +559,7 @@ def overview(connection: sqlite3.Connection, drop_out: float, now: float) -> Ove
 
 
 def read_study(path: pathlib.Path) -> tuple[list[SubjectRow], list[AnswerRow]]:
-  """All subjects and answers, while a server runs or without one; who withdrew is left out.
+  """All participants and answers, whether or not a server runs; without those who withdrew.
 
   Raises:
     ValueError: there is no such file, or it is no study.
@@ -579,7 +581,7 @@ def read_study(path: pathlib.Path) -> tuple[list[SubjectRow], list[AnswerRow]]:
 
 
 def read_fact(path: pathlib.Path, name: str) -> str:
-  """What the server noted when it began, such as `fingerprint`; '' where it did not."""
+  """A setting that the server noted at its start, such as `fingerprint`; '' without it."""
   with _reading(path) as connection:
     row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
   return row[0] if row else ""
@@ -587,7 +589,7 @@ def read_fact(path: pathlib.Path, name: str) -> str:
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[sqlite3.Connection]:
-  """One state of the file, that nobody changes while it is read."""
+  """A snapshot of the file: changes made meanwhile are not seen."""
   connection = None
   try:
     connection = sqlite3.connect(path, isolation_level=None, timeout=30)
