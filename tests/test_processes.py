@@ -13,7 +13,7 @@ from sane_jax.runs import processes
 # Three processes: what they share first, then what befalls the last of them.
 SCRIPT = """
 import os, sys, time
-from sane_jax import hosts, processes
+from sane_jax.runs import hosts, processes
 hosts.HEARTBEAT = 10
 what, address, count, i = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 last = i == count - 1
@@ -143,7 +143,7 @@ def test_what_jax_says_in_words(text, words):
 
 UNHEARD = """
 import gc, os, signal, time
-from sane_jax import processes
+from sane_jax.runs import processes
 processes.hear_interruptions()
 
 def collect(phase, _):

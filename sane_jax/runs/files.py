@@ -138,8 +138,7 @@ def check_writable(folder: pathlib.Path) -> None:
   if is_remote(folder):
     probe = folder / f".writable-{uuid.uuid4().hex}"
     write_bytes(probe, b"")
-    with naming_failures(probe):
-      _remove(probe)
+    remove(probe)
     return
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryFile(dir=folder):
@@ -148,17 +147,12 @@ def check_writable(folder: pathlib.Path) -> None:
 
 def remove(path: pathlib.Path) -> None:
   """Removes a file, if it is there."""
-  with naming_failures(path):
+  with naming_failures(path), contextlib.suppress(FileNotFoundError):
     if is_remote(path):
-      _remove(path)
+      store, name = _store(path)
+      store.rm_file(name)  # not epath's unlink, which first lists the folder
     else:
-      path.unlink(missing_ok=True)
-
-
-def _remove(path: pathlib.Path) -> None:
-  store, name = _store(path)
-  with contextlib.suppress(FileNotFoundError):
-    store.rm_file(name)
+      path.unlink()
 
 
 class Lines:

@@ -130,34 +130,27 @@ def hear_interruptions() -> None:
   """Makes SIGTERM an interruption like Ctrl-C, of which nothing finished is lost; loses neither.
 
   Called before several processes are joined: with them, JAX's own watcher of preemption hears
-  SIGTERM. An interruption that falls into a destructor or the garbage collector's callbacks, of
-  which JAX has some, is printed by Python and forgotten: it is raised again a moment later.
+  SIGTERM. Python prints and forgets an interruption that falls into a destructor or a callback of
+  the garbage collector, of which JAX has some: a timer raises it again until it is heard.
   """
   if threading.current_thread() is not threading.main_thread():
     return
-
-  heard, shown, main = [0], sys.unraisablehook, threading.main_thread()
+  show = sys.unraisablehook
 
   def interrupt(*_: Any) -> None:
-    heard[0] += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
     raise KeyboardInterrupt
 
   def raise_again(unraisable: Any) -> None:
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-      return shown(unraisable)
-    threading.Thread(target=send, args=(heard[0],), daemon=True).start()
+      return show(unraisable)
+    signal.signal(signal.SIGALRM, interrupt)
+    # Here and now it would be lost once more. Repeated: a signal that comes while memory is
+    # collected is acted on only after the next one, if Python waits by then.
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.1)
 
-  def send(before: int) -> None:
-    time.sleep(0.05)  # here and now it would be lost once more
-    # A signal that comes while memory is collected is acted on after the next wait: until it is.
-    while heard[0] == before and main.is_alive():
-      signal.pthread_kill(main.ident, number)  # pyright: ignore[reportArgumentType]
-      time.sleep(0.1)
-
-  number = signal.SIGTERM
   signal.signal(signal.SIGTERM, interrupt)
   if callable(signal.getsignal(signal.SIGINT)):  # a shell's background job ignores it
-    number = signal.SIGINT
     signal.signal(signal.SIGINT, interrupt)
   sys.unraisablehook = raise_again
 
