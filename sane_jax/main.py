@@ -161,7 +161,7 @@ def _help(argv: Sequence[str]) -> str:
   return "\n".join(lines)
 
 
-def rename_fields(config: ml_collections.ConfigDict) -> None:
+def rename_fields(config: Any) -> None:
   """Gives fields of a config their present names, in place; says on stderr what was renamed."""
   for old, new in settings.RENAMED.items():
     section, _, field = old.rpartition(".")

@@ -75,9 +75,9 @@ def find_config(path: str) -> pathlib.Path:
   raise ValueError(f"there is no file {path}; give one of {', '.join(known)}, or a file of yours")
 
 
-def list_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def list_fields(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
   """Each field of a mapping of mappings as `section.field`, with its value."""
-  for name, value in config.items():
+  for name, value in settings.items():
     if hasattr(value, "items"):
       yield from list_fields(value, f"{prefix}{name}.")
     else:
@@ -109,7 +109,7 @@ def parse_comments(text: str) -> dict[str, str]:
     if field is None:
       continue
     sections |= dict.fromkeys(names, field)
-    if place is None:  # index = config.index
+    if place is None:  # a section gets a short name
       continue
     if re.search(r"ConfigDict\(\)$|\(\)\.\w+$", ast.unparse(node.value)):
       continue  # a section, new or another config's
