@@ -15,14 +15,14 @@ _NAME = "--config.study"
 
 def check(config: Any) -> None:
   """Raises ValueError for settings that can't be; reads no data and writes nothing."""
+  with server.needing_libraries():
+    from sane_jax.study.server import app as app_lib
   settings, folder = config.study, files.at(config.workdir) / config.study.folder
   if files.is_remote(folder):
     raise ValueError(
       f"{folder}: answers are kept in SQLite, which needs a disk. Copy {folder}/export to a folder"
       " of this machine, FOLDER/study/export, and give --config.workdir=FOLDER"
     )
-  with server.needing_libraries():
-    from sane_jax.study.server import app as app_lib
   app_lib.check_settings(_how(settings))
   server.choose_address(settings.host, settings.port, settings.token, _NAME)
 
