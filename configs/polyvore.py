@@ -153,7 +153,7 @@ def get_config() -> ml_collections.ConfigDict:
   concepts.min_pairs = 20  # least matching pairs in a space to measure scores there
   concepts.min_accuracy = 0.6  # least accuracy on images held out of a direction that counts
   concepts.alpha = 0.05  # false discovery rate under which a score counts
-  concepts.l2 = 0.01  # penalty of the separators, on whitened embeddings
+  concepts.l2 = 0.01  # penalty of the classifiers, on whitened embeddings
   concepts.steps = 40  # steps of their optimiser
 
   # Attributes ranked by confidence, map fit, prior and sensitivity.

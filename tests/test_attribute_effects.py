@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from sane_jax.attributes import concepts
 from sane_jax.attributes import effects as lib
 from sane_jax.attributes.pairs import PairTerms
+from sane_jax.ops import ranking
 
 # Attributes of 8 images; the score is a sum of what the attributes are worth.
 PRESENT = np.array(
@@ -23,8 +25,9 @@ def terms(types=None, confidence=None):
   confidence = np.full((n, 3), 1 / 3) if confidence is None else confidence
   z = np.zeros
   return PairTerms(
-    np.array([0]), np.array([7]), np.ones(1), z(1, int), np.array([0.7]), z((1, 2, 2)),
-    z((4, 1, 3)), z((1, 3)), np.array([0]), z((1, 2, 2, 3)), confidence, embeddings, z(n, int),
+    np.array([0]), np.array([7]), z(1, int), np.ones(1), z(1, int), np.array([0.7]), z((1, 2, 2)),
+    ranking.Terms(*z((4, 1, 3))), z((1, 2, 2, 3)), confidence, embeddings, z(n, int),
+    concepts.Concepts(z((1, 3)), z((1, 3, 9))),
   )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from sane_jax.ops import ranking
 NAMES = ("striped", "collared", "red")
 
 
-def look(image):
+def predict(image):
   """Stripes at the top, a collar at the lower right, red all over; the collar is surest."""
   maps = np.zeros((4, 4, 3), np.float32)
   maps[0, :, 0], maps[2:, 2:, 1], maps[..., 2] = 0.25, 0.25, 1 / 16
@@ -19,7 +19,9 @@ def look(image):
 
 def rank(saliency, phi=(0.0, 1.0, 0.0, 0.0), embeddings=None, vectors=None, thresholds=None):
   vectors = np.zeros((3, 5)) if vectors is None else vectors
-  made = reasons.make_ranker(NAMES, look, (np.full(3, 0.5), vectors), phi, ranking.RAW, thresholds)
+  made = reasons.make_ranker(
+    NAMES, predict, (np.full(3, 0.5), vectors), phi, ranking.RAW, thresholds
+  )
   return made(np.zeros((8, 8, 3), np.float32), saliency, embeddings)
 
 
@@ -55,6 +57,49 @@ def test_sensitivity_is_the_derivative_of_the_score():
     v = vectors[NAMES.index(a.name)]
     slope = (score(q + 1e-5 * v) - score(q - 1e-5 * v)) / 2e-5
     assert a.terms["sensitivity"] == pytest.approx(slope, abs=1e-6)
+
+
+def test_terms_are_of_the_map_s_positive_part_and_without_embeddings_insensitive():
+  confidence, maps = predict(None)
+  signed = TOP.copy()
+  signed[2:, 2:] = -1.0
+  terms = reasons.terms_of(confidence, maps, signed, np.full(3, 0.5), np.ones((3, 5)), None)
+  np.testing.assert_array_equal(terms.confidence, confidence)
+  np.testing.assert_allclose(terms.map_fit, [1, 0, 0.5], atol=1e-6)
+  np.testing.assert_array_equal(terms.prior, 0.5)
+  np.testing.assert_array_equal(terms.sensitivity, 0)
+
+
+def test_shares_are_the_weighed_terms_and_ties_keep_their_order():
+  terms = ranking.Terms(*np.array([[0.1, 0.3, 0.3], [0.2, 0.0, 0.0], [0, 0, 0], [0, 0, 0.0]]))
+  order, shares = reasons.rank(terms, (0.5, 0.5, 0, 0), ranking.RAW)
+  assert order.tolist() == [0, 1, 2]
+  np.testing.assert_allclose(shares, 0.5 * np.stack(terms) * [[1], [1], [0], [0]])
+  totals = ranking.totals(ranking.Terms(*(t[None] for t in terms)), (0.5, 0.5, 0, 0))
+  np.testing.assert_allclose(shares.sum(axis=0), totals[0])
+
+
+def test_the_first_may_explain_whatever_it_has_and_others_must_be_had():
+  _, maps = predict(None)
+  both = maps[..., 0] + maps[..., 1]
+  assert reasons.joint(both, maps, None).chosen == (0, 1)
+  assert reasons.joint(both, maps, np.array([False, True, True])).chosen == (0, 1)
+  assert 1 not in reasons.joint(both, maps, np.array([True, False, True])).chosen
+
+
+def test_the_opponent_is_likely_and_fits_what_speaks_against():
+  _, maps = predict(None)
+  signed = TOP.copy()
+  signed[2:, 2:] = -0.5
+  order = np.arange(3)
+  found, share = reasons.opponent(signed, maps, np.array([0.3, 0.5, 0.2]), order)
+  assert (found, share) == (1, pytest.approx(1 / 3))
+  assert reasons.opponent(TOP, maps, np.zeros(3), order) == (None, 0.0)
+  # Many attributes: only those that the query most likely has.
+  many = np.concatenate([maps] * 4, axis=-1)
+  confidence = np.array([0.9, 0.0, 0.9] * 4)
+  found, _ = reasons.opponent(signed, many, confidence, np.arange(12))
+  assert found % 3 != 1
 
 
 def test_what_the_query_lacks_does_not_explain_it_jointly():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from sane_jax.jobs import tune_ranking
 from sane_jax.ops import ranking
 
 GRID = np.asarray(ranking.simplex(3, 10))
@@ -11,14 +10,14 @@ GRID = np.asarray(ranking.simplex(3, 10))
 
 def test_a_clear_best_is_chosen():
   gains = -10 * np.abs(GRID - [0.6, 0.4, 0.0]).sum(axis=1, keepdims=True) + np.zeros((1, 50))
-  phi = tune_ranking._best(GRID, gains, [True, True, True])
+  phi = ranking.pooled_weights(GRID, gains, [True, True, True])
   assert phi == pytest.approx((0.6, 0.4, 0.0))
 
 
 def test_terms_that_may_not_weigh_do_not():
   gains = GRID[:, 2:] + np.zeros((1, 50))
-  assert tune_ranking._best(GRID, gains, [True, False, False]) == (1.0, 0.0, 0.0)
-  phi = tune_ranking._best(GRID, gains, [True, False, True])
+  assert ranking.pooled_weights(GRID, gains, [True, False, False]) == (1.0, 0.0, 0.0)
+  phi = ranking.pooled_weights(GRID, gains, [True, False, True])
   assert phi == pytest.approx((0.0, 0.0, 1.0))
 
 
@@ -26,7 +25,7 @@ def test_what_noise_does_not_tell_apart_is_averaged():
   """All φ are as good: the mean lies in the middle, where the best alone lies anywhere."""
   rng = np.random.default_rng(0)
   gains = rng.normal(size=(len(GRID), 200))
-  phi = tune_ranking._best(GRID, gains, [True, True, True])
+  phi = ranking.pooled_weights(GRID, gains, [True, True, True])
   assert sum(phi) == pytest.approx(1)
   alone = GRID[gains.mean(axis=1).argmax()]
   assert np.abs(np.array(phi) - 1 / 3).max() < np.abs(alone - 1 / 3).max()

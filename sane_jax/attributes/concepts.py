@@ -3,7 +3,7 @@
 Images of types s and t are compared in one space; there, each attribute that enough of them have
 gets a direction (`ops.concepts`), fitted on all of them. Its TCAV score is measured on matching
 pairs whose query it was not fitted on: the images are split in halves, over and over, and each
-half's separators are tried on pairs with queries of the other. The same is done with random sets
+half's classifiers are tried on pairs with queries of the other. The same is done with random sets
 that have about as many images of each type as the attribute, in the same spaces. Over all spaces
 together, and in each space, a score that could be one of theirs (at a false discovery rate) says
 nothing. The prior is the space's own score where it is significant, else that over all spaces where
@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sane_jax.ops import concepts, statistics
+from sane_jax.ops import concepts, ranking, statistics
 from sane_jax.runs import npz
 
 NEUTRAL = 0.5
-CHUNK = 256  # separators fitted at once, which bounds the memory
+CHUNK = 256  # classifiers fitted at once, which bounds the memory
 ROWS = 128  # images and pairs are padded to a multiple, so that few programs serve all spaces
 
 
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
     min_pairs: matching pairs in a space, to measure scores there.
     min_accuracy: balanced, on images held out, under which a direction is none.
     alpha: false discovery rate.
-    l2: penalty of the separators.
+    l2: penalty of the classifiers.
     steps: of their descent.
   """
 
@@ -228,7 +228,7 @@ def _space(
   every = jnp.asarray(np.arange(len(_padded(x))) < n)
   whitening, z = _whitened(_padded(x), every)
   q, r = _padded(queries), _padded(references)
-  fit_separators = functools.partial(_fit, z, whitening, l2=settings.l2, steps=settings.steps)
+  fit_classifiers = functools.partial(_fit, z, whitening, l2=settings.l2, steps=settings.steps)
   vectors, scores, accuracy = [], [], []
   for begin in range(0, len(sets), CHUNK):
     block = sets.block(begin, min(begin + CHUNK, len(sets)))
@@ -237,14 +237,14 @@ def _space(
     found = []
     for half in (side for split in halves for side in (split, ~split)):
       fit_on = np.pad(half[rows], (0, len(z) - n))
-      cavs, right = fit_separators(labels, fit_on, every & ~fit_on)
+      cavs, right = fit_classifiers(labels, fit_on, every & ~fit_on)
       tried = np.pad(~half[pairs[:, 0]], (0, len(q) - len(pairs)))
       found.append((_tcav(cavs, q, r, tried), right))
     means = _mean(np.stack([np.asarray(parts).T[:count] for parts in found], axis=-1))
     scores.append(means[:, 0])
     accuracy.append(means[:, 1])
     if begin < len(sets.labels):
-      vectors.append(np.asarray(fit_separators(labels, every, every)[0]))
+      vectors.append(np.asarray(fit_classifiers(labels, every, every)[0]))
   vectors = np.concatenate(vectors)[: len(sets.labels)]
   return vectors, np.concatenate(scores), np.concatenate(accuracy)
 
@@ -261,7 +261,7 @@ def _fit(z, whitening, labels, use, held_out, *, l2, steps):
   use, held_out = (jnp.broadcast_to(rows, labels.shape) for rows in (use, held_out))
   both = (labels & use).any(axis=1) & (~labels & use).any(axis=1)
   weights = concepts.balance(labels, use)
-  normals, offsets = concepts.fit_separators(z, labels, weights, l2=l2, steps=steps)
+  normals, offsets = concepts.fit_classifiers(z, labels, weights, l2=l2, steps=steps)
   right = concepts.balanced_accuracy(z, labels, held_out, normals, offsets)
   cavs = concepts.directions(normals, whitening)
   return jnp.where(both[:, None], cavs, 0), jnp.where(both, right, jnp.nan)
@@ -270,7 +270,7 @@ def _fit(z, whitening, labels, use, held_out, *, l2, steps):
 @jax.jit
 def _tcav(cavs, queries, references, tried):
   """TCAV scores [m] on the pairs that are tried; NaN without a CAV."""
-  values = concepts.sensitivities(cavs, queries, references)
+  values = ranking.sensitivities(cavs, queries, references)
   scores = concepts.tcav_scores(values, jnp.broadcast_to(tried, values.shape))
   return jnp.where((cavs != 0).any(axis=1), scores, jnp.nan)
 

@@ -85,7 +85,7 @@ def measure(
     pairs: indices into `terms` [m].
     attributes: [m].
     present: bool [n a], of all rows.
-    kinds: type of each row [n]; `terms.types` may hold less, where the model has one space.
+    kinds: type of each row [n]; `terms.slots` may hold less, where the model has one space.
     count: representatives that scores are averaged over.
   """
   kept: dict[tuple[int, int, bool], np.ndarray] = {}
@@ -94,7 +94,7 @@ def measure(
     key = (row, attribute, has)
     if key not in kept:
       kept[key] = representatives(
-        row, attribute, has=has, present=present, confidence=terms.row_confidence, types=kinds,
+        row, attribute, has=has, present=present, confidence=terms.confidence, types=kinds,
         count=count,
       )  # fmt: skip
     return kept[key]

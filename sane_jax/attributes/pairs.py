@@ -26,43 +26,61 @@ from sane_jax.runs import folder as run_folder
 
 
 class PairTerms(NamedTuple):
-  """See the module's text. Rows are of the collection.
+  """The pairs of a split and their terms; see the module's text.
+
+  What an index counts: a *pair* is one of p; a *row* one of the n images of the collection; a
+  *position* one of the u rows that are queries, each once; a *slot* one of the t embeddings of an
+  image, of which the other image's type says which compares the two; a *space* one of the k in
+  which the model compares, by both types.
 
   Attributes:
+    queries: rows.
+    references: rows.
+    positions: of the queries in `activations`.
     labels: 1 the images match, 0 they do not.
-    conditions: the space that compares the pair.
-    terms: in the order of `TERMS`.
-    fit_against: cosine of the activation map with what speaks against the match: the saliency map's
-      negative part.
-    query_rows: the queries, each once; `activations` are theirs.
-    row_confidence: of all images of the split.
+    spaces: that compare the pairs; 0 where concepts are of one space.
+    scores: cosines, in [−1, 1].
+    saliency: maps of the queries, signed.
+    terms: each [p a].
+    activations: maps of the queries, float16; each attribute's sums to 1.
+    confidence: of all rows.
+    embeddings: of all rows, of length 1.
+    slots: an image with another is `embeddings[row, slots[other]]`.
+    concepts: of all spaces.
+    covered: middle share of the images' sides that saliency maps are of.
   """
 
   queries: np.ndarray  # [p]
   references: np.ndarray  # [p]
+  positions: np.ndarray  # [p]
   labels: np.ndarray  # [p]
-  conditions: np.ndarray  # [p]
+  spaces: np.ndarray  # [p]
   scores: np.ndarray  # [p]
-  saliency: np.ndarray  # [p h w] signed
-  terms: np.ndarray  # [4 p a]
-  fit_against: np.ndarray  # [p a]
-  query_rows: np.ndarray  # [u]
-  activations: np.ndarray  # [u h2 w2 a] float16, each attribute's sums to 1
-  row_confidence: np.ndarray  # [n a]
-  embeddings: np.ndarray  # [n t d] unit, by type of the other image
-  types: np.ndarray  # [n] which slot of the other's embedding is meant for an image
-  covered: float = 1.0  # middle share of the images' sides that saliency maps are of
+  saliency: np.ndarray  # [p h w]
+  terms: ranking.Terms
+  activations: np.ndarray  # [u h2 w2 a]
+  confidence: np.ndarray  # [n a]
+  embeddings: np.ndarray  # [n t d]
+  slots: np.ndarray  # [n]
+  concepts: concepts_lib.Concepts
+  covered: float = 1.0
 
   def activation(self, pair: int, attribute: int) -> np.ndarray:
     """Activation map [h2 w2] of a pair's query."""
-    row = np.searchsorted(self.query_rows, self.queries[pair])
-    return self.activations[row, :, :, attribute].astype(np.float32)
+    return self.activations[self.positions[pair], :, :, attribute].astype(np.float32)
+
+  def embedded(
+    self, queries: np.ndarray, references: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Embeddings [m d] of any rows and of any others, in the spaces that compare them."""
+    return (
+      self.embeddings[queries, self.slots[references]],
+      self.embeddings[references, self.slots[queries]],
+    )
 
   def score(self, queries: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Scores [m] of any rows with any others."""
-    q = self.embeddings[queries, self.types[references]]
-    r = self.embeddings[references, self.types[queries]]
-    return np.einsum("md,md->m", q, r)
+    return np.einsum("md,md->m", *self.embedded(queries, references))
 
 
 def index_folder(workdir: Any, split: str) -> pathlib.Path:
@@ -126,39 +144,40 @@ def read_terms(
     position = int(np.searchsorted(index.queries, row))
     saliency[where] = index_arrays.read_maps(index, position, references[where], embeddings)
 
-  reader = attribute_reader.read_attribute_model(files.at(workdir) / attributes)
-  if reader.names != collection.attribute_names:
-    raise ValueError(
-      f"the model in {files.at(workdir) / attributes} knows {len(reader.names)} attributes,"
-      f" {', '.join(reader.names[:3])}, ...; {collection.name} has"
-      f" {len(collection.attribute_names)}: train one on it with --config.job=train_attributes"
-    )
+  reader = attribute_reader.read_attribute_model(files.at(workdir) / attributes, collection)
   images = pipeline.DecodedImages(collection, reader.image_size)
   everything = np.arange(len(collection.ids))
   confidence, _ = attribute_reader.activate(reader, images, everything, num_threads, maps=False)
   _, activations = attribute_reader.activate(reader, images, rows, num_threads)
-  of_row = np.searchsorted(rows, queries)
+  positions = np.searchsorted(rows, queries)
   covered = finished.get("covered", 1.0)
-  fit, against = fits(saliency, activations, of_row, covered)
-  conditions = collection.conditions[collection.types[queries], collection.types[references]]
+  fit = fits(saliency, activations, positions, covered)
   known = concepts_lib.read_concepts(
     files.at(workdir) / concepts, collection.attribute_names, collection.name
   )
+  spaces = collection.conditions[collection.types[queries], collection.types[references]]
   if len(known.prior) == 1:
-    conditions = np.zeros_like(conditions)
-  types = np.asarray(index.types)
-  q = embeddings[queries, types[references]]
-  r = embeddings[references, types[queries]]
-  scores = np.einsum("pd,pd->p", q, r)
-  sensitivity = np.zeros_like(fit)
-  for pair, condition in enumerate(conditions):
-    sensitivity[pair] = ranking.sensitivities(known.vectors[condition], q[pair], r[pair])
-  terms = np.stack([confidence[queries], fit, known.prior[conditions], sensitivity])
+    spaces = np.zeros_like(spaces)
+  slots = np.asarray(index.types)
+  q, r = embeddings[queries, slots[references]], embeddings[references, slots[queries]]
+  terms = ranking.Terms(
+    confidence[queries], fit, known.prior[spaces].astype(np.float32),
+    sensitivities(known, spaces, q, r),
+  )  # fmt: skip
   labels = np.array([p.label for p in pairs])
   return PairTerms(
-    queries, references, labels, conditions, scores, saliency, terms.astype(np.float32), against,
-    rows, activations, confidence, embeddings, types, covered,
+    queries, references, positions, labels, spaces, np.einsum("pd,pd->p", q, r), saliency, terms,
+    activations, confidence, embeddings, slots, known, covered,
   )  # fmt: skip
+
+
+def sensitivities(
+  concepts: concepts_lib.Concepts, spaces: np.ndarray, queries: np.ndarray, references: np.ndarray
+) -> np.ndarray:
+  """Sensitivities [p a] of pairs compared in `spaces` [p] whose embeddings [p d] these are."""
+  each = zip(spaces, queries, references, strict=True)
+  found = [ranking.sensitivities(concepts.vectors[space], q, r) for space, q, r in each]
+  return np.asarray(found, np.float32)
 
 
 def check_index(folder: pathlib.Path, finished: Mapping[str, Any], collection: Collection) -> None:
@@ -171,24 +190,23 @@ def check_index(folder: pathlib.Path, finished: Mapping[str, Any], collection: C
 
 
 def fits(
-  saliency: np.ndarray, activations: np.ndarray, of_row: np.ndarray, covered: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-  """Cosines [p a] of activation maps with the positive and the negative part of saliency maps.
+  saliency: np.ndarray, activations: np.ndarray, positions: np.ndarray, covered: float = 1.0
+) -> np.ndarray:
+  """Cosines [p a] of activation maps with the positive part of saliency maps.
 
   Args:
     saliency: [p h w].
     activations: [u h2 w2 a].
-    of_row: which of the u maps belongs to each pair [p].
+    positions: which of the u maps belongs to each pair [p].
     covered: middle share of the images' sides that the saliency maps are of: the attribute model
       sees the whole middle square, and the explained model may crop it.
   """
   if covered != 1:
     saliency = resampling.resample(saliency, saliency.shape[1:], covered).astype(np.float32)
   fit = jax.jit(jax.vmap(ranking.map_fit))
-  out = np.zeros((2, len(saliency), activations.shape[-1]), np.float32)
+  out = np.zeros((len(saliency), activations.shape[-1]), np.float32)
   for begin in range(0, len(saliency), 256):  # bounds the memory
     part = slice(begin, min(begin + 256, len(saliency)))
-    maps = np.asarray(activations[of_row[part]], np.float32)
-    for side, sign in enumerate((1, -1)):
-      out[side, part] = fit(np.maximum(sign * saliency[part], 0), maps)
-  return out[0], out[1]
+    maps = np.asarray(activations[positions[part]], np.float32)
+    out[part] = fit(np.maximum(saliency[part], 0), maps)
+  return out

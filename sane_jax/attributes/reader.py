@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sane_jax.datasets import pipeline
+from sane_jax.datasets.collection import Collection
+from sane_jax.maps import reasons
 from sane_jax.models import attribute, efficientnet_lite0, weights
 from sane_jax.runs.settings import check_choice
 from sane_jax.training import sharding
@@ -35,11 +37,13 @@ class AttributeReader(NamedTuple):
   apply: Callable[[Any, Any], Any]
 
 
-def read_attribute_model(folder: pathlib.Path) -> AttributeReader:
-  """The model that train_attributes left in `folder`.
+def read_attribute_model(
+  folder: pathlib.Path, collection: Collection | None = None
+) -> AttributeReader:
+  """The model that train_attributes left in `folder`, of a collection's attributes if one is given.
 
   Raises:
-    ValueError: there is none; says what to run.
+    ValueError: there is none, or it knows other attributes; says what to run.
   """
   path = folder / MODEL
   if not path.exists():
@@ -53,6 +57,12 @@ def read_attribute_model(folder: pathlib.Path) -> AttributeReader:
     return model.apply(trained, features(before, images))
 
   names = tuple(description["attribute_names"])
+  if collection is not None and names != collection.attribute_names:
+    raise ValueError(
+      f"the model in {folder} knows {len(names)} attributes, {', '.join(names[:3])}, ...;"
+      f" {collection.name} has {len(collection.attribute_names)}: train one on it with"
+      " --config.job=train_attributes"
+    )
   return AttributeReader(names, description["image_size"], (variables, frozen), apply)
 
 
@@ -90,14 +100,14 @@ def activate(
   return sharding.map_images(mesh, function, variables, images, rows, BATCH, num_threads)
 
 
-def make_look(reader: AttributeReader) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
-  """What the model sees in one image: confidence [a] and activation maps [h w a].
+def make_predictor(reader: AttributeReader) -> reasons.Predictor:
+  """What the model predicts of one image: confidence [a] and activation maps [h w a].
 
   The image is float [h w 3] in [0, 1] of any size.
   """
 
   @jax.jit
-  def look(variables: Any, image: Any) -> Any:
+  def predict(variables: Any, image: Any) -> Any:
     side = reader.image_size
     small = image
     if image.shape[:2] != (side, side):
@@ -106,6 +116,6 @@ def make_look(reader: AttributeReader) -> Callable[[Any], tuple[np.ndarray, np.n
     return jax.nn.softmax(attribute.attribute_scores(raw))[0], attribute.activation_maps(raw)[0]
 
   def run(image: Any) -> tuple[np.ndarray, np.ndarray]:
-    return jax.device_get(look(reader.variables, jnp.asarray(image)))
+    return jax.device_get(predict(reader.variables, jnp.asarray(image)))
 
   return run

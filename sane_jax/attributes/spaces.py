@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,16 @@ from sane_jax.models import model as model_lib
 from sane_jax.models import weights
 from sane_jax.runs import files
 from sane_jax.runs import folder as run_folder
+
+
+def model_source(workdir: str | os.PathLike[str], setting: str = "") -> str:
+  """What a run explains: the model that a setting names, else the one that train_similarity left.
+
+  Args:
+    workdir: of the run.
+    setting: a file, or a name for `load_model`.
+  """
+  return setting or str(files.at(workdir) / "similarity" / "model.safetensors")
 
 
 def model_in_spaces(

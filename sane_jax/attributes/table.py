@@ -160,12 +160,12 @@ def learnable(labels: np.ndarray) -> np.ndarray:
   return (count >= MIN_IMAGES) & (len(labels) - count >= MIN_IMAGES)
 
 
-def make_look(head: Head) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
+def make_predictor(head: Head) -> reasons.Predictor:
   """Image [h w 3] in [0, 1] -> confidence [a] in [0, 1] and activation maps [h w a], positive."""
   apply, params = efficientnet_lite0.load_efficientnet_lite0()
 
   @jax.jit
-  def look(params: Any, weights: Any, bias: Any, image: Any) -> Any:
+  def predict(params: Any, weights: Any, bias: Any, image: Any) -> Any:
     size = (IMAGE_SIZE, IMAGE_SIZE)
     if image.shape[:2] != size:
       image = jnp.clip(jax.image.resize(image, (*size, 3), "linear"), 0, 1)
@@ -175,7 +175,7 @@ def make_look(head: Head) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
     return jax.nn.sigmoid(each.mean((0, 1)) + bias), maps.reshape(each.shape)
 
   def run(image: Any) -> tuple[np.ndarray, np.ndarray]:
-    return jax.device_get(look(params, head.weights, head.bias, jnp.asarray(image)))
+    return jax.device_get(predict(params, head.weights, head.bias, jnp.asarray(image)))
 
   return run
 
@@ -259,7 +259,7 @@ def learn(
   labels = labels[:, usable]
   on_progress("learning attributes")
   features = read_features([photo.pixels for photo in photos])
-  look = make_look(fit_head(features, labels))
+  predict = make_predictor(fit_head(features, labels))
   prior, vectors = np.full(len(names), concepts_lib.NEUTRAL), np.zeros((len(names), 1))
   neighbors = np.zeros((0, 2), int)
   if explainer.model.embed is not None:
@@ -275,7 +275,7 @@ def learn(
       settings=concepts_lib.Settings(min_images=MIN_IMAGES, min_pairs=10),
     )  # fmt: skip
     prior, vectors = found.prior[0], found.vectors[0]
-  plain = reasons.make_ranker(names, look, (prior, vectors), phi, ranking.RAW)
+  plain = reasons.make_ranker(names, predict, (prior, vectors), phi, ranking.RAW)
   calibration = ranking.RAW
   rng = np.random.default_rng(seed)
   chosen = rng.permutation(len(neighbors))[:calibration_photos]
@@ -290,7 +290,7 @@ def learn(
     calibration = ranking.calibrate(np.array(seen).swapaxes(0, 1), likely=0.5)
   return Learned(
     reasons.make_ranker(
-      names, look, (prior, vectors), phi, calibration, np.full(len(names), 0.5)
+      names, predict, (prior, vectors), phi, calibration, np.full(len(names), 0.5)
     ),
     names, tuple(skills(features, labels)), tuple(left_out),
   )  # fmt: skip

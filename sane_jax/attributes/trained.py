@@ -3,32 +3,32 @@
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sane_jax.attributes import concepts as concepts_lib
 from sane_jax.attributes import reader as attribute_reader
+from sane_jax.attributes import spaces as spaces_lib
+from sane_jax.datasets.collection import Collection
 from sane_jax.maps import reasons
 from sane_jax.models import model as model_lib
 from sane_jax.models import weights
 from sane_jax.ops import ranking
 from sane_jax.runs import files, npz
 
-# Which terms each comparison uses. The paper's method has the first three.
-PAPER = "confidence, map fit, prior"
 WHOLE = "all terms"
-ABLATIONS: dict[str, tuple[str, ...]] = {
-  **{
-    name: tuple(map(str, name.split(", ")))
-    for name in (
-      "confidence", "map fit", "prior", "sensitivity", "confidence, map fit", "confidence, prior",
-      "map fit, prior", PAPER, "confidence, sensitivity",
-    )
-  },
-  WHOLE: ranking.TERMS,
-}  # fmt: skip
+# The terms that each ranking weighs, by its name in tables and files. The paper's has the first
+# three.
+ABLATIONS: Mapping[str, tuple[str, ...]] = {
+  ", ".join(terms): terms
+  for terms in (
+    ("confidence",), ("map fit",), ("prior",), ("sensitivity",), ("confidence", "map fit"),
+    ("confidence", "prior"), ("map fit", "prior"), ("confidence", "map fit", "prior"),
+    ("confidence", "sensitivity"),
+  )
+} | {WHOLE: ranking.TERMS}  # fmt: skip
 
 
 class Ranking(NamedTuple):
@@ -45,6 +45,28 @@ class Ranking(NamedTuple):
   calibration: ranking.Calibration
   thresholds: np.ndarray
   names: tuple[str, ...]
+
+  @property
+  def weights(self) -> tuple[float, ...]:
+    """Those of all terms, by which attributes are ranked."""
+    return self.phi[WHOLE]
+
+
+def choose_weights(
+  grid: Sequence[Sequence[float]], gains: np.ndarray, weights: Sequence[float] | None = None
+) -> dict[str, tuple[float, ...]]:
+  """φ for each of `ABLATIONS`, by what those of a grid gain on pairs.
+
+  Args:
+    grid: φ of all terms to choose from [g 4].
+    gains: of each on each pair [g p], see `ranking.pooled_weights`.
+    weights: of all terms, where they are not to be chosen.
+  """
+  chosen = {
+    name: ranking.pooled_weights(np.asarray(grid), gains, [term in used for term in ranking.TERMS])
+    for name, used in ABLATIONS.items()
+  }
+  return chosen if weights is None else chosen | {WHOLE: tuple(weights)}
 
 
 def write_ranking(folder: pathlib.Path, tuned: Ranking) -> None:
@@ -80,6 +102,42 @@ def read_ranking(folder: pathlib.Path) -> Ranking:
     ) from error
 
 
+class Trained(NamedTuple):
+  """What ranks a run's attributes, read once for all spaces; see `read_trained`."""
+
+  names: tuple[str, ...]
+  predict: reasons.Predictor
+  concepts: concepts_lib.Concepts
+  tuned: Ranking
+
+  def ranker(self, space: int) -> reasons.Ranker:
+    """Ranks the attributes of pairs compared in a space; not looked at where there is one alone."""
+    space = space if len(self.concepts.prior) > 1 else 0
+    return reasons.make_ranker(
+      self.names, self.predict, (self.concepts.prior[space], self.concepts.vectors[space]),
+      self.tuned.weights, self.tuned.calibration, self.tuned.thresholds,
+    )  # fmt: skip
+
+
+def read_trained(
+  workdir: str | os.PathLike[str], collection: Collection | None = None, *,
+  attributes: str = "attributes", concepts: str = "concepts", tuned: str = "ranking",
+) -> Trained:  # fmt: skip
+  """What train_attributes, fit_concepts and tune_ranking left in folders of `workdir`.
+
+  Raises:
+    ValueError: something is missing, or of other attributes than the rest or than a collection's,
+      if one is given; says which job makes it.
+  """
+  root = files.at(workdir)
+  ranked = read_ranking(root / tuned)
+  reader = attribute_reader.read_attribute_model(root / attributes, collection)
+  check_names(ranked, reader.names)
+  whose = collection.name if collection else str(root / attributes)
+  known = concepts_lib.read_concepts(root / concepts, reader.names, whose)
+  return Trained(reader.names, attribute_reader.make_predictor(reader), known, ranked)
+
+
 def load_attributes(
   workdir: str | os.PathLike[str], *, condition: Any = None, attributes: str = "attributes",
   concepts: str = "concepts", tuned: str = "ranking",
@@ -97,19 +155,12 @@ def load_attributes(
   Raises:
     ValueError: something is missing, and which job makes it; no such condition.
   """
-  root = files.at(workdir)
-  chosen = read_ranking(root / tuned)
-  reader = attribute_reader.read_attribute_model(root / attributes)
-  check_names(chosen, reader.names)
-  known = concepts_lib.read_concepts(root / concepts, reader.names, str(root / attributes))
-  space = 0
-  if len(known.prior) > 1:
-    _, description = weights.read_model_file(root / "similarity" / "model.safetensors")
-    space = model_lib.find_condition(description, len(known.prior), condition)
-  return reasons.make_ranker(
-    reader.names, attribute_reader.make_look(reader), (known.prior[space], known.vectors[space]),
-    chosen.phi[WHOLE], chosen.calibration, chosen.thresholds,
-  )  # fmt: skip
+  known = read_trained(workdir, attributes=attributes, concepts=concepts, tuned=tuned)
+  space, spaces = 0, len(known.concepts.prior)
+  if spaces > 1:
+    _, description = weights.read_model_file(spaces_lib.model_source(workdir))
+    space = model_lib.find_condition(description, spaces, condition) or 0
+  return known.ranker(space)
 
 
 def check_names(tuned: Ranking, names: Sequence[str]) -> None:

@@ -169,7 +169,7 @@ def _explained(config: Any, workdir: pathlib.Path, train: Collection) -> Model:
   Raises:
     ValueError: there is none, or the maps are of another one.
   """
-  source = config.index.model or str(workdir / "similarity" / "model.safetensors")
+  source = spaces.model_source(workdir, config.index.model)
   model, _ = spaces.model_in_spaces(source, config.index.image_size, train)
   ours = (model.name, config.index.image_size)
   for split in SPLITS:
@@ -195,7 +195,7 @@ def _trunk(config: Any, workdir: pathlib.Path) -> tuple[Any, Any, int]:
   if settings.trunk == "efficientnet_lite0":
     params, apply, _ = attribute_reader.trunk(settings.trunk)
     return params, apply, settings.image_size or 224
-  path = files.at(config.index.model or workdir / "similarity" / "model.safetensors")
+  path = files.at(spaces.model_source(workdir, config.index.model))
   if path.suffix != ".safetensors":
     raise ValueError(
       f"the maps are of {path}, which has no trunk to take features of; take"

@@ -4,13 +4,12 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
 
-from sane_jax.attributes import concepts as concepts_lib
 from sane_jax.attributes import effects as attribute_effects
 from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.attributes import quality, spaces, trained
@@ -23,6 +22,7 @@ from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
 from sane_jax.maps.tasks import check_design, check_generator
+from sane_jax.models.model import Model
 from sane_jax.ops import fills, ranking, resampling
 from sane_jax.ops.insertion_deletion import areas
 from sane_jax.ops.statistics import bootstrap_interval
@@ -36,11 +36,25 @@ FLOOR = "random"
 BASELINE = "confidence"
 
 
+class Case(NamedTuple):
+  """A generator of saliency maps, such as 'rise:num_masks=500', and what it perturbs."""
+
+  spec: str
+  mode: str
+
+  @property
+  def is_random(self) -> bool:
+    """Whether its maps say nothing: what the others are held against."""
+    return explainer_lib.parse_generator(self.spec)[0] == "random"
+
+  @property
+  def file(self) -> str:
+    return f"{self.spec}_{self.mode}.npz".replace(":", "_").replace("=", "_")
+
+
 class Evaluation(NamedTuple):
   """What all tables are made from."""
 
-  config: Any
-  folder: pathlib.Path
   test: Collection
   terms: pairs_lib.PairTerms
   tuned: trained.Ranking
@@ -92,11 +106,12 @@ def run(config: Any) -> None:
   test, pairs = pairs_lib.load_pairs(
     config.data, workdir, "test", limit=config.pairs.num_test, seed=config.seed
   )
+  index = pairs_lib.index_folder(workdir, "test")
   identity = run_folder.identity(
     collection_lib.fingerprint(test), evaluation=settings, key=config.seed, pairs=len(pairs)
   )
   for name, folder, job in (
-    ("index", pairs_lib.index_folder(workdir, "test"), "build_index"),
+    ("index", index, "build_index"),
     ("ranking", workdir / config.ranking.folder, "tune_ranking"),
   ):
     identity[name] = run_folder.hash_finished(folder, job)
@@ -110,16 +125,47 @@ def run(config: Any) -> None:
   )  # fmt: skip
   tuned = trained.read_ranking(workdir / config.ranking.folder)
   labels = collection_lib.label_matrix(test)
-  present = attribute_effects.presence(labels, terms.row_confidence, tuned.thresholds)
-  named = _named(terms, tuned, config.seed)
-  all_of = Evaluation(config, folder, test, terms, tuned, present, named)
-  _measure(all_of)
+  present = attribute_effects.presence(labels, terms.confidence, tuned.thresholds)
+  e = Evaluation(test, terms, tuned, present, name_attributes(terms, tuned, config.seed))
+  seen = draw_pairs(terms.labels, settings.saliency_pairs, config.seed)
+  sane = e.matching[:: max(1, len(e.matching) // max(1, settings.sanity_pairs))]
+  sane = sane[: settings.sanity_pairs]
+  parts = folder / "parts"
+  cases = {case: parts / case.file for case in _cases(settings)}
+  layers = ["", *settings.layers] if len(sane) else []  # '': as the model is
+  broken = {layer: parts / f"sanity_{number:02d}.npz" for number, layer in enumerate(layers)}
+
+  source = spaces.model_source(workdir, config.index.model)
+  model_of = spaces.model_in_space(source, config.index.image_size, test)
+  fill = config.index.fill or None
+  work: list[tuple[pathlib.Path, Callable[[], dict[str, np.ndarray]]]] = []
+  for case, path in cases.items():
+    make = functools.partial(_make_generator, case, fill, config.seed)
+    work.append(
+      (path, functools.partial(measure_curves, e, seen, model_of, make, settings.background))
+    )
+  variables = destroyed_variables(e, sane, model_of, settings.layers)
+  make = functools.partial(
+    Explainer, design=config.index.design, num_masks=config.index.num_masks, fill=fill,
+    key=config.seed,
+  )  # fmt: skip
+  for layer, path in broken.items():
+    work.append((path, functools.partial(measure_maps, e, sane, model_of, make, variables[layer])))
+  _measure(work)
   if not processes.is_first():
     return
-  made = [_attribute_table(all_of), *_truth_tables(all_of), _recognition_table(all_of)]
-  made += [_saliency_table(all_of), *_sanity_tables(all_of)]
+  models = {
+    "with saliency maps": config.ranking.attributes, "without": settings.baseline,
+  }  # fmt: skip
+  made = [
+    _attribute_table(e, config.ranking.representatives),
+    *_truth_tables(e, config.attributes.truth),
+    _recognition_table({what: workdir / name for what, name in models.items() if name}),
+    _saliency_table(e, seen, cases, settings.background),
+    *_sanity_tables(e, sane, broken, index, config.seed),
+  ]
   made = [table for table in made if table is not None]
-  _write_material(all_of)
+  _write_material(e, folder)
   for table in made:
     stem = folder / table.title.lower().replace(" ", "_").replace(",", "")
     for suffix, text in (
@@ -136,28 +182,43 @@ def run(config: Any) -> None:
   print(f"evaluate: {len(made)} tables of {len(pairs)} pairs. Open {folder / 'tables.md'}")
 
 
-def _named(
+def name_attributes(
   terms: pairs_lib.PairTerms, tuned: trained.Ranking, seed: int
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> dict[str, np.ndarray]:
   """The attribute [p] that each way to rank names."""
   rng = np.random.default_rng((seed, 2))
-  pairs, count = terms.terms.shape[1:]
-  recognised = terms.terms[0] > tuned.thresholds
-  recognised[np.arange(pairs), terms.terms[0].argmax(axis=1)] = True  # one at least
+  confidence = terms.terms.confidence
+  pairs, count = confidence.shape
+  recognised = confidence > tuned.thresholds
+  recognised[np.arange(pairs), confidence.argmax(axis=1)] = True  # one at least
   out = {
     FLOOR: rng.integers(count, size=pairs),
     "random of those recognised": np.where(recognised, rng.random(recognised.shape), -1).argmax(1),
   }
   scores = ranking.normal_scores(terms.terms, tuned.calibration)
-  for name, phi in tuned.phi.items():
-    out[name] = np.einsum("k,kpa->pa", phi, scores).argmax(axis=1)
-  return out
+  return out | {name: ranking.totals(scores, phi).argmax(axis=1) for name, phi in tuned.phi.items()}
+
+
+def draw_pairs(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Pairs drawn by the seed, half of them matching as far as there are; ascending."""
+  rng = np.random.default_rng((seed, 3))
+  parts = [np.flatnonzero(labels == label) for label in (1, 0)]
+  half = [rng.permutation(part)[: count // 2 or 1] for part in parts]
+  return np.sort(np.concatenate(half))
+
+
+def _cases(settings: Any) -> list[Case]:
+  """Generators and what they perturb; maps at random are the same in all modes."""
+  if settings.saliency_pairs < 2:
+    return []
+  every = [Case(spec, mode) for spec in settings.generators for mode in settings.modes]
+  return [case for case in every if case.mode == "fixed" or not case.is_random]
 
 
 # --- attributes -----------------------------------------------------------------------------------
 
 
-def _attribute_table(e: Evaluation) -> Table:
+def _attribute_table(e: Evaluation, representatives: int) -> Table:
   """Insertion and deletion of the attribute that is named."""
   pairs = e.matching
   scale = 100 / abs(float(e.terms.scores[pairs].mean()))
@@ -165,7 +226,7 @@ def _attribute_table(e: Evaluation) -> Table:
   for name in tqdm.tqdm(e.named, desc="attributes", unit="ranking", disable=None):
     deletion, insertion = attribute_effects.measure(
       pairs, e.named[name][pairs], e.terms, e.present, e.test.types,
-      count=e.config.ranking.representatives,
+      count=representatives,
     )  # fmt: skip
     worth[name] = np.stack([deletion, insertion]) * scale
   base = worth[BASELINE].mean(axis=0)
@@ -200,9 +261,9 @@ def _attribute_table(e: Evaluation) -> Table:
   )  # fmt: skip
 
 
-def _truth_tables(e: Evaluation) -> list[Table]:
+def _truth_tables(e: Evaluation, folder: str) -> list[Table]:
   """Agreement with what is known of outfits that were drawn."""
-  truth = files.at(e.config.attributes.truth) if e.config.attributes.truth else None
+  truth = files.at(folder) if folder else None
   if truth is None or not (truth / "rules.json").exists():
     return []
   rules = json.loads((truth / "rules.json").read_text())
@@ -293,22 +354,16 @@ def _place(map_: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
   return quality.pointing_game(large, mask)[0], quality.mass_inside(large, mask)[0]
 
 
-def _recognition_table(e: Evaluation) -> Table | None:
-  """What the attribute models know, as their own job measured it."""
-  workdir = files.at(e.config.workdir)
-  rows, columns = [], ["mean_average_precision"]
-  models = {
-    "with saliency maps": e.config.ranking.attributes,
-    "without": e.config.evaluation.baseline,
-  }
+def _recognition_table(models: dict[str, pathlib.Path]) -> Table | None:
+  """What the attribute models in folders know, as their own job measured it."""
   found = {
-    name: run_folder.read_json(workdir / folder / "finished.json")
+    name: run_folder.read_json(folder / "finished.json")
     for name, folder in models.items()
-    if folder and run_folder.is_finished(workdir / folder)
+    if run_folder.is_finished(folder)
   }
   if not found:
     return None
-  columns = list(next(iter(found.values()))["test"])
+  columns, rows = list(next(iter(found.values()))["test"]), []
   for name, figures in found.items():
     values = [figures["test"].get(c, float("nan")) for c in columns]
     rows.append((name, *(Interval(value, digits=3) for value in values)))
@@ -325,15 +380,8 @@ def _recognition_table(e: Evaluation) -> Table | None:
 # --- what costs passes ----------------------------------------------------------------------------
 
 
-def _measure(e: Evaluation) -> None:
-  """Leaves on disk what needs passes of a model, a file each: generators, layers destroyed."""
-  model_of, pairs, sane = _models(e), _some(e, e.config.evaluation.saliency_pairs), _sane_pairs(e)
-  work: list[tuple[pathlib.Path, Callable[[], dict[str, np.ndarray]]]] = [
-    (_case_path(e, *case), functools.partial(_generator, e, model_of, pairs, *case))
-    for case in _cases(e)
-  ]
-  work += [(_layer_path(e, layer), functools.partial(_destroyed, e, sane, layer))
-           for layer in _layers(e)]  # fmt: skip
+def _measure(work: Sequence[tuple[pathlib.Path, Callable[[], dict[str, np.ndarray]]]]) -> None:
+  """Leaves on disk what needs passes of a model, a file each, unless it is there."""
   for path, function in tqdm.tqdm(
     processes.share(work, "evaluate"), total=-(-len(work) // processes.count()),
     desc="evaluating", unit="part", disable=None if processes.is_first() else True,
@@ -349,49 +397,33 @@ def _read_part(path: pathlib.Path) -> dict[str, np.ndarray]:
   return found
 
 
+def _by_types(e: Evaluation, pairs: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+  """Types of query and reference, and which of the pairs are of them: one model's."""
+  ends = e.terms.queries[pairs], e.terms.references[pairs]
+  types = np.stack([e.test.types[rows] for rows in ends], axis=1)
+  for query, reference in np.unique(types, axis=0):
+    yield (int(query), int(reference)), np.flatnonzero((types == (query, reference)).all(axis=1))
+
+
+def _photos(e: Evaluation, explainer: Explainer, pair: int) -> tuple[Photo, Photo]:
+  query, reference = (
+    Photo(e.test.ids[row], spaces.read_pixels(explainer.model, e.test, int(row)))
+    for row in (e.terms.queries[pair], e.terms.references[pair])
+  )
+  return query, reference
+
+
 # --- saliency maps --------------------------------------------------------------------------------
 
 
-def _models(e: Evaluation) -> Callable[[int, int], Any]:
-  source = e.config.index.model or str(
-    files.at(e.config.workdir) / "similarity" / "model.safetensors"
-  )
-  return spaces.model_in_space(source, e.config.index.image_size, e.test)
-
-
-def _some(e: Evaluation, count: int) -> np.ndarray:
-  """Pairs drawn by the seed, half of them matching as far as there are; ascending."""
-  rng = np.random.default_rng((e.config.seed, 3))
-  parts = [np.flatnonzero(e.terms.labels == label) for label in (1, 0)]
-  half = [rng.permutation(part)[: count // 2 or 1] for part in parts]
-  return np.sort(np.concatenate(half))
-
-
-def _cases(e: Evaluation) -> list[tuple[str, str]]:
-  """Generators of saliency maps and what they perturb."""
-  settings = e.config.evaluation
-  if settings.saliency_pairs < 2:
-    return []
-  return [
-    (spec, mode)
-    for spec in settings.generators
-    for mode in settings.modes
-    if mode == "fixed" or not spec.startswith("random")
-  ]
-
-
-def _case_path(e: Evaluation, spec: str, mode: str) -> pathlib.Path:
-  return e.folder / "parts" / f"{spec}_{mode}.npz".replace(":", "_").replace("=", "_")
-
-
-def _saliency_table(e: Evaluation) -> Table | None:
+def _saliency_table(
+  e: Evaluation, pairs: np.ndarray, cases: dict[Case, pathlib.Path], background: str
+) -> Table | None:
   """Insertion and deletion of pixels, for every generator and both modes."""
-  settings = e.config.evaluation
-  if not settings.generators or settings.saliency_pairs < 2:
+  if not cases:
     return None
-  pairs, rows = _some(e, settings.saliency_pairs), []
-  results = {case: _read_part(_case_path(e, *case)) for case in _cases(e)}
-  floor = next((found for (spec, _), found in results.items() if spec.startswith("random")), None)
+  rows, results = [], {case: _read_part(path) for case, path in cases.items()}
+  floor = next((found for case, found in results.items() if case.is_random), None)
   for (spec, mode), found in results.items():
     difference = found["insertion"] - found["deletion"]
     above: Any = "–"
@@ -406,7 +438,7 @@ def _saliency_table(e: Evaluation) -> Table | None:
     title="Saliency insertion and deletion",
     note=(
       f"{len(pairs)} pairs, half of them matching. AUC × 100 of the score while pixels are shown or"
-      f" hidden by saliency, on a {settings.background} background, each curve from 0 to 1; the"
+      f" hidden by saliency, on a {background} background, each curve from 0 to 1; the"
       " last column is paired."
     ),
     columns=(
@@ -418,76 +450,66 @@ def _saliency_table(e: Evaluation) -> Table | None:
   )  # fmt: skip
 
 
-def _generator(e: Evaluation, model_of, pairs, spec: str, mode: str) -> dict[str, np.ndarray]:
-  """AUCs and passes of one generator on pairs."""
-  name, options = explainer_lib.parse_generator(spec)
-  options = {"fill": e.config.index.fill or None, **options}
+def _make_generator(case: Case, fill: str | None, key: int, model: Model) -> Explainer:
+  name, options = explainer_lib.parse_generator(case.spec)
+  return Explainer(model, design=name, mode=case.mode, key=key, **{"fill": fill, **options})
+
+
+def measure_curves(
+  e: Evaluation, pairs: np.ndarray, model_of: Callable[[int, int], Model],
+  make: Callable[[Model], Explainer], background: str,
+) -> dict[str, np.ndarray]:  # fmt: skip
+  """AUCs and passes of one generator, each [p]."""
   out: dict[str, np.ndarray] = {
     k: np.zeros(len(pairs)) for k in ("insertion", "deletion", "passes")
   }
-  kinds = e.test.types
-  where = np.stack([kinds[e.terms.queries[pairs]], kinds[e.terms.references[pairs]]], axis=1)
-  for space in np.unique(where, axis=0):
-    chosen = np.flatnonzero((where == space).all(axis=1))
-    explainer = Explainer(model_of(*space), design=name, mode=mode, key=e.config.seed, **options)
+  for types, chosen in _by_types(e, pairs):
+    explainer = make(model_of(*types))
     photos = [_photos(e, explainer, pair) for pair in pairs[chosen]]
     explanations = explainer.explain_pairs(photos)
-    curves = insertion_deletion(explainer, explanations, background=e.config.evaluation.background)
+    curves = insertion_deletion(explainer, explanations, background=background)
     for kind, values in areas(curves).items():
       out[kind][chosen] = values
     out["passes"][chosen] = [x.encoder_passes for x in explanations]
   return out
 
 
-def _photos(e: Evaluation, explainer: Explainer, pair: int) -> tuple[Photo, Photo]:
-  query, reference = (
-    Photo(e.test.ids[row], spaces.read_pixels(explainer.model, e.test, int(row)))
-    for row in (e.terms.queries[pair], e.terms.references[pair])
-  )
-  return query, reference
-
-
 # --- sanity ---------------------------------------------------------------------------------------
 
 
-def _sane_pairs(e: Evaluation) -> np.ndarray:
-  """Pairs that match, evenly from all."""
-  count = e.config.evaluation.sanity_pairs
-  return e.matching[:: max(1, len(e.matching) // max(1, count))][:count]
-
-
-def _layers(e: Evaluation) -> list[str]:
-  """How far the model is destroyed; first not at all, ''."""
-  return ["", *e.config.evaluation.layers] if len(_sane_pairs(e)) else []
-
-
-def _layer_path(e: Evaluation, layer: str) -> pathlib.Path:
-  return e.folder / "parts" / f"sanity_{_layers(e).index(layer):02d}.npz"
-
-
-def _sanity_tables(e: Evaluation) -> list[Table]:
+def _sanity_tables(
+  e: Evaluation, pairs: np.ndarray, layers: dict[str, pathlib.Path], index_folder: pathlib.Path,
+  seed: int,
+) -> list[Table]:  # fmt: skip
   """What becomes of maps and attributes when model, reference or labels are replaced."""
-  pairs = _sane_pairs(e)
   if not len(pairs):
     return []
-  phi = e.tuned.phi[trained.WHOLE]
+  terms, phi = e.terms.terms.at(pairs), e.tuned.weights
   rows = []
 
-  def compare(what: str, maps: np.ndarray, found: Any, attributes: Any = None) -> None:
+  def compare(what: str, maps: np.ndarray, replaced: ranking.Terms) -> None:
     correlation = sanity_checks.rank_correlations(e.terms.saliency[pairs], maps)
-    if attributes is None:
-      fit, _ = pairs_lib.fits(maps, e.terms.activations, rows_of, e.terms.covered)
-      attributes = _rank(e, pairs, phi, fit, *found)
-    changed = 100.0 * (attributes != e.named[trained.WHOLE][pairs])
+    named = ranking.totals(replaced, phi, e.tuned.calibration).argmax(axis=1)
+    changed = 100.0 * (named != e.named[trained.WHOLE][pairs])
     rows.append((what, e.interval(pairs, correlation, 2), e.interval(pairs, changed, 0)))
 
-  rows_of = np.searchsorted(e.terms.query_rows, e.terms.queries[pairs])
-  for layer in _layers(e):
-    found = _read_part(_layer_path(e, layer))
+  def with_maps(maps: np.ndarray, queries: np.ndarray, references: np.ndarray) -> ranking.Terms:
+    """The terms with other maps and embeddings; concepts as they were."""
+    positions = e.terms.positions[pairs]
+    return terms._replace(
+      map_fit=pairs_lib.fits(maps, e.terms.activations, positions, e.terms.covered),
+      sensitivity=pairs_lib.sensitivities(
+        e.terms.concepts, e.terms.spaces[pairs], queries, references
+      ),
+    )
+
+  for layer, path in layers.items():
+    found = _read_part(path)
     what = f"model destroyed from the output to {layer}" if layer else "nothing, measured again"
-    compare(what, found["maps"], [found["queries"], found["references"]])
+    replaced = with_maps(found["maps"], found["queries"], found["references"])
+    compare(what, found["maps"], replaced)
   # The same query against the reference of another pair, from the index.
-  index = index_arrays.read_index(pairs_lib.index_folder(e.config.workdir, "test"))
+  index = index_arrays.read_index(index_folder)
   maps, others = e.terms.saliency[pairs].copy(), e.terms.references[pairs].copy()
   kinds = e.test.types
   for i, pair in enumerate(pairs):
@@ -498,18 +520,12 @@ def _sanity_tables(e: Evaluation) -> list[Table]:
       position = int(np.searchsorted(index.queries, query))
       maps[i] = index_arrays.read_maps(index, position, [int(others[i])], e.terms.embeddings)[0]
   if (others != e.terms.references[pairs]).any():
-    queries = e.terms.queries[pairs]
-    slots = e.terms.types
-    seen = (
-      e.terms.embeddings[queries, slots[others]], e.terms.embeddings[others, slots[queries]],
-    )  # fmt: skip
-    compare("another reference of its type", maps, seen)
+    seen = e.terms.embedded(e.terms.queries[pairs], others)
+    compare("another reference of its type", maps, with_maps(maps, *seen))
   # What the attribute model knows, under another attribute's name.
-  order = np.random.default_rng(e.config.seed).permutation(e.terms.terms.shape[2])
-  scores = ranking.normal_scores(e.terms.terms[:, pairs], e.tuned.calibration)
-  scores[0] = scores[0][:, order]
-  named = np.einsum("k,kpa->pa", phi, scores).argmax(axis=1)
-  compare("labels shuffled among attributes", e.terms.saliency[pairs], None, named)
+  order = np.random.default_rng(seed).permutation(terms.confidence.shape[1])
+  shuffled = terms._replace(confidence=terms.confidence[:, order])
+  compare("labels shuffled among attributes", e.terms.saliency[pairs], shuffled)
   table = Table(
     title="Sanity checks",
     note=(
@@ -523,57 +539,47 @@ def _sanity_tables(e: Evaluation) -> list[Table]:
   return [table]
 
 
-def _rank(e: Evaluation, pairs: np.ndarray, phi, fit, queries, references) -> np.ndarray:
-  """The attribute named with other maps and embeddings; concepts as they were."""
-  terms = e.terms.terms[:, pairs].copy()
-  terms[1] = fit
-  folder = files.at(e.config.workdir) / e.config.ranking.concepts
-  known = concepts_lib.read_concepts(folder, e.test.attribute_names, e.test.name)
-  for i, condition in enumerate(e.terms.conditions[pairs]):
-    terms[3, i] = ranking.sensitivities(known.vectors[condition], queries[i], references[i])
-  scores = ranking.normal_scores(terms, e.tuned.calibration)
-  return np.einsum("k,kpa->pa", phi, scores).argmax(axis=1)
+def destroyed_variables(
+  e: Evaluation, pairs: np.ndarray, model_of: Callable[[int, int], Model], layers: Sequence[str]
+) -> dict[str, Any]:
+  """Variables of the model as it is, '', and destroyed to each layer; nothing without pairs.
+
+  Raises:
+    ValueError: the model has no such layer.
+  """
+  for types, _ in _by_types(e, pairs):  # any: spaces share the variables
+    start = _variables_of(model_of(*types).params)
+    return {"": start, **dict(sanity_checks.randomized(start, layers))}
+  return {}
 
 
-def _destroyed(e: Evaluation, pairs: np.ndarray, layer: str) -> dict[str, np.ndarray]:
-  """Maps [p h w], embeddings [p d] of queries and references; of a model destroyed to a layer."""
-  settings, model_of = e.config.index, _models(e)
-  kinds = e.test.types
+def measure_maps(
+  e: Evaluation, pairs: np.ndarray, model_of: Callable[[int, int], Model],
+  make: Callable[[Model], Explainer], variables: Any,
+) -> dict[str, np.ndarray]:  # fmt: skip
+  """Maps [p h w], embeddings [p d] of queries and references; of the model with other variables."""
+  shape = e.terms.saliency.shape[1:]
+  out: list[tuple[np.ndarray, ...]] = [()] * len(pairs)
+  for types, chosen in _by_types(e, pairs):
+    model = model_of(*types)
+    params = (variables, *model.params[1:]) if isinstance(model.params, tuple) else variables
+    explainer = make(dataclasses.replace(model, params=params))
+    for index in chosen:
+      explanation = explainer.explain(*_photos(e, explainer, int(pairs[index])))
+      out[index] = (explanation.saliency.cells.reshape(shape), *(explanation.embeddings or ()))
+  parts = (np.stack(part) for part in zip(*out, strict=True))
+  return dict(zip(("maps", "queries", "references"), parts, strict=False))
 
-  def explained(change: Callable[[Any], Any]) -> dict[str, np.ndarray]:
-    out = []
-    for pair in pairs:
-      query, reference = e.terms.queries[pair], e.terms.references[pair]
-      model = model_of(int(kinds[query]), int(kinds[reference]))
-      model = dataclasses.replace(model, params=change(model.params))
-      explainer = Explainer(
-        model, design=settings.design, num_masks=settings.num_masks, fill=settings.fill or None,
-        key=e.config.seed,
-      )  # fmt: skip
-      explanation = explainer.explain(*_photos(e, explainer, pair))
-      cells = explanation.saliency.cells.reshape(e.terms.saliency.shape[1:])
-      out.append((cells, *(explanation.embeddings or ())))
-    parts = (np.stack(part) for part in zip(*out, strict=True))
-    return dict(zip(("maps", "queries", "references"), parts, strict=False))
 
-  def variables_of(params: Any) -> Any:
-    return params[0] if isinstance(params, tuple) else params
-
-  def put(params: Any, variables: Any) -> Any:
-    return (variables, *params[1:]) if isinstance(params, tuple) else variables
-
-  if not layer:
-    return explained(lambda params: params)
-  first = model_of(int(kinds[e.terms.queries[pairs[0]]]), int(kinds[e.terms.references[pairs[0]]]))
-  destroyed = sanity_checks.randomized(variables_of(first.params), e.config.evaluation.layers)
-  variables = next(variables for name, variables in destroyed if name == layer)
-  return explained(lambda params: put(params, variables))
+def _variables_of(params: Any) -> Any:
+  """Without the space's part; see `spaces.model_in_space`."""
+  return params[0] if isinstance(params, tuple) else params
 
 
 # --- material for a study -------------------------------------------------------------------------
 
 
-def _write_material(e: Evaluation) -> None:
+def _write_material(e: Evaluation, folder: pathlib.Path) -> None:
   """What simulate_study shows its subjects: maps and attributes under each condition."""
   conditions = {"random": FLOOR, "predicted": BASELINE, "sane": trained.WHOLE}
   arrays: dict[str, np.ndarray] = {
@@ -584,9 +590,8 @@ def _write_material(e: Evaluation) -> None:
     "saliency": e.terms.saliency,
     "attribute_names": np.array(e.test.attribute_names),
   }
-  of_pair = np.searchsorted(e.terms.query_rows, e.terms.queries)
   for condition, method in conditions.items():
     chosen = e.named[method]
     arrays[f"attribute_{condition}"] = chosen
-    arrays[f"activation_{condition}"] = e.terms.activations[of_pair, :, :, chosen]
-  npz.write_arrays(e.folder / "material.npz", arrays)
+    arrays[f"activation_{condition}"] = e.terms.activations[e.terms.positions, :, :, chosen]
+  npz.write_arrays(folder / "material.npz", arrays)

@@ -10,13 +10,11 @@ import numpy as np
 import tqdm
 
 from sane_jax import report
-from sane_jax.attributes import concepts as concepts_lib
 from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.attributes import reader as attribute_reader
 from sane_jax.attributes import spaces, trained
 from sane_jax.datasets import load
 from sane_jax.datasets.collection import Collection, Pair
-from sane_jax.maps import reasons
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
 from sane_jax.maps.tasks import check_design
@@ -50,17 +48,16 @@ def run(config: Any) -> None:
   )
   chosen = draw(pairs, settings.num_pairs, config.seed)
   folder = run_folder.writable_folder(workdir / settings.folder)
-  tuned = trained.read_ranking(workdir / config.ranking.folder)
-  reader = attribute_reader.read_attribute_model(workdir / config.ranking.attributes)
-  trained.check_names(tuned, reader.names)
-  concepts = concepts_lib.read_concepts(
-    workdir / config.ranking.concepts, test.attribute_names, test.name
+  ranking = config.ranking
+  attributes = trained.read_trained(
+    workdir, test, attributes=ranking.attributes, concepts=ranking.concepts, tuned=ranking.folder
   )
-  source = config.index.model or str(workdir / "similarity" / "model.safetensors")
+  source = spaces.model_source(workdir, config.index.model)
   model_of = spaces.model_in_space(source, config.index.image_size, test)
-  look = attribute_reader.make_look(reader)
   sources = hashlib.sha256()
-  for path in (reader_path(workdir, config), workdir / config.ranking.folder / "ranking.npz"):
+  for path in (
+    workdir / ranking.attributes / attribute_reader.MODEL, workdir / ranking.folder / "ranking.npz",
+  ):  # fmt: skip
     sources.update(run_folder.hash_file(path).encode())
 
   explainers: dict[tuple[int, int], Explainer] = {}
@@ -68,14 +65,10 @@ def run(config: Any) -> None:
   def explained(pair: Pair) -> tuple[report.PairView, dict[str, Any]]:
     kinds = (int(test.types[pair.query]), int(test.types[pair.reference]))
     if kinds not in explainers:
-      space = test.conditions[kinds] if len(concepts.prior) > 1 else 0
       explainers[kinds] = Explainer(
         model_of(*kinds), design=settings.design, num_masks=settings.num_masks,
         fill=config.index.fill or None, key=config.seed,
-        attributes=reasons.make_ranker(
-          reader.names, look, (concepts.prior[space], concepts.vectors[space]),
-          tuned.phi[trained.WHOLE], tuned.calibration, tuned.thresholds,
-        ),
+        attributes=attributes.ranker(int(test.conditions[kinds])),
       )  # fmt: skip
     return _explained(test, pair, explainers[kinds], folder, sources.hexdigest())
 
@@ -121,11 +114,6 @@ def run(config: Any) -> None:
   if not views:
     raise ValueError(f"no pair could be explained. {'; '.join(why for _, why in failures[:3])}")
   print(f"explain_matches: {len(views)} pairs. Open {folder / 'index.html'}")
-
-
-def reader_path(workdir: pathlib.Path, config: Any) -> pathlib.Path:
-  """The file of the attribute model."""
-  return workdir / config.ranking.attributes / attribute_reader.MODEL
 
 
 def draw(pairs: tuple[Pair, ...], count: int, seed: int) -> list[Pair]:

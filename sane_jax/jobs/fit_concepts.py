@@ -148,7 +148,7 @@ def _table(train, found: concepts_lib.ConceptPrior) -> Table:
     note=(
       "Share of matching pairs, over all spaces, whose score rises as the query gains an attribute;"
       " p-value against random concepts, adjusted for all attributes; balanced accuracy of the"
-      " separators on images held out; in how many spaces it was fitted, and in how many its score"
+      " classifiers on images held out; in how many spaces it was fitted, and in how many its score"
       " there has p ≤ 0.05 after adjustment."
     ),
     columns=(

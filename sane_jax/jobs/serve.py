@@ -2,15 +2,13 @@
 
 import logging
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging as absl_logging
 
-from sane_jax.attributes import concepts as concepts_lib
 from sane_jax.attributes import pairs as pairs_lib
-from sane_jax.attributes import reader as attribute_reader
 from sane_jax.attributes import spaces, trained
 from sane_jax.attributes import table as attribute_table
 from sane_jax.datasets import load
@@ -19,9 +17,33 @@ from sane_jax.maps.index import ExplanationIndex
 from sane_jax.models import model as model_lib
 from sane_jax.runs import files, processes
 from sane_jax.runs.settings import check_choice, check_range
+from sane_jax.viewer.collection import Collection
+from sane_jax.viewer.measuring import Measuring
 from sane_jax.web import server
 
 SETTING = "--config.serve"
+
+
+class Served(NamedTuple):
+  """What a server answers from.
+
+  Attributes:
+    collection: the images of the indexes.
+    folders: of the indexes.
+    rankers: rank the attributes of a pair, given its images' names (None: a photo that was sent).
+    no_attributes: why there are none.
+    no_uploads: why no photos are taken; empty where they are.
+    model: what is explained, where photos are taken.
+    measuring: measures them with it.
+  """
+
+  collection: Collection
+  folders: Sequence[Any]
+  rankers: Callable[[str | None, str | None], reasons.Ranker] | None
+  no_attributes: str
+  no_uploads: str
+  model: model_lib.Model | None = None
+  measuring: Measuring | None = None
 
 
 def check(config: Any) -> None:
@@ -56,62 +78,36 @@ def run(config: Any) -> None:
     return
   with server.needing_libraries():
     from sane_jax.viewer import app as app_lib
-    from sane_jax.viewer.collection import Collection
-    from sane_jax.viewer.measuring import Measuring
   check(config)
   settings = config.serve
   absl_logging.set_verbosity(max(absl_logging.get_verbosity(), absl_logging.WARNING))
   logging.getLogger("sane_jax.web").setLevel(logging.INFO)
   address = server.choose_address(settings.host, settings.port, settings.token, SETTING)
-  is_photos = "photos" in config
-  read_picture: Callable[[str], np.ndarray] | None = None
-  name_of: Callable[[str], str] | None = None
-  if is_photos:
-    folders = list(settings.indexes) or [files.at(config.workdir) / "index"]
-  else:
-    folders = list(settings.indexes) or [pairs_lib.index_folder(config.workdir, settings.split)]
-  cache = int(settings.cache_gib * (1 << 30)) // len(folders)
-  indexes = [ExplanationIndex(folder, cache_bytes=cache) for folder in folders]
-  rankers, no_attributes = None, "No attributes: this server was given no table of them."
-  if not is_photos:
-    read_picture, name_of, rankers, no_attributes = _of_data_set(config)
-  collection = Collection(indexes, read_picture=read_picture, name_of=name_of)
-  model = measuring = None
-  no_uploads = ""
-  if not is_photos:
-    no_uploads = (
-      "Photos are not taken: this is the index of a data set, whose images are measured by its job."
-    )
-  elif not settings.uploads:
-    no_uploads = f"Photos are not taken: this server was started with {SETTING}.uploads=False."
-  else:
-    model = model_lib.load_model(config.model, image_size=config.image_size)
-    try:
-      measuring = Measuring(model, collection, chunk_size=config.chunk_size)
-    except ValueError as error:
-      raise ValueError(
-        f"{error}. Or answer from the index alone with {SETTING}.uploads=False"
-      ) from error
-  if is_photos and config.attributes_file:
-    learned = attribute_table.learn_attributes(config, tasks.make_explainer(config), [])
-    rankers = _always(learned.ranker)
+  # configs/photos.py has a folder of photos, the others a data set.
+  served = _photos(config) if "photos" in config else _data_set(config)
+  collection = served.collection
   options = app_lib.Options(
-    title=settings.title, neighbors=settings.neighbors, no_uploads=no_uploads,
-    no_attributes=no_attributes, max_upload=int(settings.max_upload_mb * (1 << 20)),
+    title=settings.title, neighbors=settings.neighbors, no_uploads=served.no_uploads,
+    no_attributes=served.no_attributes, max_upload=int(settings.max_upload_mb * (1 << 20)),
     max_pixels=int(settings.max_megapixels * 1e6),
   )  # fmt: skip
   app = app_lib.make_app(
-    collection, model=model, measuring=measuring, rankers=rankers, options=options
+    collection,
+    model=served.model,
+    measuring=served.measuring,
+    rankers=served.rankers,
+    options=options,
   )
   guarded = app_lib.guard_app(
     app, token=address.token, hosts=address.hosts, max_upload=options.max_upload
   )
 
   def ready(link: str) -> None:
-    print(f"serve: {len(collection.keys):,} images of {', '.join(map(str, folders))}", flush=True)
+    folders = ", ".join(map(str, served.folders))
+    print(f"serve: {len(collection.keys):,} images of {folders}", flush=True)
     for view in collection.views.values():
       print(f"  {view.design}, fill {view.fill}: from the index, modes {', '.join(view.modes)}")
-    print(f"  {no_uploads or 'Photos are taken and measured here.'}")
+    print(f"  {served.no_uploads or 'Photos are taken and measured here.'}")
     print(f"Open {link}\nCtrl-C ends it.", flush=True)
 
   server.run(
@@ -121,47 +117,73 @@ def run(config: Any) -> None:
   print("serve: ended", file=sys.stderr)
 
 
-def _always(one: reasons.Ranker) -> Callable[[str | None, str | None], reasons.Ranker]:
-  return lambda query, reference: one
+def _indexes(settings: Any, folders: Sequence[Any]) -> list[ExplanationIndex]:
+  """The indexes in folders; they share the room that is kept for answers."""
+  cache = int(settings.cache_gib * (1 << 30)) // len(folders)
+  return [ExplanationIndex(folder, cache_bytes=cache) for folder in folders]
 
 
-def _of_data_set(config: Any):
-  """How a data set's images are read and called; what ranks a pair's attributes, or why nothing."""
-  split, workdir = config.serve.split, files.at(config.workdir)
-  collection = load.load_split(config.data, config.workdir, split)
-  rows = {name: row for row, name in enumerate(collection.ids)}
-  source = config.index.model or str(workdir / "similarity" / "model.safetensors")
-  model, _ = spaces.model_in_spaces(source, config.index.image_size, collection)
+def _photos(config: Any) -> Served:
+  """The index of a folder of photos; the model, where visitors may send their own."""
+  settings = config.serve
+  folders = list(settings.indexes) or [files.at(config.workdir) / "index"]
+  collection = Collection(_indexes(settings, folders))
+  model = measuring = None
+  no_uploads = f"Photos are not taken: this server was started with {SETTING}.uploads=False."
+  if settings.uploads:
+    no_uploads = ""
+    model = model_lib.load_model(config.model, image_size=config.image_size)
+    try:
+      measuring = Measuring(model, collection, chunk_size=config.chunk_size)
+    except ValueError as error:
+      raise ValueError(
+        f"{error}. Or answer from the index alone with {SETTING}.uploads=False"
+      ) from error
+  rankers, no_attributes = None, "No attributes: this server was given no table of them."
+  if config.attributes_file:
+    learned = attribute_table.learn_attributes(config, tasks.make_explainer(config), [])
+    rankers = lambda query, reference: learned.ranker  # noqa: E731
+  return Served(collection, folders, rankers, no_attributes, no_uploads, model, measuring)
+
+
+def _data_set(config: Any) -> Served:
+  """The index of a split, with the attributes of its run where there are any."""
+  settings, workdir = config.serve, files.at(config.workdir)
+  folders = list(settings.indexes) or [pairs_lib.index_folder(workdir, settings.split)]
+  indexes = _indexes(settings, folders)
+  images = load.load_split(config.data, config.workdir, settings.split)
+  rows = {name: row for row, name in enumerate(images.ids)}
+  source = spaces.model_source(workdir, config.index.model)
+  model, _ = spaces.model_in_spaces(source, config.index.image_size, images)
 
   def read(name: str) -> np.ndarray:
-    return spaces.read_pixels(model, collection, rows[name])
+    return spaces.read_pixels(model, images, rows[name])
 
   def call(name: str) -> str:
     """Title, type and id, as far as there are."""
-    parts = [collection.titles[rows[name]]]
-    if len(collection.type_names) > 1:
-      parts.append(collection.type_names[collection.types[rows[name]]])
+    parts = [images.titles[rows[name]]]
+    if len(images.type_names) > 1:
+      parts.append(images.type_names[images.types[rows[name]]])
     return " · ".join(part for part in [*parts, name] if part)
 
+  known, no_attributes, ranking = None, "", config.ranking
   try:
-    tuned = trained.read_ranking(workdir / config.ranking.folder)
-    reader = attribute_reader.read_attribute_model(workdir / config.ranking.attributes)
-    trained.check_names(tuned, reader.names)
-    concepts = concepts_lib.read_concepts(
-      workdir / config.ranking.concepts, collection.attribute_names, collection.name
-    )
+    known = trained.read_trained(
+      workdir, images, attributes=ranking.attributes, concepts=ranking.concepts,
+      tuned=ranking.folder,
+    )  # fmt: skip
   except ValueError as error:
-    return read, call, None, f"No attributes: {error}"
-  look = attribute_reader.make_look(reader)
+    no_attributes = f"No attributes: {error}"
 
   def rank(query: str | None, reference: str | None) -> reasons.Ranker:
-    space = 0
-    if len(concepts.prior) > 1 and query is not None and reference is not None:
-      kinds = int(collection.types[rows[query]]), int(collection.types[rows[reference]])
-      space = int(collection.conditions[kinds])
-    return reasons.make_ranker(
-      reader.names, look, (concepts.prior[space], concepts.vectors[space]),
-      tuned.phi[trained.WHOLE], tuned.calibration, tuned.thresholds,
-    )  # fmt: skip
+    assert known is not None
+    if query is None or reference is None:
+      return known.ranker(0)
+    kinds = int(images.types[rows[query]]), int(images.types[rows[reference]])
+    return known.ranker(int(images.conditions[kinds]))
 
-  return read, call, rank, ""
+  no_uploads = (
+    "Photos are not taken: this is the index of a data set, whose images are measured by its job."
+  )
+  collection = Collection(indexes, read_picture=read, name_of=call)
+  return Served(collection, folders, rank if known else None, no_attributes, no_uploads)

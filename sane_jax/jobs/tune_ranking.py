@@ -66,13 +66,13 @@ def run(config: Any) -> None:
     calibration = ranking.calibrate(terms.terms, likely=settings.likely)
   labels = collection_lib.label_matrix(valid)
   known = labels.any(axis=1)
-  thresholds = attribute_effects.presence_thresholds(terms.row_confidence[known], labels[known])
-  present = attribute_effects.presence(labels, terms.row_confidence, thresholds)
+  thresholds = attribute_effects.presence_thresholds(terms.confidence[known], labels[known])
+  present = attribute_effects.presence(labels, terms.confidence, thresholds)
 
   matching = np.flatnonzero(terms.labels == 1)
-  scores = ranking.normal_scores(terms.terms[:, matching], calibration)
+  scores = ranking.normal_scores(terms.terms.at(matching), calibration)
   grid = ranking.simplex(len(ranking.TERMS), settings.steps)
-  named = np.stack([np.einsum("k,kpa->pa", phi, scores).argmax(axis=1) for phi in grid])
+  named = np.stack([ranking.totals(scores, phi).argmax(axis=1) for phi in grid])
   each = np.zeros((len(grid), len(matching), 2))
   worth = _effects(matching, named, terms, present, valid.types, settings.representatives)
   for index, attributes in enumerate(named):
@@ -83,21 +83,15 @@ def run(config: Any) -> None:
       f"no attribute that is named on {valid.name} has images with and without it among those of"
       " one type: there is nothing to choose phi by. Give more pairs, --config.pairs.num_valid=N"
     )
-  chosen = {
-    name: _best(np.asarray(grid), gains, [term in used for term in ranking.TERMS])
-    for name, used in trained.ABLATIONS.items()
-  }
-  if settings.phi is not None:
-    chosen[trained.WHOLE] = tuple(settings.phi)
   if not processes.is_first():
     return
-  trained.write_ranking(
-    folder, trained.Ranking(chosen, calibration, thresholds, valid.attribute_names)
-  )
+  chosen = trained.choose_weights(grid, gains, settings.phi)
+  tuned = trained.Ranking(chosen, calibration, thresholds, valid.attribute_names)
+  trained.write_ranking(folder, tuned)
   run_folder.finish(
     folder,
     {
-      "phi": {name: list(phi) for name, phi in chosen.items()},
+      "phi": {name: list(phi) for name, phi in tuned.phi.items()},
       "pairs": len(matching),
       "grid": [
         {"phi": list(phi), "deletion": value[0], "insertion": value[1]}
@@ -106,15 +100,17 @@ def run(config: Any) -> None:
     },
   )
   phi = ", ".join(
-    f"{name} {weight:.2f}"
-    for name, weight in zip(ranking.TERMS, chosen[trained.WHOLE], strict=True)
+    f"{name} {weight:.2f}" for name, weight in zip(ranking.TERMS, tuned.weights, strict=True)
   )
   print(f"tune_ranking: {phi}, on {len(matching)} pairs; {folder}")
 
 
-def _effects(matching, named, terms, present, kinds, count) -> np.ndarray:
+def _effects(
+  matching: np.ndarray, named: np.ndarray, terms: pairs_lib.PairTerms, present: np.ndarray,
+  kinds: np.ndarray, count: int,
+) -> np.ndarray:  # fmt: skip
   """Deletion and insertion [m a 2] of every attribute that some φ names; NaN elsewhere."""
-  out = np.full((len(matching), terms.terms.shape[2], 2), np.nan)
+  out = np.full((len(matching), present.shape[1], 2), np.nan)
   bar = tqdm.tqdm(range(len(matching)), desc="ranking", unit="pair", disable=None)
   for position in bar:
     attributes = np.unique(named[:, position])
@@ -123,25 +119,3 @@ def _effects(matching, named, terms, present, kinds, count) -> np.ndarray:
       attribute_effects.measure(pairs, attributes, terms, present, kinds, count=count), axis=1
     )
   return out
-
-
-def _best(grid: np.ndarray, gains: np.ndarray, allowed: list[bool]) -> tuple[float, ...]:
-  """Mean of the φ, zero where they must be, that are not clearly worse than the best.
-
-  Those whose mean gain lies below the best's by no more than the standard error of the difference,
-  over pairs. The best alone is chosen by luck among many that are as good, and does worse on other
-  pairs than their mean.
-
-  Args:
-    grid: φ [g k].
-    gains: of each on each pair [g p].
-    allowed: which terms may weigh.
-  """
-  usable = np.flatnonzero((grid[:, ~np.asarray(allowed)] == 0).all(axis=1))
-  gains = gains[usable]
-  best = gains.mean(axis=1).argmax()
-  behind = gains[best] - gains
-  error = behind.std(axis=1) / np.sqrt(gains.shape[1])
-  near = grid[usable[behind.mean(axis=1) <= error + 1e-12]]
-  phi = near.mean(axis=0)
-  return tuple(float(weight) for weight in phi / phi.sum())

@@ -58,6 +58,8 @@ class Attributes(NamedTuple):
 # (query [h w 3] in [0, 1], saliency map of its cells [rows columns], unit embeddings of query and
 # reference, None where the model gives scores alone) -> what explains the pair.
 Ranker = Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None], Attributes]
+# Image [h w 3] in [0, 1] -> confidence [a] and activation maps [i j a], not negative.
+Predictor = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 MOST = 3  # attributes that a sentence names
 CANDIDATES = 6  # of the first ranked, from which those are chosen
@@ -66,45 +68,39 @@ AGAINST = 0.25  # share of the map's mass that is worth a sentence
 
 
 def make_ranker(
-  names: Sequence[str], look: Callable[[Any], tuple[np.ndarray, np.ndarray]],
-  concepts: tuple[np.ndarray, np.ndarray], phi: Sequence[float], calibration: ranking.Calibration,
-  thresholds: np.ndarray | None = None,
+  names: Sequence[str], predict: Predictor, concepts: tuple[np.ndarray, np.ndarray],
+  phi: Sequence[float], calibration: ranking.Calibration, thresholds: np.ndarray | None = None,
 ) -> Ranker:  # fmt: skip
   """Ranks attributes by what is known of them.
 
   Args:
     names: of the attributes.
-    look: image -> confidence [a] and activation maps [h w a], see `reader.make_look`.
+    predict: what an attribute model says of an image, see `reader.make_predictor`.
     concepts: TCAV score of each attribute [a] in the pair's space, and its direction [a d].
     phi: weights of the terms.
     calibration: of the terms.
     thresholds: confidence [a] from which an image counts as having an attribute. Beside the first
       ranked, only what the query has may explain its map jointly; all may where this is None.
+
+  Raises:
+    ValueError: phi is not on the simplex.
   """
-  factors = ranking.check_weights(phi, len(ranking.TERMS))
+  ranking.check_weights(phi, len(ranking.TERMS))
   prior, vectors = concepts
 
-  def rank(
+  def ranker(
     image: np.ndarray, saliency: np.ndarray, embeddings: tuple[np.ndarray, np.ndarray] | None
   ) -> Attributes:
-    confidence, maps = look(image)
+    confidence, maps = predict(image)
     saliency = np.nan_to_num(saliency)
-    fit, against = (
-      np.asarray(ranking.map_fit(jnp.asarray(np.maximum(sign * saliency, 0)), jnp.asarray(maps)))
-      for sign in (1, -1)
-    )
-    sensitivity = np.zeros_like(fit)
-    if embeddings is not None:
-      sensitivity = ranking.sensitivities(vectors, *embeddings)
-    raw = np.stack([confidence, fit, prior, sensitivity])
-    shares = factors[:, None] * ranking.normal_scores(raw[:, None], calibration)[:, 0]
-    total = shares.sum(axis=0)
-    order = np.argsort(-total, kind="stable")
+    terms = terms_of(confidence, maps, saliency, prior, vectors, embeddings)
+    order, shares = rank(terms, phi, calibration)
+    totals = shares.sum(axis=0)
     large = resampling.enlarge(np.moveaxis(maps, -1, 0), image.shape[:2])
     ranked = tuple(
       RankedAttribute(
-        str(names[a]), float(total[a]),
-        dict(zip(ranking.TERMS, map(float, raw[:, a]), strict=True)),
+        str(names[a]), float(totals[a]),
+        dict(zip(ranking.TERMS, (float(term[a]) for term in terms), strict=True)),
         dict(zip(ranking.TERMS, map(float, shares[:, a]), strict=True)), large[a], vectors[a],
       )
       for a in order
@@ -112,23 +108,86 @@ def make_ranker(
     at_cells = np.asarray(
       jax.image.resize(maps[..., order], (*saliency.shape, len(order)), "linear")
     )
-    had = np.ones(len(order), bool) if thresholds is None else confidence > thresholds
-    candidates = np.array([
-      place for place, a in enumerate(order[:CANDIDATES]) if place == 0 or had[a]
-    ])  # fmt: skip
-    joint = ranking.explain_jointly(saliency, at_cells, most=MOST, first=0, candidates=candidates)
-    mass = np.abs(saliency).sum()
-    negative = float(np.maximum(-saliency, 0).sum() / mass) if mass > 0 else 0.0
-    opponent = None
-    if negative > 0:
-      likely = order[: min(4 * CANDIDATES, len(order))]  # what the query may have at all
-      likely = likely[np.argsort(-confidence[likely], kind="stable")][:CANDIDATES]
-      opponent = names[int(likely[against[likely].argmax()])]
-    margin = float(total[order[0]] - total[order[1]]) if len(order) > 1 else float("nan")
-    text = sentence([r.name for r in ranked], at_cells, saliency, joint, opponent, negative)
-    return Attributes(ranked, margin, joint, opponent, negative, text)
+    has = None if thresholds is None else (confidence > thresholds)[order]
+    together = joint(saliency, at_cells, has)
+    against, share = opponent(saliency, maps, confidence, order)
+    margin = float(totals[order[0]] - totals[order[1]]) if len(order) > 1 else float("nan")
+    name = None if against is None else names[against]
+    text = sentence([r.name for r in ranked], at_cells, saliency, together, name, share)
+    return Attributes(ranked, margin, together, name, share, text)
 
-  return rank
+  return ranker
+
+
+def terms_of(
+  confidence: np.ndarray, maps: np.ndarray, saliency: np.ndarray, prior: np.ndarray,
+  vectors: np.ndarray, embeddings: tuple[np.ndarray, np.ndarray] | None,
+) -> ranking.Terms:  # fmt: skip
+  """A pair's terms, each [a].
+
+  Args:
+    confidence: [a].
+    maps: activation maps [i j a].
+    saliency: [rows columns], signed; its positive part is what attributes fit.
+    prior: [a].
+    vectors: directions of the concepts [a d].
+    embeddings: of query and reference [d]; without any the sensitivity is 0.
+  """
+  fit = _fit(saliency, maps)
+  sensitivity = np.zeros_like(fit)
+  if embeddings is not None:
+    sensitivity = ranking.sensitivities(vectors, *embeddings)
+  return ranking.Terms(confidence, fit, prior, np.asarray(sensitivity))
+
+
+def rank(
+  terms: ranking.Terms, phi: Sequence[float], calibration: ranking.Calibration
+) -> tuple[np.ndarray, np.ndarray]:
+  """Attributes best first [a], and what each term contributes to their totals, φ_i z_i [4 a]."""
+  scores = ranking.normal_scores(np.stack(terms)[:, None], calibration)[:, 0]
+  shares = np.asarray(phi, np.float64)[:, None] * scores
+  return np.argsort(-shares.sum(axis=0), kind="stable"), shares
+
+
+def joint(saliency: np.ndarray, maps: np.ndarray, has: np.ndarray | None) -> ranking.Joint:
+  """The attributes that explain a saliency map together, the first ranked among them.
+
+  Args:
+    saliency: [rows columns].
+    maps: activation maps at the same cells [rows columns a], best first.
+    has: bool [a], which of them may stand beside the first; all where this is None.
+  """
+  candidates = np.arange(min(CANDIDATES, maps.shape[-1]))
+  if has is not None:
+    candidates = candidates[(candidates == 0) | has[candidates]]
+  return ranking.explain_jointly(saliency, maps, most=MOST, first=0, candidates=candidates)
+
+
+def opponent(
+  saliency: np.ndarray, maps: np.ndarray, confidence: np.ndarray, order: np.ndarray
+) -> tuple[int | None, float]:
+  """The attribute whose map fits best what speaks against the match, and its share of the mass.
+
+  None and 0 where nothing does. Of the first ranked, those count that the query most likely has.
+
+  Args:
+    saliency: [rows columns]; its negative part speaks against the match.
+    maps: activation maps [i j a].
+    confidence: [a].
+    order: attributes best first [a].
+  """
+  mass = np.abs(saliency).sum()
+  share = float(np.maximum(-saliency, 0).sum() / mass) if mass > 0 else 0.0
+  if share == 0:
+    return None, 0.0
+  likely = order[: 4 * CANDIDATES]
+  likely = likely[np.argsort(-confidence[likely], kind="stable")][:CANDIDATES]
+  return int(likely[_fit(-saliency, maps)[likely].argmax()]), share
+
+
+def _fit(saliency: np.ndarray, maps: np.ndarray) -> np.ndarray:
+  """Cosine of a map's positive part with each activation map [a]."""
+  return np.asarray(ranking.map_fit(jnp.asarray(np.maximum(saliency, 0)), jnp.asarray(maps)))
 
 
 def sentence(

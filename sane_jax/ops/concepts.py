@@ -1,7 +1,7 @@
 """Concept activation vectors and TCAV scores, for many concepts at once.
 
-A concept's vector (CAV) is the unit normal of a linear separator between embeddings with and
-without it (Kim et al., Interpretability Beyond Feature Attribution, ICML 2018). The separator is a
+A concept's vector (CAV) is the unit normal of a linear classifier of embeddings with and without
+it (Kim et al., Interpretability Beyond Feature Attribution, ICML 2018). The classifier is a
 logistic regression in which both classes weigh the same, with an L2 penalty on whitened embeddings:
 it does not depend on the scale or the correlations of the axes. All of them share the embeddings,
 so a step of all problems is two products of matrices.
@@ -61,7 +61,7 @@ def balance(labels: Bool[Array, "m n"], use: Bool[Array, "m n"]) -> Float[Array,
 
 
 @functools.partial(jax.jit, static_argnames=("l2", "steps"))
-def fit_separators(
+def fit_classifiers(
   x: Float[Array, "n d"], labels: Bool[Array, "m n"], weights: Float[Array, "m n"], *,
   l2: float = 0.01, steps: int = 100,
 ) -> tuple[Float[Array, "m d"], Float[Array, " m"]]:  # fmt: skip
@@ -128,18 +128,9 @@ def balanced_accuracy(
   return (share(labels & use) + share(~labels & use)) / 2
 
 
-def sensitivities(
-  cavs: Float[Array, "m d"], queries: Float[Array, "p d"], references: Float[Array, "p d"]
-) -> Float[Array, "m p"]:
-  """Directional derivatives of the scores s = cos(q, r) as q moves along each CAV.
-
-  For unit vectors v · (r − s q).
-  """
-  scores = jnp.sum(queries * references, axis=1, keepdims=True)
-  return cavs @ (references - scores * queries).T
-
-
-def tcav_scores(values: Float[Array, "m p"], use: Bool[Array, "m p"]) -> Float[Array, " m"]:
+def tcav_scores(
+  values: Float[Array | np.ndarray, "m p"], use: Bool[Array, "m p"]
+) -> Float[Array, " m"]:
   """Share of the used pairs with positive sensitivity; a zero counts half. NaN without pairs."""
   positive = (values > 0) + 0.5 * (values == 0)
   count = use.sum(axis=1)
@@ -147,11 +138,11 @@ def tcav_scores(values: Float[Array, "m p"], use: Bool[Array, "m p"]) -> Float[A
 
 
 def random_test(score: float, controls: np.ndarray) -> float:
-  """Two-sided p-value of a TCAV score among those of random concepts.
+  """Two-sided p-value of a TCAV score, that it is one more draw from those of random concepts.
 
-  t-test of one more draw from the controls: t = (score − mean) / (sd √(1 + 1/n)), n − 1 degrees of
-  freedom. Restarts of one concept share its images and are not independent draws, so
-  they enter as their mean, and each control as the mean of as many restarts.
+  Student's t with n − 1 degrees of freedom of t = (score − mean) / (sd √(1 + 1/n)) for n controls.
+  Restarts of one concept share its images and are not independent draws, so they enter as their
+  mean, and each control as the mean of as many restarts. NaN with fewer than three controls.
   """
   controls = controls[np.isfinite(controls)]
   if len(controls) < 3 or not np.isfinite(score):

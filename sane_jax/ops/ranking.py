@@ -21,6 +21,44 @@ from jaxtyping import Array, Float
 from scipy import optimize, special
 
 QUANTILES = 2001  # that a term's distribution is kept as
+TERMS = ("confidence", "map fit", "prior", "sensitivity")  # the names of `Terms` in print
+
+
+class Terms(NamedTuple):
+  """What is known of each attribute as the reason for a match, in the terms' own units.
+
+  Arrays of one shape: [a] of a pair, [p a] of several. Taken as one array they are [4 p a].
+
+  Attributes:
+    confidence: that the query has it, in [0, 1].
+    map_fit: cosine of the saliency map with its activation map, see `map_fit`.
+    prior: its TCAV score in the pair's space, in [0, 1].
+    sensitivity: of the pair's own score, see `sensitivities`.
+  """
+
+  confidence: np.ndarray
+  map_fit: np.ndarray
+  prior: np.ndarray
+  sensitivity: np.ndarray
+
+  def at(self, pairs: np.ndarray) -> "Terms":
+    """Those of some of the pairs."""
+    return Terms(*(term[pairs] for term in self))
+
+
+def sensitivities(
+  vectors: Float[Array | np.ndarray, "a d"], queries: Float[Array | np.ndarray, "*p d"],
+  references: Float[Array | np.ndarray, "*p d"],
+) -> Float[Array | np.ndarray, "a *p"]:  # fmt: skip
+  """Derivative of the score s = q · r as q moves along each direction v on the sphere: v·(r − s q).
+
+  Args:
+    vectors: directions.
+    queries: unit embeddings q, of one pair or several.
+    references: unit embeddings r.
+  """
+  scores = (queries * references).sum(axis=-1, keepdims=True)
+  return vectors @ (references - scores * queries).T
 
 
 def map_fit(
@@ -49,11 +87,11 @@ class Calibration(NamedTuple):
 RAW = Calibration(np.zeros((0, 0)))  # terms as they are, as in the paper
 
 
-def calibrate(terms: Float[np.ndarray, "k p a"], *, likely: float = 0.1) -> Calibration:
+def calibrate(terms: Terms | Float[np.ndarray, "k p a"], *, likely: float = 0.1) -> Calibration:
   """The calibration that makes terms standard normal over the likely attributes of pairs.
 
   Args:
-    terms: of held-out pairs; the first tells how likely an attribute is.
+    terms: of held-out pairs; the first, the confidence, tells how likely an attribute is.
     likely: share of all (pair, attribute) that counts, by the first term.
 
   Raises:
@@ -70,7 +108,7 @@ def calibrate(terms: Float[np.ndarray, "k p a"], *, likely: float = 0.1) -> Cali
 
 
 def normal_scores(
-  terms: Float[np.ndarray, "k p a"], calibration: Calibration
+  terms: Terms | Float[np.ndarray, "k p a"], calibration: Calibration
 ) -> Float[np.ndarray, "k p a"]:
   """z of each term. Ties get the middle of their ranks: a term that is constant scores 0.
 
@@ -107,9 +145,15 @@ def check_weights(phi: Sequence[float | int], size: int) -> np.ndarray:
 
 
 def totals(
-  terms: Float[np.ndarray, "k p a"], phi: Sequence[float], calibration: Calibration
+  terms: Terms | Float[np.ndarray, "k p a"],
+  phi: Sequence[float | int],
+  calibration: Calibration = RAW,
 ) -> Float[np.ndarray, "p a"]:
-  """Σ φ_i z_i."""
+  """Σ φ_i z_i; by default of terms that are on one scale already, see `normal_scores`.
+
+  Raises:
+    ValueError: φ is not on the simplex.
+  """
   return np.einsum("k,kpa->pa", check_weights(phi, len(terms)), normal_scores(terms, calibration))
 
 
@@ -120,6 +164,30 @@ def simplex(size: int, steps: int = 10) -> list[tuple[float, ...]]:
     for parts in itertools.product(range(steps + 1), repeat=size)
     if sum(parts) == steps
   ]
+
+
+def pooled_weights(
+  grid: Float[np.ndarray, "g k"], gains: Float[np.ndarray, "g p"], allowed: Sequence[bool]
+) -> tuple[float, ...]:
+  """Mean of the φ, zero where they must be, that are not clearly worse than the best.
+
+  Those whose mean gain lies below the best's by no more than the standard error of the difference,
+  over pairs. The best alone is chosen by luck among many that are as good, and does worse on other
+  pairs than their mean.
+
+  Args:
+    grid: φ to choose from.
+    gains: of each on each pair.
+    allowed: which terms may weigh [k].
+  """
+  usable = np.flatnonzero((grid[:, ~np.asarray(allowed)] == 0).all(axis=1))
+  gains = gains[usable]
+  best = gains.mean(axis=1).argmax()
+  behind = gains[best] - gains
+  error = behind.std(axis=1) / np.sqrt(gains.shape[1])
+  near = grid[usable[behind.mean(axis=1) <= error + 1e-12]]
+  phi = near.mean(axis=0)
+  return tuple(float(weight) for weight in phi / phi.sum())
 
 
 class Joint(NamedTuple):
@@ -183,11 +251,3 @@ def explain_jointly(
     shares, left = [*shares, float(left - residual)], residual
   each = tuple(float(weight * length) for weight in weights)
   return Joint(tuple(chosen), each, tuple(shares), float(1 - left))
-
-
-TERMS = ("confidence", "map fit", "prior", "sensitivity")
-
-
-def sensitivities(vectors: np.ndarray, query: np.ndarray, reference: np.ndarray) -> np.ndarray:
-  """Derivative of the score along each direction [a d] from the query's unit embedding: [a]."""
-  return vectors @ (reference - (query @ reference) * query)

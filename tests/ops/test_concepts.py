@@ -1,4 +1,4 @@
-"""Separators, TCAV scores and their test against known answers and scikit-learn."""
+"""Classifiers, TCAV scores and their test against known answers and scikit-learn."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from sane_jax.ops import concepts
+from sane_jax.ops import concepts, ranking
 
 
 def data(n=400, d=16, m=4, seed=0, noise=3.0):
@@ -43,12 +43,12 @@ def test_classes_weigh_the_same():
 
 
 @pytest.mark.parametrize("l2", [0.01, 0.1, 1.0])
-def test_separators_agree_with_scikit_learn(l2):
+def test_classifiers_agree_with_scikit_learn(l2):
   x, labels, _ = data()
   _, z = whitened(x)
   use = jnp.ones(labels.shape, bool).at[:, :50].set(False)
   weights = concepts.balance(jnp.asarray(labels), use)
-  normals, offsets = concepts.fit_separators(z, jnp.asarray(labels), weights, l2=l2, steps=60)
+  normals, offsets = concepts.fit_classifiers(z, jnp.asarray(labels), weights, l2=l2, steps=60)
   for i, truth in enumerate(labels):
     model = LogisticRegression(C=1 / l2, tol=1e-9, max_iter=10_000)
     model.fit(np.asarray(z)[50:], truth[50:], sample_weight=np.asarray(weights[i, 50:]))
@@ -71,7 +71,7 @@ def test_planted_directions_are_found():
   w, z = whitened(x)
   use = jnp.ones(labels.shape, bool)
   weights = concepts.balance(jnp.asarray(labels), use)
-  normals, _ = concepts.fit_separators(z, jnp.asarray(labels), weights, l2=1e-3, steps=200)
+  normals, _ = concepts.fit_classifiers(z, jnp.asarray(labels), weights, l2=1e-3, steps=200)
   found = np.asarray(concepts.directions(normals, w))
   np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
   unit = truth / np.linalg.norm(truth, axis=1, keepdims=True)
@@ -83,8 +83,8 @@ def test_a_problem_does_not_depend_on_its_company():
   _, z = whitened(x)
   use = jnp.ones(labels.shape, bool)
   weights = concepts.balance(jnp.asarray(labels), use)
-  together, _ = concepts.fit_separators(z, jnp.asarray(labels), weights)
-  alone, _ = concepts.fit_separators(z, jnp.asarray(labels[2:3]), weights[2:3])
+  together, _ = concepts.fit_classifiers(z, jnp.asarray(labels), weights)
+  alone, _ = concepts.fit_classifiers(z, jnp.asarray(labels[2:3]), weights[2:3])
   np.testing.assert_allclose(together[2:3], alone, atol=1e-5)
 
 
@@ -93,7 +93,7 @@ def test_one_class_alone_gives_no_direction():
   w, z = whitened(x)
   labels = np.zeros_like(labels)
   weights = concepts.balance(jnp.asarray(labels), jnp.ones(labels.shape, bool))
-  normals, _ = concepts.fit_separators(z, jnp.asarray(labels), weights * 0)
+  normals, _ = concepts.fit_classifiers(z, jnp.asarray(labels), weights * 0)
   assert (np.asarray(concepts.directions(normals, w)) == 0).all()
 
 
@@ -107,7 +107,7 @@ def test_sensitivity_is_the_derivative_of_the_cosine():
   def cosine(q, r):
     return jnp.sum(q * r) / jnp.linalg.norm(q) / jnp.linalg.norm(r)
 
-  ours = concepts.sensitivities(*(jnp.asarray(x, jnp.float32) for x in (v, q, r)))
+  ours = ranking.sensitivities(*(jnp.asarray(x, jnp.float32) for x in (v, q, r)))
   for i in range(3):
     for p in range(5):
       slope = jax.grad(cosine)(jnp.asarray(q[p]), jnp.asarray(r[p])) @ v[i]
@@ -147,8 +147,8 @@ def test_jit_changes_nothing():
   x, labels, _ = data(n=100, d=5)
   _, z = whitened(x)
   weights = concepts.balance(jnp.asarray(labels), jnp.ones(labels.shape, bool))
-  compiled = concepts.fit_separators(z, jnp.asarray(labels), weights, steps=5)
+  compiled = concepts.fit_classifiers(z, jnp.asarray(labels), weights, steps=5)
   with jax.disable_jit():
-    plain = concepts.fit_separators(z, jnp.asarray(labels), weights, steps=5)
+    plain = concepts.fit_classifiers(z, jnp.asarray(labels), weights, steps=5)
   for ours, theirs in zip(compiled, plain, strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
