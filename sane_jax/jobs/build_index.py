@@ -112,7 +112,7 @@ def _build_split(config: Any, split: str) -> None:
       ids=collection.ids,
       types=collection.types if len(params) > 1 else np.zeros_like(collection.types),
       references=references, read=lambda row: spaces.read_pixels(model, collection, row),
-      every_type=settings.every_type, what=f"index {split}", on_progress=show,
+      every_type=settings.every_type, on_progress=show,
     )  # fmt: skip
   passes = sum(processes.gather(sum(engine.passes for engine in engines), "encoder passes"))
   if not processes.is_first():

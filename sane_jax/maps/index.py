@@ -347,9 +347,18 @@ class ExplanationIndex:
       ImageError: it can't be read: it may be gone.
       ValueError: the index was built of arrays, or by the job of a data set: no path is known.
     """
-    if self._manifest["sources"] is None:
-      raise ValueError(f"the index in {self.folder} knows no paths of its images")
-    return self._photo(name)
+    sources, row = self._manifest["sources"], self._row(name)
+    if sources is None:
+      raise ValueError(
+        f"the index in {self.folder} knows no paths of its images; `maps` gives their maps"
+      )
+    if sources[row] is None:
+      raise ValueError(f"{self.ids[row]!r} was given as an array: its picture is not in the index")
+    pixels = images_lib.fit_image(
+      images_lib.read_image(sources[row]), tuple(self.settings["image_size"]),
+      **self._manifest["images"],
+    )  # fmt: skip
+    return Photo(self.ids[row], pixels)
 
   def explain(self, query: Any, reference: Any) -> Explanation:
     """The pair as an `Explanation`: maps of both sides, correspondence, pages and figures.
@@ -362,9 +371,11 @@ class ExplanationIndex:
       KeyError: as `maps`.
       ValueError: the index was built of arrays, or by the job of a data set: no paths are known.
     """
-    design = self._design()
-    shown = self._photo(query)
-    other = reference if isinstance(reference, Embedding) else self._photo(reference)
+    shown = self.photo(query)
+    other = reference if isinstance(reference, Embedding) else self.photo(reference)
+    cls = explainer_lib.DESIGNS[self.settings["design"]]
+    fields = {field.name: self.settings[field.name] for field in dataclasses.fields(cls)}
+    design = explainer_lib.make_design(self.settings["design"], **fields)
     cells = designs.grid_cells(shown.pixels.shape[:2], self.grid)
     labels = np.asarray(cells.labels)
 
@@ -388,26 +399,6 @@ class ExplanationIndex:
       settings=self.settings, warnings=[], passes=0,
       make_reference_side=None if isinstance(reference, Embedding) else reference_side,
     )  # fmt: skip
-
-  def _design(self) -> Any:
-    name = self.settings.get("design", "")
-    cls = explainer_lib.DESIGNS.get(name)
-    if cls is None or self._manifest["sources"] is None:
-      raise ValueError(
-        f"the index in {self.folder} knows no paths of its images; `maps` gives their maps"
-      )
-    fields = {field.name: self.settings[field.name] for field in dataclasses.fields(cls)}
-    return explainer_lib.make_design(name, **fields)
-
-  def _photo(self, name: Any) -> Photo:
-    row = self._row(name)
-    source, fit = self._manifest["sources"][row], self._manifest["images"]
-    if source is None:
-      raise ValueError(f"{self.ids[row]!r} was given as an array: its picture is not in the index")
-    pixels = images_lib.fit_image(
-      images_lib.read_image(source), tuple(self.settings["image_size"]), **fit
-    )
-    return Photo(self.ids[row], pixels)
 
   # --- building -----------------------------------------------------------------------------------
 

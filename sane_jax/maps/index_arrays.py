@@ -223,25 +223,20 @@ def read_index(folder: pathlib.Path) -> EffectIndex:
   Raises:
     ValueError: there is none, or it is damaged.
   """
-  manifest = read_manifest(folder) or _read_old_manifest(folder)
-  if manifest is None:
+  manifest = read_manifest(folder)
+  if manifest is not None:
+    return open_described(folder, manifest)
+  arrays = npz.read_arrays(folder / "index.npz")  # of data sets, before they had a manifest
+  if arrays is None:
     raise ValueError(
       f"{folder} holds no index, or a damaged one; build it with --config.job=build_index"
     )
-  return open_described(folder, manifest)
-
-
-def _read_old_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The same from an index.npz, which the indexes of data sets had before they had a manifest."""
-  arrays = npz.read_arrays(folder / "index.npz")
-  if arrays is None:
-    return None
   num_types, embedding_size = arrays["shape"].tolist()
-  return {
-    "query_rows": arrays["queries"], "types": arrays["types"].tolist(),
-    "grid": arrays["grid"].tolist(), "num_types": num_types, "embedding_size": embedding_size,
-    "dtype": "float16", "spread": 0, "masked": False,
-  }  # fmt: skip
+  rows, columns = arrays["grid"].tolist()
+  return open_index(
+    folder, queries=arrays["queries"], types=arrays["types"], num_types=num_types,
+    grid=(rows, columns), embedding_size=embedding_size,
+  )  # fmt: skip
 
 
 def leave_out(folder: Any, shard: int, left_out: dict[str, str]) -> None:

@@ -99,7 +99,7 @@ def build(
   names = [name for name in index.arrays if name not in ("scales", "effects")]
   fill_shards(
     location, index, [Part((*names, "effects"), np.arange(len(ids)), measure_photo)], ids, read,
-    stored=np.array([_path(source) is not None for source in sources]), what="explanation index",
+    stored=np.array([_path(source) is not None for source in sources]),
     on_progress=on_progress,
   )  # fmt: skip
 
@@ -136,15 +136,10 @@ def _new_manifest(explainer: explainer_lib.Explainer, dtype: str, spread: int) -
     "images": {
       "fit": model.fit, "crop_fraction": model.crop_fraction, "interpolation": model.interpolation,
     },
-    "probe": _probe(explainer),
-    "grid": list(design.grid),
-    "dtype": dtype,
-    "spread": spread if replicates > 1 else 0,  # a single replicate has no spread to keep
-    "masked": explainer.mode == "both",
-    "num_types": 1,
-    "ids": [],
-    "sources": [],
-    "left_out": {},
+    # A single replicate has no spread to keep.
+    "probe": _probe(explainer), "grid": list(design.grid), "dtype": dtype,
+    "spread": spread if replicates > 1 else 0, "masked": explainer.mode == "both", "num_types": 1,
+    "ids": [], "sources": [], "left_out": {},
   }  # fmt: skip
 
 
@@ -209,7 +204,7 @@ def error_factor(measured: Effects, columns: int) -> np.ndarray:
 def build_in_spaces(
   folder: Any, engines: Sequence[engine_lib.Engine], design: Any, key: jax.Array, fill: Any, *,
   ids: Sequence[str], types: np.ndarray, references: Mapping[int, np.ndarray],
-  read: Callable[[int], np.ndarray], every_type: bool = False, what: str = "index",
+  read: Callable[[int], np.ndarray], every_type: bool = False,
   on_progress: Progress | None = None,
 ) -> EffectIndex:  # fmt: skip
   """Measures a data set: one whole pass for each image, N masked ones for each query.
@@ -228,7 +223,6 @@ def build_in_spaces(
       in the spaces that it shares with images of their types; zeros stand in the others.
     read: pixels [h w 3] of a row, as the model sees them.
     every_type: whether effects are kept in the spaces of all types.
-    what: for messages.
   """
   queries = np.fromiter(references, int, len(references))
   grey = np.full((1, *engines[0].model.image_size, 3), 0.5, np.float32)
@@ -256,7 +250,7 @@ def build_in_spaces(
   ]  # fmt: skip
   fill_shards(
     folder, index, parts, ids, lambda row: Photo(ids[row], read(row)),
-    stored=np.ones(len(ids), bool), what=what, on_progress=on_progress,
+    stored=np.ones(len(ids), bool), on_progress=on_progress,
   )  # fmt: skip
   return index
 
@@ -280,8 +274,7 @@ class Part(NamedTuple):
 
 def fill_shards(
   location: Any, index: EffectIndex, parts: Sequence[Part], ids: Sequence[str],
-  read: Callable[[int], Photo], *, stored: np.ndarray, what: str,
-  on_progress: Progress | None = None,
+  read: Callable[[int], Photo], *, stored: np.ndarray, on_progress: Progress | None = None,
 ) -> None:  # fmt: skip
   """Measures what the shards lack, a part after the other; each process shards of its own.
 
@@ -291,27 +284,22 @@ def fill_shards(
     ids: names of the images [n].
     read: the image of a row, from several threads.
     stored: bool [n], images that are read from where they could go away: files rather than arrays.
-    what: for messages.
 
   Raises:
     OSError: the images are gone (see `_read_ahead`), or the disk is full; what was measured is
       kept.
     InterruptedError: a machine of the run is about to be taken away; likewise.
   """
-  shards = [
-    processes.agree(index_arrays.missing_shards(index, part.names[-1]), "missing shards")
-    for part in parts
-  ]
-  work = [
-    {
-      shard: index_arrays.missing_rows(index, part.names[-1], shard)
-      for shard in missing[jax.process_index() :: processes.count()]
-    }
-    for part, missing in zip(parts, shards, strict=True)
-  ]
-  total = sum(where.stop - where.start for mine in work for where in mine.values())
+  what = f"index in {location}"
+  todo = []
+  for part in parts:
+    last = part.names[-1]
+    missing = processes.agree(index_arrays.missing_shards(index, last), "missing shards")
+    mine = missing[jax.process_index() :: processes.count()]
+    todo.append((part, missing, {s: index_arrays.missing_rows(index, last, s) for s in mine}))
+  total = sum(where.stop - where.start for *_, mine in todo for where in mine.values())
   done = 0
-  for part, missing, mine in zip(parts, shards, work, strict=True):
+  for part, missing, mine in todo:
     known = index_arrays.read_left_out(location)
     rows = [row for where in mine.values() for row in part.rows[where].tolist()]
     photos = _read_ahead(read, rows, ids, stored)
