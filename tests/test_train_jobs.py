@@ -121,6 +121,79 @@ def test_an_unreadable_image_costs_only_its_own_maps(finished, tmp_path, monkeyp
     assert a.sum() - b.sum() == (1 if row in group else 0)
 
 
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+  """An index whose maps take 5 MB, its collection and its effects."""
+  from sane_jax.jobs import train_attributes
+
+  train, grid, rng = tiny_data.collection("train", groups=60), (28, 28), np.random.default_rng(0)
+  n = len(train.ids)
+  index = index_arrays.open_index(
+    tmp_path / "index", queries=np.arange(n), types=train.types * 0, num_types=1, grid=grid,
+    embedding_size=4,
+  )  # fmt: skip
+  sizes = {"embeddings": (n, 1, 4), "effects": (n, 1, 28 * 28, 4)}
+  for part, shape in sizes.items():
+    values = rng.normal(size=shape).astype(np.float32)
+    for shard in index_arrays.missing_shards(index, part):
+      rows = index_arrays.shard_slice(shard, n)
+      index_arrays.write_shard(index, part, shard, values[rows])
+  built = {"matches": 20, "key": 0}
+  monkeypatch.setattr(train_attributes.run_folder, "read_finished", lambda *_: built)
+  monkeypatch.setattr(train_attributes.pairs_lib, "check_index", lambda *_: None)
+  monkeypatch.setattr(index_arrays, "read_index", lambda _: index)
+  return tmp_path / "index", train, index
+
+
+def test_maps_wait_on_disk_and_are_those_of_the_index(large):
+  """Of a collection with a quarter of a million queries they are more than memory holds."""
+  import tracemalloc
+
+  from sane_jax.datasets import collection as collection_lib
+  from sane_jax.jobs import train_attributes
+
+  folder, train, index = large
+  tracemalloc.start()
+  try:
+    maps = train_attributes.read_maps(folder, train)
+    chosen = maps.values[maps.query[np.arange(16)]]
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  assert isinstance(maps.values, np.memmap)
+  assert peak < 0.5 * maps.values.nbytes
+  embeddings, groups = index.embeddings.read().result(), collection_lib.groups_of(train)
+  for row in range(16):
+    matches = collection_lib.draw_matches(train, groups[row], row, limit=20, seed=0)
+    expected = index_arrays.read_maps(index, row, matches, embeddings).astype(np.float16)
+    np.testing.assert_array_equal(chosen[row, : len(matches)], expected)
+    assert not chosen[row, len(matches) :].any()
+    assert maps.valid[row].sum() == len(matches)
+  assert not maps.values[-1].any()
+  assert not maps.valid[-1].any()
+
+
+def test_a_disk_without_room_for_maps_is_named(large, monkeypatch):
+  import errno
+  import tempfile
+
+  from sane_jax.jobs import train_attributes
+
+  class Full:
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      pass
+
+    def write(self, data):
+      raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(tempfile, "TemporaryFile", Full)
+  with pytest.raises(OSError, match=r"maps take 0\.00 GiB .*No space left.*TMPDIR=FOLDER"):
+    train_attributes.read_maps(*large[:2])
+
+
 def test_what_is_finished_is_left_alone(finished, capsys):
   stamps = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
   tiny_run.run_jobs(tiny_run.tiny_config(finished), *ALL)

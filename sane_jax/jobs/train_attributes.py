@@ -1,8 +1,12 @@
 """Job: trains the model that recognises attributes and shows where they are, guided by maps."""
 
+import contextlib
+import errno
 import functools
+import math
 import pathlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -53,7 +57,7 @@ class Maps(NamedTuple):
   """Saliency maps of the rows of a collection; one more query, the last, has none."""
 
   query: np.ndarray  # [n] which query a row is
-  values: np.ndarray  # [m + 1 k rows columns] float16
+  values: np.memmap  # [m + 1 k rows columns] float16, on disk
   valid: np.ndarray  # bool [m + 1 k]
 
 
@@ -119,10 +123,13 @@ def run(config: Any) -> None:
   state = sharding.replicate(mesh, loop.start_state(start, optimizer, Metrics.empty()))
   frozen = sharding.replicate(mesh, frozen)
   objective = Objective(settings.map_weight, settings.sharpness or None, settings.flip)
-  update = jax.jit(
+  compiled = jax.jit(
     functools.partial(_update, model, features, optimizer, objective, config.seed),
-    donate_argnums=1, out_shardings=sharding.whole(mesh),
+    donate_argnames="state", out_shardings=sharding.whole(mesh),
   )  # fmt: skip
+
+  def update(state: Any, batch: Any, step: Any) -> Any:
+    return compiled(frozen, state, batch, step)
 
   # The data, and what is measured.
   decoded = {
@@ -164,7 +171,7 @@ def run(config: Any) -> None:
 
   best = loop.fit(
     name="attributes", folder=folder, state=state,
-    batches=sharding.DeviceBatches(mesh, batches), update=functools.partial(update, frozen),
+    batches=sharding.DeviceBatches(mesh, batches), update=update,
     evaluate=functools.partial(evaluate, valid if any(map(len, valid.attributes)) else train),
     export=lambda variables, best: loop.write_model(
       folder / MODEL, weights.to_bytes(jax.device_get(variables), description | {"best": best})
@@ -182,7 +189,8 @@ def run(config: Any) -> None:
   if settings.truth:
     locate_all = functools.partial(over, locate, test, variables=trained)
     found = localisation(locate_all, test, _known(test)[0], files.at(settings.truth))
-    chance |= dict.fromkeys(found, found.pop("chance"))
+    even = found.pop("chance")
+    chance |= dict.fromkeys(found, even)
     figures |= found
   broken = {n: processes.merge(d.broken, f"broken images of {n}") for n, d in decoded.items()}
   results = {
@@ -214,8 +222,13 @@ def _known(collection: Collection) -> tuple[np.ndarray, np.ndarray]:
 def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
   """Saliency maps of the queries of an index, against the matches that it was built for.
 
+  They are products of what the index holds, and each is needed in every epoch: all of them are made
+  once, into a file without a name in the folder for temporary files, and batches map what they need
+  of it. In memory is one query at a time, and the embeddings.
+
   Raises:
     ValueError: there is no index, it is not whole, or it is of another collection.
+    OSError: the file has no room; says how much it takes, and how to name another folder.
   """
   finished = run_folder.read_finished(folder, "build_index")
   pairs_lib.check_index(folder, finished, train)
@@ -224,18 +237,39 @@ def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
   embeddings = index.embeddings.read().result()
   groups = collection_lib.groups_of(train)
   count = len(index.queries)
-  values = np.zeros((count + 1, limit, *index.grid), np.float16)
   valid = np.zeros((count + 1, limit), bool)
   query = np.full(len(train.ids), count)
   query[index.queries] = np.arange(count)
-  for position, row in enumerate(tqdm.tqdm(index.queries, desc="maps", unit="query", disable=None)):
-    matches = collection_lib.draw_matches(train, groups[row], row, limit=limit, seed=seed)
-    maps = index_arrays.read_maps(index, position, matches, embeddings)
-    if covered != 1 and len(maps):  # the model that is explained sees less than this one
-      maps = resampling.resample(maps, index.grid, covered)
-    values[position, : len(maps)] = maps
-    valid[position, : len(maps)] = (maps != 0).any((1, 2))  # zero: an image could not be read
-  return Maps(query, values, valid)
+  shape = (count + 1, limit, *index.grid)
+  size = math.prod(shape) * np.dtype(np.float16).itemsize
+  with tempfile.TemporaryFile() as file, _naming_room(size):  # mapped, it outlives its name
+    bar = tqdm.tqdm(index.queries, desc="maps", unit="query", disable=None)
+    for position, row in enumerate(bar):
+      matches = collection_lib.draw_matches(train, groups[row], row, limit=limit, seed=seed)
+      maps = index_arrays.read_maps(index, position, matches, embeddings)
+      if covered != 1 and len(maps):  # the model that is explained sees less than this one
+        maps = resampling.resample(maps, index.grid, covered)
+      valid[position, : len(maps)] = (maps != 0).any((1, 2))  # zero: an image could not be read
+      padded = np.zeros(shape[1:], np.float16)
+      padded[: len(maps)] = maps
+      file.write(padded.tobytes())
+    file.truncate(size)  # those of no query are zero
+    return Maps(query, np.memmap(file, np.float16, "r", shape=shape), valid)
+
+
+@contextlib.contextmanager
+def _naming_room(size: int) -> Iterator[None]:
+  """Says of a disk that is full what room it takes, and where that could be."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+      raise
+    raise OSError(
+      f"saliency maps take {size / 2**30:.2f} GiB in the folder for temporary files,"
+      f" {tempfile.gettempdir()}: {error}. Name another with TMPDIR=FOLDER, or take fewer maps of"
+      " a query with --config.index.matches=N and another --config.workdir"
+    ) from error
 
 
 def localisation(
