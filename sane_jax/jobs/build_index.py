@@ -95,7 +95,7 @@ def _build_split(config: Any, split: str) -> None:
   collection, references = _queries(config, split)
   queries = np.fromiter(references, int, len(references))
   settings = config.index
-  source = settings.model or str(files.at(config.workdir) / "similarity" / "model.safetensors")
+  source = spaces.model_source(config.workdir, settings.model)
   model, params = spaces.model_in_spaces(source, settings.image_size, collection)
   design = explainer.make_design(settings.design, settings.num_masks)
   identity = run_folder.identity(

@@ -548,7 +548,8 @@ def destroyed_variables(
     ValueError: the model has no such layer.
   """
   for types, _ in _by_types(e, pairs):  # any: spaces share the variables
-    start = _variables_of(model_of(*types).params)
+    params = model_of(*types).params
+    start = params[0] if isinstance(params, tuple) else params  # see `spaces.model_in_space`
     return {"": start, **dict(sanity_checks.randomized(start, layers))}
   return {}
 
@@ -569,11 +570,6 @@ def measure_maps(
       out[index] = (explanation.saliency.cells.reshape(shape), *(explanation.embeddings or ()))
   parts = (np.stack(part) for part in zip(*out, strict=True))
   return dict(zip(("maps", "queries", "references"), parts, strict=False))
-
-
-def _variables_of(params: Any) -> Any:
-  """Without the space's part; see `spaces.model_in_space`."""
-  return params[0] if isinstance(params, tuple) else params
 
 
 # --- material for a study -------------------------------------------------------------------------
