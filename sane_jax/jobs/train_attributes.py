@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-from clu import metrics as clu_metrics
-from flax import struct
 
 from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.attributes import quality
@@ -29,20 +27,11 @@ from sane_jax.ops import losses, resampling
 from sane_jax.runs import files, processes
 from sane_jax.runs import folder as run_folder
 from sane_jax.runs.settings import check_choice, check_range
-from sane_jax.training import loop, sharding
+from sane_jax.training import loop, metrics, sharding
 
 MODEL = attribute_reader.MODEL
 EVALUATION_BATCH = 32  # images a device
 ARCHITECTURE = ("trunk", "stage_sizes", "block", "width", "stem", "dtype", "image_size")
-
-
-@struct.dataclass
-class Metrics(clu_metrics.Collection):
-  """Means since the last line of the log."""
-
-  loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
-  label: clu_metrics.Average.from_output("label")  # pyright: ignore[reportInvalidTypeForm]
-  map: clu_metrics.Average.from_output("map")  # pyright: ignore[reportInvalidTypeForm]
 
 
 class Objective(NamedTuple):
@@ -120,7 +109,9 @@ def run(config: Any) -> None:
     settings.decay, staircase=True,
   )  # fmt: skip
   optimizer = loop.accumulate(optax.adam(schedule), settings.batches_per_update)
-  state = sharding.replicate(mesh, loop.start_state(start, optimizer, Metrics.empty()))
+  state = sharding.replicate(
+    mesh, loop.start_state(start, optimizer, metrics.means("loss", "label", "map"))
+  )
   frozen = sharding.replicate(mesh, frozen)
   objective = Objective(settings.map_weight, settings.sharpness or None, settings.flip)
   compiled = jax.jit(

@@ -33,7 +33,7 @@ def start_state(
   """What an update takes and gives, before the first.
 
   Parameters, batch statistics, the optimiser's state, the metrics since the last line of the log
-  (an empty collection of clu's), and the first step whose loss was no number.
+  (see `metrics.means`), and the first step whose loss was no number.
   """
   variables = dict(variables)
   params = variables.pop("params")

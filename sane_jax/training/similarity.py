@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from clu import metrics as clu_metrics
-from flax import struct
 from jax.sharding import Mesh
 
 from sane_jax.datasets import pipeline
@@ -17,20 +15,11 @@ from sane_jax.datasets.collection import Collection
 from sane_jax.models import weights
 from sane_jax.ops import losses
 from sane_jax.runs.settings import check_choice, check_range
-from sane_jax.training import loop, retrieval, sharding
+from sane_jax.training import loop, metrics, retrieval, sharding
 
 ARCHITECTURE = (
   "stage_sizes", "block", "width", "stem", "dtype", "embedding_size", "image_size",
 )  # fmt: skip
-
-
-@struct.dataclass
-class Metrics(clu_metrics.Collection):
-  """Means since the last line of the log."""
-
-  loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
-  triplet: clu_metrics.Average.from_output("triplet")  # pyright: ignore[reportInvalidTypeForm]
-  in_order: clu_metrics.Average.from_output("in_order")  # pyright: ignore[reportInvalidTypeForm]
 
 
 class Objective(NamedTuple):
@@ -86,7 +75,9 @@ def start(settings: Mapping[str, Any], seed: int, train: Collection, mesh: Mesh)
     0.0, settings["learning_rate"], min(settings["warmup_steps"], updates - 1), updates
   )
   optimizer = loop.accumulate(optax.adam(schedule), settings["batches_per_update"])
-  state = sharding.replicate(mesh, loop.start_state(variables, optimizer, Metrics.empty()))
+  state = sharding.replicate(
+    mesh, loop.start_state(variables, optimizer, metrics.means("loss", "triplet", "in_order"))
+  )
   objective = Objective(*(settings[name] for name in Objective._fields))
   update = jax.jit(
     functools.partial(_update, model, optimizer, objective, train.conditions, seed),
