@@ -62,7 +62,7 @@ class Smaller(NamedTuple):
 
 
 # They run until they are stopped: here until their link answers.
-SERVERS = re.compile(r"--config\.job=(serve|study)\b(?!_)")
+SERVERS = re.compile(r"--config\.job=(serve|study)\b(?!_)|sane_jax serve ")
 
 SMALLER = (
   # As the index was built; any port that is free.
@@ -79,7 +79,7 @@ SMALLER = (
     r"--config=configs/photos\.py.*(neighbors=|attributes\.csv)",
     (*PHOTOS, "--config.neighbors=1"),  # a picture of each pair
   ),
-  Smaller(r"--config=configs/photos\.py", PHOTOS),
+  Smaller(r"--config=configs/photos\.py|sane_jax explain ", PHOTOS),
   Smaller(
     r"--config=configs/generators\.py",
     ("--config.generators=('random','hadamard:num_masks=128')", "--config.max_pairs=2",
