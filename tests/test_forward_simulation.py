@@ -99,7 +99,7 @@ def test_halves_are_parted_where_few_pairs_lie_across(rng):
     queries.append(q)
     references.append(rng.integers(800) if pair % 20 == 0 else rng.choice(inside))
   queries, references = np.array(queries), np.array(references)
-  side = simulation._part_images(rng, queries, references)
+  side = simulation.halve_images(rng, queries, references)
   across = np.mean([side[q] != side[r] for q, r in zip(queries, references, strict=True)])
   assert across < 0.2  # a random halving: one half
   ends = np.array([side[row] for row in (*queries, *references)])
@@ -160,7 +160,7 @@ def test_size_does_not_matter(rng):
 def test_matches_are_brute_force(rng):
   sight = simulation.look(rng.integers(0, 256, (5, 32, 32, 3)).astype(np.uint8))
   q, r = np.array([0, 1, 4]), np.array([2, 3, 0])
-  match = simulation._match(sight, q, r)
+  match = simulation.match_cells(sight, q, r)
   cells = np.concatenate([sight.color, 2 * sight.edges], axis=-1)
   for pair in range(3):
     far = np.linalg.norm(cells[q[pair]][:, None] - cells[r[pair]][None], axis=-1)
@@ -191,7 +191,7 @@ def test_a_planted_attribute_is_found_by_those_who_are_told_it(rng):
   assert simulation.gain(result, "random", "nothing").low < 0
   assert simulation.own_gain(result, "sane").low > 0.3
   assert simulation.p_value(result, "sane") == 0.2
-  assert result.heeds["sane"] == ((0, 1), (0, 1))
+  assert result.weights["sane"] == ((0, 1), (0, 1))
 
 
 def test_a_map_that_points_to_what_matches_is_of_use(rng):
@@ -280,7 +280,7 @@ def test_a_condition_sees_what_it_shows_and_no_more(rng):
 def test_what_is_not_shown_is_an_even_map_to_the_student(rng):
   """So that another look at the images, by whatever weights, is not what an explanation gives."""
   material = plant(rng, 50)
-  eyes = simulation._Eyes(simulation.look(material.images), material)
+  eyes = simulation.Eyes(simulation.look(material.images), material)
   seen = eyes.see(CONDITIONS["nothing"], np.arange(50))
   even = seen.base[:, 10:20]
   np.testing.assert_array_equal(seen.explanation[:, :30], np.hstack([even, even, even]))
@@ -315,23 +315,23 @@ def test_maps_with_holes_and_empty_ones_are_read(rng):
 
 
 def test_ridges_are_those_of_the_closed_form(rng):
-  """With nothing to heed the student is a ridge regression on standardised differences."""
+  """With nothing else to go by the student is a ridge regression on standardised differences."""
   base = rng.normal(size=(300, 4)) * [1, 10, 0.1, 1]
-  features = simulation._Features(base, np.zeros((300, 2)), np.zeros((300, 3)))
+  features = simulation.Features(base, np.zeros((300, 2)), np.zeros((300, 3)))
   pairs = rng.permutation(300).reshape(-1, 2)
   x = base[pairs[:, 0]] - base[pairs[:, 1]]
   answers = (x @ [1, 0.05, 0, -1] + rng.normal(size=150) < 0).astype(int)
-  student = simulation._teach(features, pairs, answers, np.arange(150))
+  student = simulation.teach(features, pairs, answers, np.arange(150))
   spread = np.sqrt((x**2).mean(axis=0))
   z = np.clip(x, -4 * spread, 4 * spread) / spread
   y = 1.0 - 2 * answers
   found = [
     np.linalg.solve(z.T @ z + 150 * penalty * np.eye(4), z.T @ y) / spread
-    for penalty in simulation._PENALTIES
+    for penalty in simulation.PENALTIES
   ]
   assert any(np.allclose(student.weights[:4], weights) for weights in found)
   assert not student.weights[4:].any()
-  assert student.heeds == (0, 0)
+  assert student.chosen == (0, 0)
 
 
 # --- figures --------------------------------------------------------------------------------------

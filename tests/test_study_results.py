@@ -212,7 +212,8 @@ def test_each_rule_leaves_out_who_breaks_it():
   assert findings.broken == {1: (0,), 2: (1,), 3: (2,), 4: (3,), 99: (1,)}
   assert set(findings.kept.subject) == {5, 6, 7, 8}
   assert len(findings.answers.correct) == 8 * 20 - 11
-  table = results_lib.make_tables(findings)["exclusion"]
+  found = results_lib.summarise(findings.answers, findings.rules)
+  table = results_lib.make_tables(findings, found, found)["exclusion"]
   assert [row[1] for row in table.rows] == [1, 2, 1, 1, 5, 9, 0, 0]
 
 

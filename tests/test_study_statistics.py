@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
+from benchmarks import study_calibration
 from sane_jax.study import statistics
 from sane_jax.study.statistics import Answers, Plan, Rules, Subject
 
@@ -170,7 +171,7 @@ def test_laplace_is_the_integral_where_it_is_nearly_normal():
 def test_mixed_model_finds_planted_effects():
   """On a large study, where neither deviation may fall to nothing."""
   plan = Plan(subject_sd=0.6, item_sd=1.0, num_items=100)
-  answers = statistics.simulate(np.random.default_rng(5), plan, 100, (0, 0, 0.1, 0.2))
+  answers = study_calibration.simulate(np.random.default_rng(5), plan, 100, (0, 0, 0.1, 0.2))
   found = statistics.mixed_model(answers)
   assert found.note == ""
   assert found.subject_sd == pytest.approx(0.6, abs=0.12)
@@ -205,7 +206,7 @@ def binomial_slack(share, count):
 def test_intervals_hold_95_percent_and_no_effect_is_found_in_5(setting):
   subjects, within, sds, slopes = setting
   plan = Plan(within=within, subject_sd=sds[0], item_sd=sds[1])
-  found = statistics.calibrate(7, plan, subjects, GAINS, studies=STUDIES, slopes=slopes)
+  found = study_calibration.calibrate(7, plan, subjects, GAINS, studies=STUDIES, slopes=slopes)
   print(setting, found)
   slack = binomial_slack(0.05, STUDIES)
   assert abs(found["accuracy"] - 0.95) <= slack
@@ -219,7 +220,7 @@ def test_mixed_model_finds_no_effect_in_about_5_percent(setting):
   """Of 4 conditions in 300 studies."""
   subjects, within = setting
   plan = Plan(within=within)
-  found = statistics.calibrate(3, plan, subjects, (0,) * 5, studies=300, fit_mixed=True)
+  found = study_calibration.calibrate(3, plan, subjects, (0,) * 5, studies=300, fit_mixed=True)
   print(setting, found["mixed"])
   assert abs(np.mean(found["mixed"]) - 0.05) <= 0.02
 
@@ -228,7 +229,7 @@ def test_a_bootstrap_of_subjects_and_items_at_once_is_far_too_wide():
   """Why the variance has its third term: such intervals hold the truth nearly always."""
   plan, rng, held = Plan(), np.random.default_rng(7), []
   for _ in range(STUDIES // 4):
-    answers = statistics.simulate(rng, plan, 40, GAINS)
+    answers = study_calibration.simulate(rng, plan, 40, GAINS)
     draws = []
     subjects, items = (rng.multinomial(40, np.full(40, 1 / 40), 200) for _ in range(2))
     for condition in (0, 1):
@@ -246,7 +247,7 @@ def test_a_bootstrap_of_subjects_and_items_at_once_is_far_too_wide():
 def test_predicted_power_is_that_of_simulated_studies(within):
   plan = Plan(within=within)
   subjects = statistics.num_subjects(plan)
-  found = statistics.calibrate(11, plan, subjects, (0, 0.1, 0, 0, 0), studies=STUDIES)
+  found = study_calibration.calibrate(11, plan, subjects, (0, 0.1, 0, 0, 0), studies=STUDIES)
   predicted = statistics.predicted_power(plan, subjects)
   print(within, subjects, predicted, found["found"][0])
   assert predicted >= plan.power

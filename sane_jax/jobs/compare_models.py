@@ -25,7 +25,8 @@ from sane_jax.maps.tasks import (
   quoted,
 )
 from sane_jax.models import model as model_lib
-from sane_jax.runs import files, npz, processes
+from sane_jax.report import saved as saved_views
+from sane_jax.runs import files, processes
 from sane_jax.runs import folder as run_folder
 
 
@@ -114,14 +115,14 @@ def _compared(
   }
   text = json.dumps(identity, sort_keys=True)
   path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
-  finished = load_comparison(path)
+  finished = saved_views.load_comparison(path)
   if finished is not None:
     return finished
   found = comparison.compare(*explainers, task.sources[0], task.sources[1])
   view = found.view()._replace(
     query_name=task.names[0], reference_name=task.names[1], command=_command(config, task)
   )
-  save_comparison(path, view)
+  saved_views.save_comparison(path, view)
   return view
 
 
@@ -137,34 +138,6 @@ def _command(config: Any, task: Task) -> str:
   fields |= {name: config[name] for name in names if config[name] is not None}
   options = " ".join(f"--config.{k}={quoted(v)}" for k, v in fields.items())
   return "python -m sane_jax.main --config=configs/photos.py --config.job=compare_models " + options
-
-
-# --- on disk --------------------------------------------------------------------------------------
-
-
-def save_comparison(path: pathlib.Path, view: report.ComparisonView) -> None:
-  """Keeps a comparison: its arrays as they are, everything else as text."""
-  fields = view._asdict()
-  arrays = {k: v for k, v in fields.items() if isinstance(v, np.ndarray)}
-  rest = {k: v for k, v in fields.items() if k not in arrays}
-  text = np.frombuffer(json.dumps(rest).encode(), np.uint8)
-  npz.write_arrays(path, {**arrays, "_text": text})
-
-
-def load_comparison(path: pathlib.Path) -> report.ComparisonView | None:
-  """What `save_comparison` kept; None where there is none, or none that can be shown."""
-  arrays = npz.read_arrays(path)
-  if arrays is None or "_text" not in arrays:
-    return None
-  try:
-    fields: dict[str, Any] = json.loads(arrays.pop("_text").tobytes())
-    fields["matches"] = [report.RegionMatch(*match) for match in fields["matches"]]
-    fields.update(arrays)
-    view = report.ComparisonView(**fields)
-    report.render_comparisons([view], title="")  # whatever is wrong with it shows here
-    return view
-  except Exception:
-    return None
 
 
 def _write_report(

@@ -12,13 +12,13 @@ from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
 from sane_jax.datasets.collection import Collection
 from sane_jax.datasets.pipeline import DecodedImages
-from sane_jax.report import tables as tables_lib
-from sane_jax.report.tables import Interval, Table
+from sane_jax.report import tables
+from sane_jax.report.tables import Table, percent
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
 from sane_jax.runs.settings import check_range
 from sane_jax.study import export, proxy
-from sane_jax.study.proxy import ATTRIBUTES, CONDITIONS, Estimate, Items, Material, Result
+from sane_jax.study.proxy import ATTRIBUTES, CONDITIONS, Items, Material, Result
 
 _PER_PAIR = (
   "query_rows", "reference_rows", "scores", "saliency",
@@ -79,13 +79,7 @@ def run(config: Any) -> None:
     result = proxy.simulate(
       settings.seed, small, items, exchanges=settings.exchanges, on_progress=show
     )
-  table = make_table(result)
-  for suffix, text in (
-    (".md", tables_lib.to_markdown(table) + "\n"),
-    (".csv", tables_lib.to_csv(table)),
-    (".tex", tables_lib.to_latex(table)),
-  ):
-    files.write_bytes(folder / f"table{suffix}", text.encode())
+  tables.write(folder, {"table": make_table(result)}, "table.md")
   record = make_record(result)
   text = json.dumps({**record, "left_out": broken}, indent=1, allow_nan=False) + "\n"
   files.write_bytes(folder / "simulation.json", text.encode())
@@ -201,10 +195,6 @@ def _take(arrays: Mapping[str, np.ndarray], pairs: np.ndarray) -> dict[str, np.n
 # --- what came out --------------------------------------------------------------------------------
 
 
-def _percent(estimate: Estimate) -> Interval:
-  return Interval(100 * estimate.value, 100 * estimate.low, 100 * estimate.high)
-
-
 def make_table(result: Result) -> Table:
   """A row a condition."""
   rows = []
@@ -212,10 +202,10 @@ def make_table(result: Result) -> Table:
     controlled = name in result.control
     rows.append((
       condition.title,
-      _percent(proxy.accuracy(result, name)),
-      None if name == "nothing" else _percent(proxy.gain(result, name, "nothing")),
-      None if name == "sane" else _percent(proxy.gain(result, "sane", name)),
-      _percent(proxy.accuracy(result, name, control=True)) if controlled else None,
+      percent(*proxy.accuracy(result, name)),
+      None if name == "nothing" else percent(*proxy.gain(result, name, "nothing")),
+      None if name == "sane" else percent(*proxy.gain(result, "sane", name)),
+      percent(*proxy.accuracy(result, name, control=True)) if controlled else None,
       f"{proxy.p_value(result, name):.2f}" if controlled else None,
     ))  # fmt: skip
   items = result.items
@@ -244,7 +234,7 @@ def make_record(result: Result) -> dict[str, Any]:
     each: dict[str, Any] = {
       "shown": condition.title,
       "accuracy": proxy.accuracy(result, name)._asdict(),
-      "heeds_maps_and_names": result.heeds[name],
+      "heeds_maps_and_names": result.weights[name],
       "gain": {
         than: proxy.gain(result, name, than)._asdict() for than in CONDITIONS if than != name
       },

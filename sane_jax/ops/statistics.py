@@ -1,7 +1,22 @@
 """How sure a figure is: an interval for a mean, corrections for many tests, rank correlation."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Int
+
+
+class Mean(NamedTuple):
+  """A mean with its 95 % bootstrap interval."""
+
+  value: float
+  low: float
+  high: float
+
+
+def mean(values: np.ndarray, clusters: np.ndarray | None = None) -> Mean:
+  """The mean of values [n]; its interval is `bootstrap_interval`'s."""
+  return Mean(float(values.mean()), *bootstrap_interval(values, clusters=clusters))
 
 
 def bootstrap_interval(

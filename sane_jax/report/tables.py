@@ -8,9 +8,12 @@ import csv
 import io
 import math
 import numbers
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from sane_jax.runs import files
 
 _UNKNOWN = "–"
 _DIRECTIONS = ("", "high", "low")
@@ -93,6 +96,24 @@ def check_table(table: Table) -> None:
           f"{name}, row {number}, {column!r}: a cell is text, a number, an Interval or None; given"
           f" {type(cell).__name__}"
         )
+
+
+def percent(share: float, low: float = math.nan, high: float = math.nan) -> Interval:
+  """A share with its interval, in per cent."""
+  return Interval(100 * share, 100 * low, 100 * high)
+
+
+def write(folder: pathlib.Path, tables: Mapping[str, Table], together: str = "tables.md") -> None:
+  """Writes all tables to one Markdown file, and NAME.csv and NAME.tex of each.
+
+  Raises:
+    ValueError: a table does not fit together.
+  """
+  text = "\n\n".join(map(to_markdown, tables.values())) + "\n"
+  files.write_bytes(folder / together, text.encode())
+  for name, table in tables.items():
+    files.write_bytes(folder / f"{name}.csv", to_csv(table).encode())
+    files.write_bytes(folder / f"{name}.tex", to_latex(table).encode())
 
 
 # --- numbers --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import tqdm
 from PIL import Image
 
 from sane_jax import report
-from sane_jax.ops import resampling
+from sane_jax.ops import resampling, streams
 from sane_jax.report import tables as tables_lib
 from sane_jax.report.page import overlay_activation
 from sane_jax.runs import files
@@ -91,7 +91,7 @@ def draw_export(
     key, queries, references, scores, num_items=max(count + num_practice + 1, least),
     min_gap=min_gap,
   )  # fmt: skip
-  rng = np.random.default_rng((key, 2))
+  rng = streams.rng(key, streams.STUDY_EXPORT)
   order = rng.permutation(len(items.answers))
   # One more, for the instructions. Of few items half are left for the study, and an even number.
   extra = order[: min(num_practice + 1, len(order) // 2)]
@@ -156,7 +156,7 @@ class Plan(NamedTuple):
 def plan(questions: Questions, *, key: int, num_subjects: int) -> Plan:
   """Random names, letters and orders. Conditions take turns from item to item and subject to
   subject: over five subjects each item is shown under each."""
-  rng = np.random.default_rng((key, 3))
+  rng = streams.rng(key, streams.STUDY_NAMES)
   several = len(questions.items.answers) + len(questions.practice.answers)
   count = several * (1 + len(CONDITIONS)) + 2 * len(questions.checks)
   asked = _ask(questions, iter(_random_names(rng, count)))

@@ -15,13 +15,14 @@ What it finds hard a person may find easy, and the other way round. Its accuracy
 explanation holds information about the score that such features can use, and nothing of people.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from sane_jax.ops import resampling
-from sane_jax.ops.statistics import bootstrap_interval
+from sane_jax.ops import resampling, streams
+from sane_jax.ops.statistics import Mean, mean
 
 PIXELS = 32  # to which the student's images are averaged
 CELLS = 8  # a side
@@ -30,9 +31,9 @@ MIN_BLOCKS = 6  # of queries, in each half: intervals come from drawing them
 _LEVELS = 3  # of each colour in a histogram
 _CHUNK = 128  # images, or pairs, at a time
 _FOLDS = 4
-_PENALTIES = 10.0 ** np.arange(-3, 1.5, 0.5)
-_HEED_MAPS = (0.0, 0.3, 1.0)  # how much the student may heed the maps
-_HEED_NAMES = (0.0, 1.0)  # and the name
+PENALTIES = 10.0 ** np.arange(-3, 1.5, 0.5)
+_MAP_WEIGHTS = (0.0, 0.3, 1.0)
+_NAME_WEIGHTS = (0.0, 1.0)
 _NAME_SCALE = 3.0  # a name is one of many columns, most of them 0
 _FAR = 4.0  # standard deviations beyond which a feature is cut
 
@@ -85,27 +86,26 @@ class Items(NamedTuple):
   min_gap: float  # between the two scores
 
 
+class Weights(NamedTuple):
+  """How much a student goes by the explanation, from 0 for not at all to 1 as by the images."""
+
+  map_weight: float
+  name_weight: float
+
+
 class Result(NamedTuple):
   """What the student answered: a PROXY, see the module's text.
 
   Attributes:
     correct: 1 where the student was right, 0 where wrong, 1/2 where it could not tell.
     control: the same with explanations exchanged among pairs, in e ways drawn at random.
-    heeds: how much, from 0 to 1, either half's student heeds the maps, and the names.
+    weights: of the maps and the names to either half's student.
   """
 
   items: Items
   correct: Mapping[str, np.ndarray]  # condition -> [m]
   control: Mapping[str, np.ndarray]  # condition with an explanation -> [e m]
-  heeds: Mapping[str, tuple[tuple[float, float], ...]]  # condition -> of each half
-
-
-class Estimate(NamedTuple):
-  """A mean with its 95 % interval."""
-
-  value: float
-  low: float
-  high: float
+  weights: Mapping[str, tuple[Weights, ...]]  # condition -> of each half
 
 
 # --- items ----------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def draw_items(
     raise ValueError(f"--config.study.min_gap is above 0; given {min_gap:g}")
   if queries_per_block < 2:
     raise ValueError(f"queries_per_block is 2 or more; given {queries_per_block}")
-  rng = np.random.default_rng((key, 0))
+  rng = streams.rng(key, streams.STUDY_ITEMS)
   usable = np.isfinite(scores) & (queries != references)
   if usable.any() and np.ptp(scores[usable]) < min_gap:
     raise ValueError(
@@ -154,7 +154,7 @@ def draw_items(
       f" {scores[usable].min():.3g} to {scores[usable].max():.3g} as they are; lower"
       " --config.study.min_gap, or give the model more training with --config.job=train_similarity"
     )
-  sides = _part_images(rng, queries[usable], references[usable])
+  sides = halve_images(rng, queries[usable], references[usable])
   side = np.full(len(scores), -1)
   both = np.stack([queries[usable], references[usable]])
   of = np.vectorize(sides.__getitem__, otypes=[int])(both) if usable.any() else both
@@ -188,7 +188,7 @@ def draw_items(
   return Items(pairs, answers, halves, np.unique(blocks, return_inverse=True)[1], float(min_gap))
 
 
-def _part_images(
+def halve_images(
   rng: np.random.Generator, queries: np.ndarray, references: np.ndarray, sweeps: int = 10
 ) -> dict[int, int]:
   """Half (0 or 1) of each image: from random ones, each moves to where most of its partners are.
@@ -266,7 +266,7 @@ def _couple(
 # --- what the student sees ------------------------------------------------------------------------
 
 
-class _Sight(NamedTuple):
+class Sight(NamedTuple):
   """Images by cell, c of them."""
 
   histogram: np.ndarray  # [n c 27] shares of soft colour bins
@@ -275,13 +275,13 @@ class _Sight(NamedTuple):
   figure: np.ndarray  # [n c] sums to 1: more where a cell differs from the image's border
 
 
-def look(images: np.ndarray) -> _Sight:
+def look(images: np.ndarray) -> Sight:
   """Features of images [n s s 3] uint8 that know no model."""
   parts = [_look(images[i : i + _CHUNK]) for i in range(0, len(images), _CHUNK)]
-  return _Sight(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+  return Sight(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _look(images: np.ndarray) -> _Sight:
+def _look(images: np.ndarray) -> Sight:
   small = _average(images.astype(np.float32) / 255, PIXELS)
   histogram = np.ones((*small.shape[:3], 1), np.float32)
   for channel in range(3):
@@ -307,7 +307,7 @@ def _look(images: np.ndarray) -> _Sight:
   figure = np.linalg.norm(color - ground, axis=-1) + 0.02
   cells = [_cells(_average(x, CELLS)) for x in (histogram, color, edges)]
   weight = _cells(_average(figure[..., None], CELLS))[..., 0]
-  return _Sight(cells[0], cells[1], cells[2], weight / weight.sum(axis=1, keepdims=True))
+  return Sight(cells[0], cells[1], cells[2], weight / weight.sum(axis=1, keepdims=True))
 
 
 def _average(images: np.ndarray, size: int) -> np.ndarray:
@@ -324,14 +324,14 @@ def _cells(images: np.ndarray) -> np.ndarray:
   return images.reshape(len(images), CELLS * CELLS, -1)
 
 
-class _Match(NamedTuple):
+class Match(NamedTuple):
   """Distances of a query's cells to a reference's, for p pairs."""
 
   best: np.ndarray  # [p c] to the nearest cell
   same: np.ndarray  # [p c] to the one in the same place
 
 
-def _match(sight: _Sight, queries: np.ndarray, references: np.ndarray) -> _Match:
+def match_cells(sight: Sight, queries: np.ndarray, references: np.ndarray) -> Match:
   """Colours and edges of every cell of the query against every cell of the reference."""
   cells = np.concatenate([sight.color, 2 * sight.edges], axis=-1)
   best, same = [], []
@@ -340,11 +340,11 @@ def _match(sight: _Sight, queries: np.ndarray, references: np.ndarray) -> _Match
     squared = (q**2).sum(-1)[:, :, None] + (r**2).sum(-1)[:, None] - 2 * q @ r.transpose(0, 2, 1)
     best.append(np.sqrt(np.maximum(squared.min(axis=2), 0)))
     same.append(np.linalg.norm(q - r, axis=-1))
-  return _Match(np.concatenate(best), np.concatenate(same))
+  return Match(np.concatenate(best), np.concatenate(same))
 
 
 def _compare(
-  sight: _Sight, match: _Match, queries: np.ndarray, references: np.ndarray, weights: np.ndarray
+  sight: Sight, match: Match, queries: np.ndarray, references: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
   """How alike the pairs are where the weights [p c] are on the query [p 10], and what is there."""
   total = weights.sum(axis=1, keepdims=True)
@@ -387,20 +387,20 @@ def _concentration(weights: np.ndarray) -> np.ndarray:
   return np.divide((weights**2).sum(axis=1), total, out=np.zeros_like(total), where=total > 0)
 
 
-class _Features(NamedTuple):
-  """What the student knows of p pairs, in three parts that it may heed more or less."""
+class Features(NamedTuple):
+  """What the student knows of p pairs, in three parts that weigh more or less."""
 
   base: np.ndarray  # [p f1] of the images
   explanation: np.ndarray  # [p f2] of the maps; of even ones where none is shown
   name: np.ndarray  # [p a] which attribute is named; 0 where none is
 
 
-class _Eyes:
+class Eyes:
   """What is seen of pairs under any condition; what does not depend on it is worked out once."""
 
-  def __init__(self, sight: _Sight, material: Material):
+  def __init__(self, sight: Sight, material: Material):
     q, r = material.queries, material.references
-    self._sight, self._material, self._match = sight, material, _match(sight, q, r)
+    self._sight, self._material, self._match = sight, material, match_cells(sight, q, r)
     self._even = np.ones_like(sight.figure[q])
     self._base = np.hstack(
       [
@@ -411,7 +411,7 @@ class _Eyes:
       ]
     )
 
-  def see(self, condition: Condition, own: np.ndarray) -> _Features:
+  def see(self, condition: Condition, own: np.ndarray) -> Features:
     """Features of all pairs; the explanation is that of pair own[i] in place of pair i's."""
     material = self._material
     pairs, names = len(material.queries), len(material.attribute_names)
@@ -438,7 +438,7 @@ class _Eyes:
         overlap[:, None],
       ]
     )
-    return _Features(self._base, explanation, name)
+    return Features(self._base, explanation, name)
 
   def _compare(self, weights: np.ndarray) -> np.ndarray:
     rows = self._material.queries, self._material.references
@@ -448,20 +448,21 @@ class _Eyes:
 # --- the student ----------------------------------------------------------------------------------
 
 
-class _Student(NamedTuple):
+class Student(NamedTuple):
   weights: np.ndarray  # [f] of features in their own units
-  spread: np.ndarray  # [f] of differences, beyond _FAR of which features are cut; inf: not cut
-  heeds: tuple[float, float]
+  cut: np.ndarray  # [f] magnitude at which differences are cut; inf: not cut
+  chosen: Weights
 
 
-def _teach(
-  features: _Features, pairs: np.ndarray, answers: np.ndarray, blocks: np.ndarray
-) -> _Student:
+def teach(
+  features: Features, pairs: np.ndarray, answers: np.ndarray, blocks: np.ndarray
+) -> Student:
   """The student that these items make.
 
   Least squares on ±1 with a ridge, without intercept, so that left and right are alike. The ridge,
-  and how much it heeds the explanation and the name, are chosen by cross-validation over blocks.
+  and the weights of the explanation and the name, are chosen by cross-validation over blocks.
   """
+  # By hand: RidgeCV's penalty does not grow with a fold's rows, and other choices would come out.
   x, parts = _differences(features, pairs)
   spread = np.sqrt((x**2).mean(axis=0))
   spread[parts == 2] = 0.0  # names keep their unit: most are rare
@@ -478,40 +479,36 @@ def _teach(
   def solve(a: np.ndarray, b: np.ndarray, scale: np.ndarray, count: int) -> np.ndarray:
     """Weights [f penalties]."""
     values, vectors = np.linalg.eigh(a * np.outer(scale, scale))
-    inverse = 1 / (np.maximum(values, 0)[:, None] + count * _PENALTIES)
+    inverse = 1 / (np.maximum(values, 0)[:, None] + count * PENALTIES)
     return scale[:, None] * (vectors @ (inverse * (vectors.T @ (scale * b))[:, None]))
 
-  best: tuple[float, tuple[float, float], int] | None = None
-  options = [
-    heed if np.any(x[:, parts == part]) else (0.0,)
-    for part, heed in ((1, _HEED_MAPS), (2, _HEED_NAMES))
-  ]
-  for heed in ((e, n) for e in options[0] for n in options[1]):
-    scale = np.array([1.0, *heed])[parts]
-    loss = np.zeros(len(_PENALTIES))
+  losses = {}
+  for chosen in itertools.starmap(Weights, itertools.product(
+    *(options if np.any(x[:, parts == part]) else (0.0,)
+      for part, options in ((1, _MAP_WEIGHTS), (2, _NAME_WEIGHTS)))
+  )):  # fmt: skip
+    scale = np.array([1.0, *chosen])[parts]
+    loss = np.zeros(len(PENALTIES))
     for f in range(_FOLDS):
       inside = folds == f
       found = solve(gram - grams[f], moment - moments[f], scale, int((~inside).sum()))
       loss += ((y[inside, None] - x[inside] @ found) ** 2).sum(axis=0)
-    at = int(loss.argmin())
-    if best is None or loss[at] < best[0]:
-      best = (float(loss[at]), heed, at)
-  assert best is not None
-  _, heed, at = best
-  weights = solve(gram, moment, np.array([1.0, *heed])[parts], len(y))[:, at] * unit
-  return _Student(weights, cut, heed)
+    losses[chosen] = loss
+  chosen = min(losses, key=lambda one: losses[one].min())
+  weights = solve(gram, moment, np.array([1.0, *chosen])[parts], len(y))
+  return Student(weights[:, losses[chosen].argmin()] * unit, cut, chosen)
 
 
-def _differences(features: _Features, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _differences(features: Features, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Left less right [m f], and which part each column is of [f]."""
   x = np.hstack([part[pairs[:, 0]] - part[pairs[:, 1]] for part in features]).astype(np.float64)
   return x, np.repeat(np.arange(3), [part.shape[1] for part in features])
 
 
-def _answer(student: _Student, features: _Features, pairs: np.ndarray) -> np.ndarray:
+def _answer(student: Student, features: Features, pairs: np.ndarray) -> np.ndarray:
   """For the left above 0, for the right below [m]."""
   x, _ = _differences(features, pairs)
-  return np.clip(x, -student.spread, student.spread) @ student.weights
+  return np.clip(x, -student.cut, student.cut) @ student.weights
 
 
 def simulate(
@@ -541,43 +538,44 @@ def simulate(
   check(material)
   if exchanges < 0:
     raise ValueError(f"--config.study.exchanges is 0 or more; given {exchanges}")
-  eyes = _Eyes(look(material.images), material)
+  eyes = Eyes(look(material.images), material)
   orders = [np.arange(len(material.queries))]
   for index in range(exchanges):
     order = orders[0].copy()
     for half in (0, 1):
       rows = np.unique(items.pairs[items.halves == half])
-      order[rows] = np.random.default_rng((key, 1, half, index)).permutation(rows)
+      rng = streams.rng(key, streams.STUDY_EXCHANGES, half, index)
+      order[rows] = rng.permutation(rows)
     orders.append(order)
   explained = [name for name, c in CONDITIONS.items() if c.map or c.attribute]
   total, done = len(CONDITIONS) + exchanges * len(explained), 0
 
   correct: dict[str, np.ndarray] = {}
   control: dict[str, np.ndarray] = {}
-  heeds: dict[str, tuple[tuple[float, float], ...]] = {}
+  weights: dict[str, tuple[Weights, ...]] = {}
   for name, condition in CONDITIONS.items():
     answered = []
     for order in orders if name in explained else orders[:1]:
       answered.append(_cross(eyes.see(condition, order), items))
       done += 1
       on_progress(done, total)
-    correct[name], heeds[name] = answered[0]
+    correct[name], weights[name] = answered[0]
     if name in explained and exchanges:
       control[name] = np.stack([right for right, _ in answered[1:]])
-  return Result(items, correct, control, heeds)
+  return Result(items, correct, control, weights)
 
 
-def _cross(features: _Features, items: Items) -> tuple[np.ndarray, tuple[tuple[float, float], ...]]:
-  """Whether the student of the other half is right [m], and what the two heed."""
-  out, heeds = np.zeros(len(items.answers)), []
+def _cross(features: Features, items: Items) -> tuple[np.ndarray, tuple[Weights, ...]]:
+  """Whether the student of the other half is right [m], and the weights of the two."""
+  out, chosen = np.zeros(len(items.answers)), []
   for half in (0, 1):
     test = items.halves == half
-    student = _teach(features, items.pairs[~test], items.answers[~test], items.blocks[~test])
+    student = teach(features, items.pairs[~test], items.answers[~test], items.blocks[~test])
     says = np.sign(_answer(student, features, items.pairs[test]))
     truth = 1 - 2 * items.answers[test]
     out[test] = 0.5 * (1 + says * truth)
-    heeds.append(student.heeds)
-  return out, tuple(heeds)
+    chosen.append(student.chosen)
+  return out, tuple(chosen)
 
 
 def check(material: Material) -> None:
@@ -605,23 +603,24 @@ def check(material: Material) -> None:
 
 
 # --- figures --------------------------------------------------------------------------------------
+# Intervals draw blocks of queries together.
 
 
-def accuracy(result: Result, condition: str, *, control: bool = False) -> Estimate:
+def accuracy(result: Result, condition: str, *, control: bool = False) -> Mean:
   """Share of right answers; with `control`, of those with exchanged explanations."""
   values = result.control[condition].mean(axis=0) if control else result.correct[condition]
-  return _estimate(values, result.items)
+  return mean(values, result.items.blocks)
 
 
-def gain(result: Result, condition: str, than: str) -> Estimate:
+def gain(result: Result, condition: str, than: str) -> Mean:
   """How much more often the student is right than under another condition, item by item."""
-  return _estimate(result.correct[condition] - result.correct[than], result.items)
+  return mean(result.correct[condition] - result.correct[than], result.items.blocks)
 
 
-def own_gain(result: Result, condition: str) -> Estimate:
+def own_gain(result: Result, condition: str) -> Mean:
   """How much more often the student is right than with exchanged explanations, item by item."""
   exchanged = result.control[condition].mean(axis=0)
-  return _estimate(result.correct[condition] - exchanged, result.items)
+  return mean(result.correct[condition] - exchanged, result.items.blocks)
 
 
 def p_value(result: Result, condition: str) -> float:
@@ -633,9 +632,3 @@ def p_value(result: Result, condition: str) -> float:
   own = result.correct[condition].mean()
   exchanged = result.control[condition].mean(axis=1)
   return float((1 + np.count_nonzero(exchanged >= own - 1e-12)) / (1 + len(exchanged)))
-
-
-def _estimate(values: np.ndarray, items: Items) -> Estimate:
-  """Mean over items, with its interval: blocks of queries are drawn together."""
-  low, high = bootstrap_interval(values, clusters=items.blocks)
-  return Estimate(float(values.mean()), low, high)

@@ -13,13 +13,13 @@ import numpy as np
 
 from sane_jax import report
 from sane_jax.report import tables as tables_lib
-from sane_jax.report.tables import Interval, Table
+from sane_jax.report.tables import Interval, Table, percent
 from sane_jax.runs import files
 from sane_jax.runs import folder as run_folder
 from sane_jax.study import statistics
 from sane_jax.study.proxy import CONDITIONS
 from sane_jax.study.server.store import AnswerRow, SubjectRow
-from sane_jax.study.statistics import Answers, Comparison, Estimate, MixedModel, Rules, Subject
+from sane_jax.study.statistics import Answers, Contrast, Estimate, MixedModel, Rules, Subject
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -123,6 +123,14 @@ class Findings(NamedTuple):
     """Those of subjects who are not left out."""
     return self.answers.take(~np.isin(self.answers.subject, list(self.broken)))
 
+  @property
+  def left_out(self) -> dict[str, int]:
+    """How many subjects break each of `Rules.words`."""
+    return {
+      words: sum(index in which for which in self.broken.values())
+      for index, words in enumerate(self.rules.words())
+    }
+
 
 def analyse(
   subjects: Sequence[SubjectRow], rows: Sequence[AnswerRow], key: Key, rules: Rules, num_items: int
@@ -210,9 +218,46 @@ def analyse(
 # --- what comes out -------------------------------------------------------------------------------
 
 
-def _percent(estimate: Estimate) -> Interval:
-  value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-  return Interval(value, low, high)
+class Summary(NamedTuple):
+  """What some answers show, by condition where there are several of a kind."""
+
+  answers: Answers
+  accuracy: tuple[Estimate, ...]
+  contrasts: tuple[Contrast, ...]
+  mixed_model: MixedModel
+  median_seconds: tuple[float, ...]
+  mean_seconds: tuple[Estimate, ...]  # geometric
+  ratios: tuple[Estimate, ...]  # of the geometric mean to that with nothing shown
+  out_of_range: int  # times that do not count
+
+  @property
+  def counts(self) -> dict[str, int]:
+    """How many subjects, items and answers."""
+    return {
+      "subjects": len(np.unique(self.answers.subject)),
+      "items": len(np.unique(self.answers.item)),
+      "answers": len(self.answers.correct),
+    }
+
+  @property
+  def size(self) -> str:
+    """The counts in words."""
+    return ", ".join(f"{count} {what}" for what, count in self.counts.items())
+
+
+def summarise(answers: Answers, rules: Rules) -> Summary:
+  """Every figure of some answers, each worked out once."""
+  present, each = set(answers.condition.tolist()), range(len(NAMES))
+  return Summary(
+    answers,
+    tuple(statistics.accuracy(answers, c) for c in each),
+    statistics.contrasts(answers, [pair for pair in _PAIRS if set(pair) <= present]),
+    statistics.mixed_model(answers),
+    tuple(statistics.median_seconds(answers, c, rules) for c in each),
+    tuple(statistics.geometric_seconds(answers, c, rules) for c in each),
+    tuple(statistics.time_ratio(answers, c, _BASELINE, rules) for c in each),
+    statistics.num_out_of_range(answers, rules),
+  )
 
 
 def _p(p: float) -> str | None:
@@ -221,42 +266,36 @@ def _p(p: float) -> str | None:
   return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _of(answers: Answers) -> str:
-  counts = (len(np.unique(answers.subject)), len(np.unique(answers.item)), len(answers.correct))
-  return f"{counts[0]} subjects, {counts[1]} items, {counts[2]} answers"
+def _interval(estimate: Estimate, digits: int = 1) -> Interval:
+  return Interval(estimate.value, estimate.low, estimate.high, digits)
 
 
-def _compare(answers: Answers) -> tuple[Comparison, ...]:
-  present = set(answers.condition.tolist())
-  pairs = [pair for pair in _PAIRS if set(pair) <= present]
-  return statistics.comparisons(answers, pairs)
+def _percent(estimate: Estimate) -> Interval:
+  return percent(estimate.value, estimate.low, estimate.high)
 
 
-def make_tables(findings: Findings) -> dict[str, Table]:
+def make_tables(findings: Findings, kept: Summary, everyone: Summary) -> dict[str, Table]:
   """The tables by the names of their files."""
   tables = {}
-  for suffix, answers, who in (
-    ("", findings.kept, "after exclusion"),
-    ("_all", findings.answers, "nobody left out"),
-  ):
-    tables[f"accuracy{suffix}"] = _accuracy_table(answers, who)
-    tables[f"differences{suffix}"] = _difference_table(answers, who)
-    tables[f"mixed_model{suffix}"] = _mixed_table(statistics.mixed_model(answers), who)
-    tables[f"times{suffix}"] = _time_table(answers, findings.rules, who)
+  for suffix, found, who in (("", kept, "after exclusion"), ("_all", everyone, "nobody left out")):
+    tables[f"accuracy{suffix}"] = _accuracy_table(found, who)
+    tables[f"differences{suffix}"] = _difference_table(found, who)
+    tables[f"mixed_model{suffix}"] = _mixed_table(found.mixed_model, who)
+    tables[f"times{suffix}"] = _time_table(found, findings.rules, who)
   tables["exclusion"] = _exclusion_table(findings)
   return tables
 
 
-def _accuracy_table(answers: Answers, who: str) -> Table:
-  rows = []
-  for index, name in enumerate(NAMES):
-    estimate = statistics.accuracy(answers, index)
-    count = int((answers.condition == index).sum())
-    rows.append((CONDITIONS[name].title, count, _percent(estimate), _p(estimate.p)))
+def _accuracy_table(found: Summary, who: str) -> Table:
+  counts = np.bincount(found.answers.condition, minlength=len(NAMES)).tolist()
+  rows = [
+    (condition.title, count, _percent(estimate), _p(estimate.p))
+    for condition, count, estimate in zip(CONDITIONS.values(), counts, found.accuracy, strict=True)
+  ]
   return Table(
     title=f"Right answers of people, {who}",
     note=(
-      f"{_of(answers)}. Chance is 50 %. 95 % intervals for drawing subjects and items anew; p of"
+      f"{found.size}. Chance is 50 %. 95 % intervals for drawing subjects and items anew; p of"
       " chance, not corrected."
     ),
     columns=("shown", "answers", "right, % ↑", "p"),
@@ -264,18 +303,15 @@ def _accuracy_table(answers: Answers, who: str) -> Table:
   )
 
 
-def _difference_table(answers: Answers, who: str) -> Table:
+def _difference_table(found: Summary, who: str) -> Table:
   rows = [
-    (
-      CONDITIONS[found.name].title, CONDITIONS[found.than].title, _percent(found.difference),
-      _p(found.difference.p), _p(found.holm),
-    )
-    for found in _compare(answers)
-  ]  # fmt: skip
+    (CONDITIONS[name].title, CONDITIONS[than].title, _percent(gain), _p(gain.p), _p(corrected))
+    for name, than, gain, corrected in found.contrasts
+  ]
   return Table(
     title=f"Differences between conditions, {who}",
     note=(
-      f"{_of(answers)}. Percentage points, with 95 % intervals for drawing subjects and items anew;"
+      f"{found.size}. Percentage points, with 95 % intervals for drawing subjects and items anew;"
       f" Holm: p corrected for {len(rows)} comparisons."
     ),
     columns=("shown", "against", "more right, points", "p", "p, Holm"),
@@ -296,7 +332,7 @@ def _mixed_table(model: MixedModel, who: str) -> Table:
     (
       CONDITIONS[effect.name].title,
       Interval(effect.odds_ratio, effect.low, effect.high, digits=2),
-      Interval(100 * effect.points),
+      percent(effect.points),
       _p(effect.p),
     )
     for effect in model.effects
@@ -304,25 +340,19 @@ def _mixed_table(model: MixedModel, who: str) -> Table:
   return Table(f"Mixed model, {who}", note, ("shown", "odds ratio", "points", "p"), tuple(rows))
 
 
-def _time_table(answers: Answers, rules: Rules, who: str) -> Table:
+def _time_table(found: Summary, rules: Rules, who: str) -> Table:
   rows = []
-  for index, name in enumerate(NAMES):
-    mean = statistics.geometric_seconds(answers, index, rules)
-    ratio = statistics.time_ratio(answers, index, _BASELINE, rules)
-    median = statistics.median_seconds(answers, index, rules)
-    rows.append((
-      CONDITIONS[name].title,
-      Interval(median),
-      Interval(mean.value, mean.low, mean.high),
-      None if index == _BASELINE else Interval(ratio.value, ratio.low, ratio.high, digits=2),
-      None if index == _BASELINE else _p(ratio.p),
-    ))  # fmt: skip
+  for index, condition in enumerate(CONDITIONS.values()):
+    ratio = found.ratios[index]
+    compared = (None, None) if index == _BASELINE else (_interval(ratio, 2), _p(ratio.p))
+    mean = _interval(found.mean_seconds[index])
+    rows.append((condition.title, Interval(found.median_seconds[index]), mean, *compared))
   low, high = rules.seconds
   return Table(
     title=f"Seconds to an answer, {who}",
     note=(
-      f"{_of(answers)}, of which {statistics.num_out_of_range(answers, rules)} took less than"
-      f" {low:g} s or more than {high:g} s and do not count here. Ratio: of geometric means."
+      f"{found.size}, of which {found.out_of_range} took less than {low:g} s or more than"
+      f" {high:g} s and do not count here. Ratio: of geometric means."
     ),
     columns=("shown", "median, s", "geometric mean, s", "ratio to nothing", "p"),
     rows=tuple(rows),
@@ -330,10 +360,7 @@ def _time_table(answers: Answers, rules: Rules, who: str) -> Table:
 
 
 def _exclusion_table(findings: Findings) -> Table:
-  rows = [
-    (f"subjects who {words}", sum(index in which for which in findings.broken.values()))
-    for index, words in enumerate(findings.rules.words())
-  ]
+  rows = [(f"subjects who {words}", count) for words, count in findings.left_out.items()]
   rows += [
     ("subjects left out by any of these", len(findings.broken)),
     ("subjects who consented", findings.num_subjects),
@@ -348,7 +375,7 @@ def _exclusion_table(findings: Findings) -> Table:
   )
 
 
-def make_record(findings: Findings) -> dict[str, Any]:
+def make_record(findings: Findings, kept: Summary, everyone: Summary) -> dict[str, Any]:
   """All that came out, for programs: shares, not %; None for what is not known."""
 
   def plain(value: Any) -> Any:
@@ -360,37 +387,29 @@ def make_record(findings: Findings) -> dict[str, Any]:
       return value if math.isfinite(value) else None
     return value
 
-  def of(answers: Answers) -> dict[str, Any]:
-    each = range(len(NAMES))
+  def of(found: Summary) -> dict[str, Any]:
+    seconds = zip(found.median_seconds, found.mean_seconds, found.ratios, strict=True)
+    kinds = "median", "geometric_mean", "ratio"
     return {
-      "subjects": len(np.unique(answers.subject)),
-      "items": len(np.unique(answers.item)),
-      "answers": len(answers.correct),
-      "accuracy": {NAMES[c]: plain(statistics.accuracy(answers, c)) for c in each},
-      "comparisons": plain(list(_compare(answers))),
-      "mixed_model": plain(statistics.mixed_model(answers)),
+      **found.counts,
+      "accuracy": dict(zip(NAMES, plain(found.accuracy), strict=True)),
+      "comparisons": plain(found.contrasts),
+      "mixed_model": plain(found.mixed_model),
       "seconds": {
-        NAMES[c]: {
-          "median": plain(statistics.median_seconds(answers, c, findings.rules)),
-          "geometric_mean": plain(statistics.geometric_seconds(answers, c, findings.rules)),
-          "ratio": plain(statistics.time_ratio(answers, c, _BASELINE, findings.rules)),
-        }
-        for c in each
+        name: dict(zip(kinds, plain(each), strict=True))
+        for name, each in zip(NAMES, seconds, strict=True)
       },
     }
 
   return {
     "rules": plain(findings.rules),
-    "left_out": {
-      words: sum(index in which for which in findings.broken.values())
-      for index, words in enumerate(findings.rules.words())
-    },
+    "left_out": findings.left_out,
     "num_left_out": len(findings.broken),
     "num_subjects": findings.num_subjects,
     "repeated": findings.repeated,
     "orphans": findings.orphans,
-    "kept": of(findings.kept),
-    "all": of(findings.answers),
+    "kept": of(kept),
+    "all": of(everyone),
   }
 
 
@@ -418,18 +437,15 @@ def anonymous_csv(findings: Findings, rng: np.random.Generator) -> str:
   return out.getvalue()
 
 
-def draw_figure(findings: Findings) -> "Figure":
-  """Accuracies against chance, and times, of who is kept; with 95 % intervals."""
+def draw_figure(found: Summary) -> "Figure":
+  """Accuracies against chance, and times; with 95 % intervals."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(8.4, 3.0), dpi=150, facecolor="white", layout="constrained")
   FigureCanvasAgg(figure)
   left, right = figure.subplots(1, 2, sharey=True)
-  kept, rules = findings.kept, findings.rules
-  for index in range(len(NAMES)):
-    accuracy = statistics.accuracy(kept, index)
-    seconds = statistics.geometric_seconds(kept, index, rules)
+  for index, (accuracy, seconds) in enumerate(zip(found.accuracy, found.mean_seconds, strict=True)):
     color = _ACCENT if index == _OURS else _INK
     for axes, estimate, scale in ((left, accuracy, 100), (right, seconds, 1)):
       if not math.isfinite(estimate.value):
@@ -461,15 +477,13 @@ def draw_figure(findings: Findings) -> "Figure":
 def write(folder: pathlib.Path, findings: Findings) -> None:
   """Writes all that `run` promises to a folder; see there."""
   files.make_folder(folder)
-  tables = make_tables(findings)
-  text = "\n\n".join(tables_lib.to_markdown(table) for table in tables.values()) + "\n"
-  files.write_bytes(folder / "tables.md", text.encode())
-  for name, table in tables.items():
-    files.write_bytes(folder / f"{name}.csv", tables_lib.to_csv(table).encode())
-    files.write_bytes(folder / f"{name}.tex", tables_lib.to_latex(table).encode())
-  record = json.dumps(make_record(findings), indent=1, allow_nan=False) + "\n"
+  kept = summarise(findings.kept, findings.rules)
+  everyone = summarise(findings.answers, findings.rules)
+  tables = make_tables(findings, kept, everyone)
+  tables_lib.write(folder, tables)
+  record = json.dumps(make_record(findings, kept, everyone), indent=1, allow_nan=False) + "\n"
   files.write_bytes(folder / "results.json", record.encode())
-  figure = draw_figure(findings)
+  figure = draw_figure(kept)
   for kind in ("png", "pdf"):
     out = io.BytesIO()
     figure.savefig(out, format=kind)
@@ -477,7 +491,7 @@ def write(folder: pathlib.Path, findings: Findings) -> None:
   anonymous = anonymous_csv(findings, np.random.default_rng())
   files.write_bytes(folder / "answers.csv", anonymous.encode("utf-8", "replace"))
   page = report.render_page(
-    [], title="Do explanations help people?", subtitle=_of(findings.kept),
+    [], title="Do explanations help people?", subtitle=kept.size,
     tables=list(tables.values()), shows_pairs=False,
   )  # fmt: skip
   files.write_bytes(folder / "index.html", page.encode())

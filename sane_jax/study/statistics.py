@@ -17,7 +17,7 @@ what was measured.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +57,7 @@ class Estimate(NamedTuple):
   p: float  # two-sided, of no difference (of chance, for an accuracy)
 
 
-class Comparison(NamedTuple):
+class Contrast(NamedTuple):
   """How much more often subjects are right under one condition than under another."""
 
   name: str
@@ -212,12 +212,12 @@ def difference(values: np.ndarray, answers: Answers, condition: int, than: int) 
   return Estimate(a - b, error, a - b - half, a - b + half, p)
 
 
-def comparisons(answers: Answers, pairs: Sequence[tuple[int, int]]) -> tuple[Comparison, ...]:
+def contrasts(answers: Answers, pairs: Sequence[tuple[int, int]]) -> tuple[Contrast, ...]:
   """Differences of accuracy, with p also corrected for their number (Holm 1979)."""
   found = [difference(answers.correct, answers, a, b) for a, b in pairs]
   corrected = holm(np.array([estimate.p for estimate in found])).tolist()
   return tuple(
-    Comparison(answers.names[a], answers.names[b], estimate, p)
+    Contrast(answers.names[a], answers.names[b], estimate, p)
     for (a, b), estimate, p in zip(pairs, found, corrected, strict=True)
   )
 
@@ -514,70 +514,3 @@ def num_subjects(plan: Plan, most: int = 100_000) -> int:
     middle = (low + high) // 2 // step * step
     low, high = (middle, high) if predicted_power(plan, middle) < plan.power else (low, middle)
   return high
-
-
-# --- subjects whose effects are known -------------------------------------------------------------
-
-
-def simulate(
-  rng: np.random.Generator, plan: Plan, num_subjects: int, gains: Sequence[float],
-  slopes: tuple[float, float] = (0.0, 0.0),
-) -> Answers:  # fmt: skip
-  """A balanced study in which each condition's gain over the baseline is known.
-
-  Args:
-    rng: source of all that is drawn: subjects, items, answers.
-    plan: baseline, items, deviations, within or between; its conditions are as many as `gains`.
-    gains: differences of shares, over all subjects and items there might be; the first is 0.
-    slopes: deviations, in logits, of how each subject and each item takes to a condition.
-  """
-  kinds, items = len(gains), plan.num_items
-  sds = (plan.subject_sd, plan.item_sd, *slopes)
-  logits = np.array([logit_of(plan.baseline + g, *sds) for g in gains])
-  subject, item = (x.ravel() for x in np.mgrid[:num_subjects, :items])
-  turn = rng.permutation(items) if plan.within else np.zeros(items, int)
-  condition = (turn[item] + subject) % kinds
-  u = plan.subject_sd * rng.normal(size=num_subjects)
-  v = plan.item_sd * rng.normal(size=items)
-  to_subject = slopes[0] * rng.normal(size=(num_subjects, kinds))[subject, condition]
-  to_item = slopes[1] * rng.normal(size=(items, kinds))[item, condition]
-  p = special.expit(logits[condition] + u[subject] + v[item] + to_subject + to_item)
-  correct = (rng.uniform(size=len(p)) < p).astype(float)
-  seconds = np.exp(
-    1.5 + 0.5 * rng.normal(size=num_subjects)[subject] + 0.4 * rng.normal(size=len(p))
-  )
-  return Answers(subject, item, condition, correct, seconds, tuple(map(str, range(kinds))))
-
-
-def calibrate(
-  seed: int, plan: Plan, num_subjects: int, gains: Sequence[float], *, studies: int,
-  slopes: tuple[float, float] = (0.0, 0.0),
-  on_progress: Callable[[int, int], None] = lambda done, total: None, fit_mixed: bool = False,
-) -> Mapping[str, Any]:  # fmt: skip
-  """How often intervals hold what they should, and tests find something, in simulated studies.
-
-  Returns:
-    'accuracy', 'difference': share of intervals that hold the truth; 'found': share of differences
-    with p ≤ 0.05, by condition; with `fit_mixed` 'mixed': the same of the mixed model.
-  """
-  rng = np.random.default_rng(seed)
-  held = {"accuracy": [], "difference": []}
-  found, mixed = np.zeros(len(gains)), np.zeros(len(gains))
-  for done in range(studies):
-    answers = simulate(rng, plan, num_subjects, gains, slopes)
-    for condition, gain in enumerate(gains):
-      estimate = accuracy(answers, condition)
-      held["accuracy"].append(estimate.low <= plan.baseline + gain <= estimate.high)
-      if condition:
-        estimate = difference(answers.correct, answers, condition, 0)
-        held["difference"].append(estimate.low <= gain <= estimate.high)
-        found[condition] += estimate.p <= 0.05
-    if fit_mixed:
-      for index, effect in enumerate(mixed_model(answers).effects, 1):
-        mixed[index] += effect.p <= 0.05
-    on_progress(done + 1, studies)
-  out: dict[str, Any] = {name: float(np.mean(values)) for name, values in held.items()}
-  out["found"] = (found / studies)[1:].tolist()
-  if fit_mixed:
-    out["mixed"] = (mixed / studies)[1:].tolist()
-  return out
