@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_PAIRS = 1  # the random stream, beside the seed, that pairs are drawn from
+from sane_jax.ops import streams
 
 
 class Question(NamedTuple):
@@ -99,7 +99,7 @@ def draw_matches(
     return np.zeros(0, np.int32)
   rows = np.setdiff1d(np.concatenate(shared), [row])
   if len(rows) > limit:
-    rows = np.sort(np.random.default_rng((seed, row)).choice(rows, limit, replace=False))
+    rows = np.sort(streams.rng(seed, row).choice(rows, limit, replace=False))
   return rows.astype(np.int32)
 
 
@@ -110,7 +110,7 @@ def draw_pairs(collection: Collection, *, limit: int, seed: int) -> tuple[Pair, 
   group; its query with another row of the reference's type, and of no group of the query's, does
   not match. Only rows that `worth_explaining` names are queries.
   """
-  rng = np.random.default_rng((seed, _PAIRS))
+  rng = streams.rng(seed, streams.PAIRS)
   worth = worth_explaining(collection)
   if collection.pairs:
     known = [p for p in collection.pairs if worth[p.query]]

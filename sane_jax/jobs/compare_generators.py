@@ -19,7 +19,7 @@ from sane_jax.maps.tasks import check_generator
 from sane_jax.models import model as model_lib
 from sane_jax.ops import fills
 from sane_jax.ops.insertion_deletion import Curves, areas
-from sane_jax.ops.statistics import bootstrap_interval
+from sane_jax.ops.statistics import mean
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
 from sane_jax.runs.settings import check_choice
@@ -174,8 +174,8 @@ def table(rows: list[Row], background: str, baseline: str, queries: np.ndarray) 
   """
 
   def cell(values: np.ndarray) -> str:
-    low, high = bootstrap_interval(values, clusters=queries)
-    return f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
+    value, low, high = mean(values, queries)
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
   rows = [row for row in rows if row.background == background]
   floor = next((row for row in rows if row.generator == baseline), None)
@@ -224,10 +224,9 @@ def _write(
   for row in rows:
     for kind in ("insertion", "deletion"):
       values = getattr(row, kind)
-      figures = values.mean(), *bootstrap_interval(values, clusters=queries)
       writer.writerow(
         [row.generator, row.mode, row.background, f"{row.passes:.0f}", kind,
-         *(f"{v:.4f}" for v in figures), len(values)]
+         *(f"{v:.4f}" for v in mean(values, queries)), len(values)]
       )  # fmt: skip
   files.write_bytes(folder / "table.csv", out.getvalue().encode())
   document = {

@@ -23,9 +23,8 @@ from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
 from sane_jax.maps.tasks import check_design, check_generator
 from sane_jax.models.model import Model
-from sane_jax.ops import fills, ranking, resampling
+from sane_jax.ops import fills, ranking, resampling, statistics, streams
 from sane_jax.ops.insertion_deletion import areas
-from sane_jax.ops.statistics import bootstrap_interval
 from sane_jax.report import tables as tables_lib
 from sane_jax.report.tables import Interval, Table
 from sane_jax.runs import files, npz, processes
@@ -73,8 +72,7 @@ class Evaluation(NamedTuple):
     clusters = self.terms.queries[pairs][known]
     if len(np.unique(clusters)) < 2:
       return "–"
-    low, high = bootstrap_interval(values[known], clusters=clusters)
-    return Interval(float(values[known].mean()), low, high, digits)
+    return Interval(*statistics.mean(values[known], clusters), digits)
 
 
 def check(config: Any) -> None:
@@ -166,16 +164,10 @@ def run(config: Any) -> None:
   ]
   made = [table for table in made if table is not None]
   _write_material(e, folder)
-  for table in made:
-    stem = folder / table.title.lower().replace(" ", "_").replace(",", "")
-    for suffix, text in (
-      (".md", tables_lib.to_markdown(table)),
-      (".csv", tables_lib.to_csv(table)),
-      (".tex", tables_lib.to_latex(table)),
-    ):
-      files.write_bytes(stem.with_suffix(suffix), text.encode())
-  whole = "\n\n".join(tables_lib.to_markdown(table) for table in made)
-  files.write_bytes(folder / "tables.md", (whole + "\n").encode())
+  named = {table.title.lower().replace(" ", "_").replace(",", ""): table for table in made}
+  tables_lib.write(folder, named)
+  for name, table in named.items():
+    files.write_bytes(folder / f"{name}.md", tables_lib.to_markdown(table).encode())
   document = [tables_lib.to_json(table) for table in made]
   files.write_bytes(folder / "tables.json", (json.dumps(document, indent=1) + "\n").encode())
   run_folder.finish(folder, {"tables": [table.title for table in made], "pairs": len(pairs)})
@@ -186,7 +178,7 @@ def name_attributes(
   terms: pairs_lib.PairTerms, tuned: trained.Ranking, seed: int
 ) -> dict[str, np.ndarray]:
   """The attribute [p] that each way to rank names."""
-  rng = np.random.default_rng((seed, 2))
+  rng = streams.rng(seed, streams.RANDOM_ATTRIBUTES)
   confidence = terms.terms.confidence
   pairs, count = confidence.shape
   recognised = confidence > tuned.thresholds
@@ -201,7 +193,7 @@ def name_attributes(
 
 def draw_pairs(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
   """Pairs drawn by the seed, half of them matching as far as there are; ascending."""
-  rng = np.random.default_rng((seed, 3))
+  rng = streams.rng(seed, streams.SALIENCY_PAIRS)
   parts = [np.flatnonzero(labels == label) for label in (1, 0)]
   half = [rng.permutation(part)[: count // 2 or 1] for part in parts]
   return np.sort(np.concatenate(half))

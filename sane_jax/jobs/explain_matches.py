@@ -6,7 +6,6 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
 import tqdm
 
 from sane_jax import report
@@ -18,6 +17,7 @@ from sane_jax.datasets.collection import Collection, Pair
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
 from sane_jax.maps.tasks import check_design
+from sane_jax.ops import streams
 from sane_jax.report import saved as saved_views
 from sane_jax.report import tables as tables_lib
 from sane_jax.runs import files, processes
@@ -120,7 +120,7 @@ def draw(pairs: tuple[Pair, ...], count: int, seed: int) -> list[Pair]:
   """`count` of the pairs that match, no query twice, in the order of a draw by the seed."""
   matching = [pair for pair in pairs if pair.label]
   out: dict[int, Pair] = {}
-  for index in np.random.default_rng((seed, 4)).permutation(len(matching)):
+  for index in streams.rng(seed, streams.EXPLAINED).permutation(len(matching)):
     out.setdefault(matching[index].query, matching[index])
   return list(out.values())[:count]
 

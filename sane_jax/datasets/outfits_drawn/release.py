@@ -19,6 +19,7 @@ from PIL import Image
 from sane_jax.datasets.outfits_drawn import composition, garments, wardrobe
 from sane_jax.datasets.outfits_drawn.composition import Outfit
 from sane_jax.datasets.outfits_drawn.wardrobe import Item
+from sane_jax.ops import streams
 from sane_jax.runs import files
 
 VERSION = 2  # of the drawing: raise it when the same seed draws something else
@@ -60,7 +61,7 @@ def compose(num_outfits: Sequence[int], seed: int) -> Release:
   outfits: dict[str, list[Outfit]] = {}
   train: list[int] = []
   for number, (split, count) in enumerate(zip(SPLITS, num_outfits, strict=True)):
-    rng = np.random.default_rng([seed, number])
+    rng = streams.rng(seed, number)
     own: list[int] = train if split == "train" else []
     pools = [own]
     if split != "train":  # some of the training items are worn again, as in the real set
@@ -239,7 +240,7 @@ def read_truth(folder: str | os.PathLike[str], item: str) -> dict[int, np.ndarra
 
 
 def _write_tables(root, truth, release: Release, seed: int, missing: float) -> None:
-  rng = np.random.default_rng([seed, 99])
+  rng = streams.rng(seed, streams.OUTFIT_TABLES)
   items = release.items
   names = attribute_names()
   _write(root / "attribute_list.txt", ("\n".join(names) + "\n").encode())
@@ -353,7 +354,7 @@ def _pairs(outfits: list[Outfit], rng: np.random.Generator) -> str:
 
 def _typespaces(seed: int) -> list[tuple[str, str]]:
   """All pairs of types, each in one order only, and each type with itself."""
-  rng = np.random.default_rng([seed, 7])
+  rng = streams.rng(seed, streams.OUTFIT_TYPESPACES)
   pairs = [
     (a, b) if rng.uniform() < 0.5 else (b, a) for a, b in itertools.combinations(TYPES, 2)
   ] + [(t, t) for t in TYPES]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from sane_jax.ops import streams
 from sane_jax.study.server.store import KINDS, Newcomer, Place
 
 DESIGNS = ("within", "between")
@@ -194,15 +195,15 @@ def make_plan(questions: Questions, design: str, count: int, slot: int, subject:
   seed = int(questions.fingerprint, 16)
   groups, size = questions.groups, len(questions.groups)
   block, turn = divmod(slot, size)
-  items = np.random.default_rng((seed, 0)).permutation(questions.items["item"]).tolist()
+  items = streams.rng(seed, streams.SERVER_ITEMS).permutation(questions.items["item"]).tolist()
   if design == "between":
-    group = str(np.random.default_rng((seed, 1, block)).permutation(groups)[turn])
+    group = str(streams.rng(seed, streams.SERVER_GROUPS, block).permutation(groups)[turn])
     of, cell = (lambda _: group), group
   else:
     of, cell = (lambda number: groups[(number + turn) % size]), f"turn {turn + 1}"
   numbers = [(block * count + place) % len(items) for place in range(count)]
 
-  rng = np.random.default_rng((seed, 2, subject))
+  rng = streams.rng(seed, streams.SERVER_ORDER, subject)
   asked = [("item", items[n], questions.files[items[n]][of(n)]) for n in rng.permutation(numbers)]
   checks = [
     ("check", str(item), questions.files[item][""])
@@ -222,5 +223,5 @@ def make_plan(questions: Questions, design: str, count: int, slot: int, subject:
 def check_places(seed: int, count: int, checks: int) -> list[int]:
   """Places of the attention checks among `count` items: one in each of `checks` equal parts."""
   edges = np.linspace(0, count + checks, checks + 1).astype(int)
-  rng = np.random.default_rng((seed, 3))
+  rng = streams.rng(seed, streams.SERVER_CHECKS)
   return [int(rng.integers(low, high)) for low, high in itertools.pairwise(edges)]
