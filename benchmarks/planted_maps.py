@@ -22,7 +22,7 @@ from PIL import Image
 import sane_jax
 from sane_jax.attributes import quality
 from sane_jax.datasets import outfits_drawn
-from sane_jax.maps.explainer import parse_generator
+from sane_jax.maps.generators import parse_generator
 
 SIDE = 64
 OWN = 12  # axes that are the image's own

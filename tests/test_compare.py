@@ -264,11 +264,11 @@ def test_designs_that_draw_nothing_are_exact(photos):
 
 def test_the_errors_degrees_of_freedom_are_those_of_its_prior(rng):
   left_out = rng.normal(size=(8, 200, 1))
-  dof = effects.degrees_of_freedom(jnp.asarray(left_out), np.ones(200, bool))
+  dof = effects.moderated(jnp.asarray(left_out), np.ones(200, bool))[1]
   assert dof[0] > 50  # one variance for all: the cells together know it well
   mixed = left_out * np.exp(rng.normal(size=(1, 200, 1)))
-  assert 7 < effects.degrees_of_freedom(jnp.asarray(mixed), np.ones(200, bool))[0] < 15
-  assert effects.degrees_of_freedom(jnp.asarray(left_out[:1]), np.ones(200, bool))[0] == 0
+  assert 7 < effects.moderated(jnp.asarray(mixed), np.ones(200, bool))[1][0] < 15
+  assert effects.moderated(jnp.asarray(left_out[:1]), np.ones(200, bool))[1][0] == 0
 
 
 # --- what is given and refused --------------------------------------------------------------------

@@ -135,6 +135,44 @@ def test_a_chunk_that_does_not_fit_is_halved(photos, monkeypatch):
     sane_jax.Explainer(nonlinear_model(), design=design, chunk_size=1).explain(*photos[:2])
 
 
+def test_whole_images_that_do_not_fit_are_halved_and_other_errors_are_not(photos, monkeypatch):
+  embed, sizes = engine_lib._embed, []
+
+  def small(model, params, images, why="RESOURCE_EXHAUSTED: Out of memory"):
+    sizes.append(len(images))
+    if len(images) > 2:
+      raise jax.errors.JaxRuntimeError(why)
+    return embed(model, params, images)
+
+  expected = sane_jax.Explainer(nonlinear_model()).embed(photos)
+  monkeypatch.setattr(engine_lib, "_embed", small)
+  explainer = sane_jax.Explainer(nonlinear_model(), chunk_size=4)
+  with pytest.warns(UserWarning, match="4 images at a time do not fit"):
+    found = explainer.embed(photos)
+  assert sizes == [4, 2, 2, 1]
+  assert explainer.encoder_passes == 5
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  monkeypatch.setattr(engine_lib, "_embed", lambda *args: small(*args, why="INTERNAL: a bug"))
+  explainer, sizes[:] = sane_jax.Explainer(nonlinear_model(), chunk_size=4), []
+  with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+    explainer.embed(photos)
+  assert sizes == [4]
+
+
+def test_progress_is_shown_within_and_can_end_a_pass(photos):
+  def stop(done, count):
+    raise InterruptedError
+
+  host = sane_jax.from_numpy(lambda x: x.mean((1, 2)), image_size=SIZE)
+  shown = []
+  explainer = sane_jax.Explainer(host, on_progress=lambda *at: shown.append(at))
+  with pytest.raises(InterruptedError), explainer.progress(stop):
+    explainer.explain(*photos[:2])
+  assert not shown
+  explainer.explain(*photos[:2])
+  assert shown[-1] == (256, 256)
+
+
 @pytest.mark.parametrize(("fits", "fastest"), [(1000, 32), (16, 16), (6, 6)])
 def test_the_fastest_chunk_is_found_by_trying(fits, fastest, monkeypatch):
   """On a clock of our own: 8 images a second, more with larger chunks until 32, then fewer."""
@@ -532,6 +570,17 @@ def test_every_generator_finds_planted_evidence(design, mode, sign, rng):
   assert rows.start <= row < rows.stop
   assert columns.start <= column < columns.stop
   assert (np.sign(saliency[rows, columns]) == sign).mean() > 0.9
+
+
+def test_random_is_noise_of_its_key_whatever_the_images(photos):
+  def noise(model, key, query, reference):
+    explainer = sane_jax.Explainer(model, design="random", key=key)
+    return explainer.explain(photos[query], photos[reference]).saliency.cells
+
+  one = noise(nonlinear_model(), 0, 0, 1)
+  np.testing.assert_array_equal(one, noise(score_model(), 0, 2, 3))
+  assert 0.7 < one.std() < 1.3
+  assert np.abs(one - noise(nonlinear_model(), 9, 0, 1)).max() > 0.1
 
 
 def test_random_floor_does_not_find_it(rng):

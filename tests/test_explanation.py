@@ -1,10 +1,14 @@
 """What an explanation hands out: files, a figure, a page, and the page's coarser cells."""
 
+import hashlib
 import json
 import re
+import warnings
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import sane_jax
 from tests import encoders
@@ -50,6 +54,59 @@ def test_save_writes_all_that_was_measured(tmp_path, photos, settings):
     assert maps["query"].dtype == np.uint8
   assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG"
   assert "a.jpg" in (folder / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"key": 3},
+    {"key": 2**31 + 5},
+    {"key": 2**40 + 5},
+    {"key": jax.random.fold_in(jax.random.key(3), 5)},
+    {"key": jax.random.split(jax.random.key(3))[1], "mode": "both"},
+    {"key": jax.random.key(1, impl="rbg"), "design": "rise", "num_masks": 20},
+    {"key": 3, "fill": (0.1, 0.25, 0.7), "tolerance": 0.5},
+    {"key": 3, "fill": "image"},
+    {"key": 3, "design": "sliding_window", "grid": (4, 4)},
+    {"key": 3, "design": "random"},
+    {"key": jax.random.key(2**32 - 1), "design": "learned_mask", "num_steps": 2},
+  ],
+  ids=[
+    "small seed",
+    "seed over 2^31",
+    "seed over 2^32",
+    "folded",
+    "split",
+    "rbg",
+    "colour",
+    "image",
+    "sliding_window",
+    "random",
+    "learned_mask",
+  ],
+)
+def test_the_snippet_makes_the_same_map(options, photos, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name, photo in zip(("a.png", "b.png"), photos, strict=False):
+    Image.fromarray(np.round(photo * 255).astype(np.uint8)).save(name)
+  names = {}
+  if options.get("fill") == "image":
+    options = {**options, "fill": photos[2]}
+    names["fill"] = photos[2]
+  names["sane_jax"] = sane_jax
+  names["model"] = sane_jax.from_jax(
+    encoders.nonlinear, encoders.nonlinear_params(), image_size=SIZE
+  )
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a tolerance that is not reached is no news here
+    e = sane_jax.Explainer(names["model"], **options).explain("a.png", "b.png")
+  *lines, last = e.snippet().split("\n")
+  exec("\n".join(lines), names)
+  again = eval(last, names)
+  np.testing.assert_array_equal(again.saliency_map, e.saliency_map)
+  assert again.settings == e.settings
+  if "fill" in names:
+    assert hashlib.sha256(photos[2].tobytes()).hexdigest() in e.snippet()
 
 
 def test_notebooks_and_figures(photos):

@@ -105,7 +105,7 @@ def test_the_standard_error_is_the_jackknife_s_pooled_over_cells(tmp_path, image
   few = ExplanationIndex.build(tmp_path / "few", explainer, images)
   measured = explainer.effects(images["photo 0"])
   left_out = np.asarray(
-    effects_lib.leave_one_out(measured.design, measured.key, measured.cells, measured.moments)
+    effects_lib.leave_one_out(measured.design, measured.cells, measured.moments)
   )
   for name in ("photo 1", "photo 2"):
     maps = left_out @ explainer.embed([images[name]])[0]  # [b c]

@@ -17,6 +17,8 @@ from PIL import Image
 
 from sane_jax import main
 from sane_jax.jobs import explain
+from sane_jax.maps.explanation import Effects, Photo
+from sane_jax.ops import effects as effects_lib
 from sane_jax.runs import settings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -126,6 +128,40 @@ def test_the_page_says_how_to_do_it_again(folder):
     config(query="photos/photo 0.png", reference="photos/photo 1.png", grid=(4, 4), num_masks=64)
   )
   assert results(folder) == first  # found, not measured again: the seconds are the same
+
+
+def test_a_view_keeps_its_name():
+  """Views on disk are found by it: another name would measure every pair of a folder again."""
+  settings = {
+    "model": "m", "fit": "crop", "num_masks": 64, "grid": [4, 4], "fill": "mean+blur",
+    "mode": "fixed", "key": [0, 7],
+  }  # fmt: skip
+  attributes = ["c" * 64, [0.7, 0.1, 0.0, 0.2]]
+  identity = {"settings": settings, "background": "mean", "attributes": attributes}
+  name = explain.view_name(identity, ("a.jpg", "b.jpg"), ["a" * 64, "b" * 64])
+  assert name == "22cb647b094551a4f1c4a8535009c3db.npz"
+
+
+def test_the_effects_of_the_images_seen_last_are_kept(monkeypatch):
+  measured = []
+
+  class Explainer:
+    def effects(self, photo):
+      measured.append(photo.name)
+      zeros = np.zeros((1, 2, 5), np.float32)  # 40 bytes
+      return Effects(photo, *[None] * 4, effects_lib.Moments(zeros, zeros), np.zeros(5), 1)
+
+  def ask(names, room):
+    measured.clear()
+    monkeypatch.setattr(explain, "EFFECTS_BYTES", room)
+    effects = explain._cached_effects(Explainer())
+    for name in names:
+      assert effects(Photo(name, np.zeros((1, 1, 3))), name).photo.name == name
+    return "".join(measured)
+
+  assert ask("abcabc", 3 * 80) == "abc"
+  assert ask("abcadb", 3 * 80) == "abcdb"  # d takes the room of b, not asked for the longest
+  assert ask("ababcb", 10) == "abc"  # two are kept whatever their size
 
 
 def test_contrast(folder):

@@ -24,9 +24,9 @@ def test_files_configs_and_names_exist(page):
 
 def test_readme_names_every_design_and_the_explanations_attributes():
   text = (ROOT / "README.md").read_text()
-  from sane_jax.maps import explainer
+  from sane_jax.maps import generators
 
-  for name in explainer.DESIGNS:
+  for name in generators.DESIGNS:
     assert f"`{name}`" in text
   for name in set(re.findall(r"\be\.(\w+)", text)):
     known = {*vars(sane_jax.Explanation), *sane_jax.Explanation.__dataclass_fields__}

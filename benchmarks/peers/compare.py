@@ -339,8 +339,12 @@ def both_loop(photos):
   """One pair, both images masked: all masked queries again for each masked reference."""
   import torch
 
+  from sane_jax.maps import measure
+
   explainer = ours(design="rise", num_masks=MASKS, mode="both")
-  masking, design, start, count = explainer._reference_masking(explainer.photo(photos[1]))
+  masking, design, start, count = measure.mask_reference(
+    explainer.design, explainer.key, explainer.photo(photos[1]).pixels, explainer.fill
+  )
   masks = np.stack([
     np.asarray(design.mask(masking.key, masking.cells, np.int32(start + k))[0])
     for k in range(count)

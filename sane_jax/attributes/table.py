@@ -23,7 +23,7 @@ import tqdm
 from sane_jax.attributes import concepts as concepts_lib
 from sane_jax.maps import reasons, tasks
 from sane_jax.maps.explainer import Explainer
-from sane_jax.maps.explanation import Photo
+from sane_jax.maps.explanation import Photo, rank
 from sane_jax.models import efficientnet_lite0
 from sane_jax.ops import ranking
 from sane_jax.runs import files, processes
@@ -283,8 +283,7 @@ def learn(
   for number, pair in enumerate(neighbors[chosen], 1):
     on_progress(f"putting terms on one scale {number}/{len(chosen)}")
     explanation = explainer.explain(*(photos[i] for i in pair))
-    explanation.ranker = plain
-    terms = {a.name: a.terms for a in explanation.attributes}
+    terms = {a.name: a.terms for a in rank(explanation, plain).ranked}
     seen.append([[terms[name][term] for name in names] for term in ranking.TERMS])
   if len(seen) > 1:
     calibration = ranking.calibrate(np.array(seen).swapaxes(0, 1), likely=0.5)

@@ -21,7 +21,8 @@ from sane_jax.datasets import photos as photos_lib
 from sane_jax.maps import engine as engine_lib
 from sane_jax.maps import index_arrays
 from sane_jax.maps.curves import insertion_deletion
-from sane_jax.maps.explainer import Explainer, parse_generator
+from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.generators import parse_generator
 from sane_jax.maps.index import ExplanationIndex
 from sane_jax.maps.tasks import check_generator
 from sane_jax.models import model as model_lib

@@ -19,7 +19,7 @@ from sane_jax.datasets import load
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.datasets.collection import Collection
 from sane_jax.maps import engine as engine_lib
-from sane_jax.maps import explainer, index_arrays, index_build
+from sane_jax.maps import generators, index_arrays, index_build
 from sane_jax.maps.index import ExplanationIndex
 from sane_jax.maps.tasks import check_design, check_explaining, make_explainer
 from sane_jax.ops import designs
@@ -97,7 +97,7 @@ def _build_split(config: Any, split: str) -> None:
   settings = config.index
   source = spaces.model_source(config.workdir, settings.model)
   model, params = spaces.model_in_spaces(source, settings.image_size, collection)
-  design = explainer.make_design(settings.design, settings.num_masks)
+  design = generators.make_design(settings.design, settings.num_masks)
   identity = run_folder.identity(
     collection_lib.fingerprint(collection), index=settings, key=config.seed
   )

@@ -11,10 +11,10 @@ import numpy as np
 import tqdm
 
 from sane_jax.datasets import photos as photos_lib
-from sane_jax.maps import explainer as explainer_lib
 from sane_jax.maps.curves import insertion_deletion
-from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.explainer import MODES, Explainer
 from sane_jax.maps.explanation import Photo
+from sane_jax.maps.generators import parse_generator
 from sane_jax.maps.tasks import check_generator
 from sane_jax.models import model as model_lib
 from sane_jax.ops import fills
@@ -50,7 +50,7 @@ def check(config: Any) -> None:
   for spec in config.generators:
     check_generator(spec)
   for mode in config.modes:
-    check_choice("modes", mode, explainer_lib.MODES)
+    check_choice("modes", mode, MODES)
   for background in config.backgrounds:
     fills.check_fill(background)
   check_choice("baseline", config.baseline or config.generators[0], config.generators)
@@ -68,7 +68,7 @@ def run(config: Any) -> None:
     return
   folder = run_folder.writable_folder(files.at(config.workdir) / "generators")
   model = model_lib.load_model(config.model, image_size=config.image_size)
-  specs = [explainer_lib.parse_generator(spec) for spec in config.generators]
+  specs = [parse_generator(spec) for spec in config.generators]
   explainers = {
     (spec, mode): Explainer(model, design=name, mode=mode, key=config.seed, **options)
     for spec, (name, options) in zip(config.generators, specs, strict=True)

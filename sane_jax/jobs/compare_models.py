@@ -13,7 +13,7 @@ import tqdm
 
 from sane_jax import report
 from sane_jax.datasets import images as images_lib
-from sane_jax.maps import comparison
+from sane_jax.maps import comparison, export
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.tasks import (
   Failures,
@@ -22,7 +22,6 @@ from sane_jax.maps.tasks import (
   check_tasks,
   list_tasks,
   make_explainer,
-  quoted,
 )
 from sane_jax.models import model as model_lib
 from sane_jax.report import saved as saved_views
@@ -135,9 +134,9 @@ def _command(config: Any, task: Task) -> str:
     "model", "image_size", "other_model", "other_image_size", "design", "num_masks", "grid", "fill",
     "mode", "seed",
   )  # fmt: skip
-  fields |= {name: config[name] for name in names if config[name] is not None}
-  options = " ".join(f"--config.{k}={quoted(v)}" for k, v in fields.items())
-  return "python -m sane_jax.main --config=configs/photos.py --config.job=compare_models " + options
+  return export.shell_line(
+    {"job": "compare_models", **fields} | {name: config[name] for name in names}
+  )
 
 
 def _write_report(

@@ -16,11 +16,11 @@ from sane_jax.attributes import quality, spaces, trained
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, outfits_drawn
 from sane_jax.datasets.collection import Collection
-from sane_jax.maps import explainer as explainer_lib
 from sane_jax.maps import index_arrays, sanity_checks
 from sane_jax.maps.curves import insertion_deletion
-from sane_jax.maps.explainer import Explainer
+from sane_jax.maps.explainer import MODES, Explainer
 from sane_jax.maps.explanation import Photo
+from sane_jax.maps.generators import parse_generator
 from sane_jax.maps.tasks import check_design, check_generator
 from sane_jax.models.model import Model
 from sane_jax.ops import fills, ranking, resampling, statistics, streams
@@ -44,7 +44,7 @@ class Case(NamedTuple):
   @property
   def is_random(self) -> bool:
     """Whether its maps say nothing: what the others are held against."""
-    return explainer_lib.parse_generator(self.spec)[0] == "random"
+    return parse_generator(self.spec)[0] == "random"
 
   @property
   def file(self) -> str:
@@ -82,7 +82,7 @@ def check(config: Any) -> None:
   for spec in settings.generators:
     check_generator(spec, config.index.fill)
   for mode in settings.modes:
-    check_choice("evaluation.modes", mode, explainer_lib.MODES)
+    check_choice("evaluation.modes", mode, MODES)
   fills.check_fill(settings.background)
   check_design(config.index.design, config.index.num_masks, config.index.fill)
   for name in ("saliency_pairs", "sanity_pairs"):
@@ -443,7 +443,7 @@ def _saliency_table(
 
 
 def _make_generator(case: Case, fill: str | None, key: int, model: Model) -> Explainer:
-  name, options = explainer_lib.parse_generator(case.spec)
+  name, options = parse_generator(case.spec)
   return Explainer(model, design=name, mode=case.mode, key=key, **{"fill": fill, **options})
 
 

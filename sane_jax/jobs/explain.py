@@ -10,19 +10,21 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import cachetools
 import jax
 import numpy as np
 import tqdm
 
 from sane_jax import report
 from sane_jax.attributes import table as attribute_table
+from sane_jax.maps import export
 from sane_jax.maps import tasks as tasks_lib
 from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer
-from sane_jax.maps.explanation import Effects, Explanation, Photo
+from sane_jax.maps.explanation import Effects, Photo
 from sane_jax.ops import fills, ranking
 from sane_jax.ops.insertion_deletion import areas
 from sane_jax.report import saved as saved_views
@@ -59,47 +61,57 @@ def run(config: Any) -> None:
   if config.attributes_file:
     explainer.ranker = attribute_table.learn_attributes(config, explainer, failures).ranker
   tasks = tasks_lib.list_tasks(config, explainer, failures)
-  effects = _EffectsCache(explainer)
+  made = _Run(config, explainer, _cached_effects(explainer), folder, identify(config, explainer))
   drawn: set[int] = set()  # numbers of the pairs whose figures are there
+  elsewhere = 0  # passes of the other processes
   if processes.count() > 1:
-    drawn = _explain_share(config, explainer, effects, tasks, folder)
+    drawn = _explain_share(made, tasks)
     passes = sum(processes.gather(explainer.encoder_passes, "encoder passes"))
     if not processes.is_first():
       return
-    explainer.engine.passes = passes
+    elsewhere = passes - explainer.encoder_passes
   views: list[tuple[str, report.PairView]] = []
   bar = tqdm.tqdm(total=len(tasks), unit="pair", desc="explaining", disable=None)
-  stages = _Stages(bar, explainer)
+  stages = _Stages(bar)
   try:
-    for number, task in enumerate(tasks, 1):
-      try:
-        view = _explained(config, explainer, effects, task, folder, stages)
-        if number not in drawn:
-          files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
-        views.append((_stem(number, task), view))
-      except Exception as error:  # whatever it is, it costs this pair alone
-        known = isinstance(error, ValueError | OSError)
-        why = str(error) if known else f"{type(error).__name__}: {error}"
-        failures.append((" and ".join(task.names), why))
-      bar.update()
+    with explainer.progress(stages.show):
+      for number, task in enumerate(tasks, 1):
+        try:
+          view = _explained(made, task, stages)
+          if number not in drawn:
+            files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
+          views.append((_stem(number, task), view))
+        except Exception as error:  # whatever it is, it costs this pair alone
+          known = isinstance(error, ValueError | OSError)
+          why = str(error) if known else f"{type(error).__name__}: {error}"
+          failures.append((" and ".join(task.names), why))
+        bar.update()
   finally:
     bar.close()
-    _write_report(config, explainer, folder, views, failures, len(tasks))
+    _write_report(made, views, failures, len(tasks))
   if not views:
     first = "; ".join(f"{name}: {why}" for name, why in failures[:3])
     raise ValueError(f"nothing could be explained. {first}")
   seconds = time.monotonic() - started
   print(
-    f"{len(views)} pairs explained with {explainer.encoder_passes:,} encoder passes in"
+    f"{len(views)} pairs explained with {explainer.encoder_passes + elsewhere:,} encoder passes in"
     f" {seconds:.1f} s; {len(failures)} failed.\nOpen {folder / 'index.html'}"
   )
   for name, why in failures[:10]:
     print(files.printable(f"  not explained: {name}: {why}"), file=sys.stderr)
 
 
-def _explain_share(
-  config, explainer, effects, tasks: list[tasks_lib.Task], folder: pathlib.Path
-) -> set[int]:
+class _Run(NamedTuple):
+  """What all pairs of a run share."""
+
+  config: Any
+  explainer: Explainer
+  effects: Callable[[Photo, str], Effects]  # of a photo and its digest
+  folder: pathlib.Path
+  identity: dict[str, Any]
+
+
+def _explain_share(made: _Run, tasks: list[tasks_lib.Task]) -> set[int]:
   """Leaves this process's part of the pairs on disk, with figures; a query's pairs stay together.
 
   Returns:
@@ -112,47 +124,44 @@ def _explain_share(
     total=sum(map(len, mine)), unit="pair", desc="explaining",
     disable=None if processes.is_first() else True,
   ) as bar:  # fmt: skip
-    stages = _Stages(bar, explainer)
-    for some in processes.share(queries, "explain"):
-      for number, task in some:
-        with contextlib.suppress(Exception):  # the first process meets it again, and lists it
-          view = _explained(config, explainer, effects, task, folder, stages)
-          files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
-          drawn.append(number)
-        bar.update()
+    stages = _Stages(bar)
+    with made.explainer.progress(stages.show):
+      for some in processes.share(queries, "explain"):
+        for number, task in some:
+          with contextlib.suppress(Exception):  # the first process meets it again, and lists it
+            figure = report.figure_png(_explained(made, task, stages))
+            files.write_bytes(made.folder / f"{_stem(number, task)}.png", figure)
+            drawn.append(number)
+          bar.update()
   return {number for part in processes.gather(drawn, "explained") for number in part}
 
 
 # --- one pair -------------------------------------------------------------------------------------
 
 
-class _EffectsCache:
-  """Effects of the images seen last, by their content."""
+def _cached_effects(explainer: Explainer) -> Callable[[Photo, str], Effects]:
+  """Effects of a photo and its digest; those of the images seen last are kept, two at least."""
 
-  def __init__(self, explainer: Explainer):
-    self._explainer = explainer
-    self._kept: dict[str, Effects] = {}
+  def room(e: Effects) -> int:
+    return min(e.moments.response.nbytes + e.moments.gram.nbytes, EFFECTS_BYTES // 2)
 
-  def __call__(self, photo: Photo) -> Effects:
-    digest = _digest(photo)
-    found = self._kept.pop(digest, None) or self._explainer.effects(photo)
-    found = dataclasses.replace(found, photo=photo)
-    self._kept[digest] = found  # most recent last
-    size = found.moments.response.nbytes + found.moments.gram.nbytes
-    while len(self._kept) > max(2, EFFECTS_BYTES // max(size, 1)):
-      self._kept.pop(next(iter(self._kept)))
-    return found
+  kept: cachetools.LRUCache[str, Effects] = cachetools.LRUCache(EFFECTS_BYTES, room)
+
+  def effects(photo: Photo, digest: str) -> Effects:
+    if digest not in kept:
+      kept[digest] = explainer.effects(photo)
+    return dataclasses.replace(kept[digest], photo=photo)
+
+  return effects
 
 
 class _Stages:
   """Shows what a long pair is at, and what it has cost."""
 
-  def __init__(self, bar: tqdm.tqdm, explainer: Explainer):
-    self._bar, self._explainer = bar, explainer
-    explainer.engine.on_progress = self._progress
-    self.name = ""
+  def __init__(self, bar: tqdm.tqdm):
+    self._bar, self.name = bar, ""
 
-  def _progress(self, done: int, count: int) -> None:
+  def show(self, done: int, count: int) -> None:
     self._bar.set_postfix_str(f"{self.name} {done}/{count}")
 
   def __call__(self, name: str) -> None:
@@ -160,33 +169,34 @@ class _Stages:
     self._bar.set_postfix_str(name)
 
 
-def _digest(photo: Photo) -> str:
-  return hashlib.sha256(np.ascontiguousarray(photo.pixels).tobytes()).hexdigest()
-
-
-def _explained(
-  config: Any,
-  explainer: Explainer,
-  effects: Callable[[Photo], Effects],
-  task: tasks_lib.Task,
-  folder: pathlib.Path,
-  stages: _Stages,
-) -> report.PairView:
-  """The pair's view: from disk if it was finished before, else measured and written there."""
-  photos = [
-    explainer.photo(source, name) for source, name in zip(task.sources, task.names, strict=True)
-  ]
+def identify(config: Any, explainer: Explainer) -> dict[str, Any]:
+  """All that fixes the views of a run, but for the pair; its hash names a finished view."""
   identity = {
     "settings": explainer.settings,
-    "photos": [_digest(photo) for photo in photos],
-    "names": list(task.names),
     "background": config.background if config.metrics else None,
   }
   if config.attributes_file:
     digest = hashlib.sha256(files.read_bytes(files.at(config.attributes_file))).hexdigest()
     identity["attributes"] = [digest, list(config.phi or attribute_table.PHI)]
-  text = json.dumps(identity, sort_keys=True)
-  path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+  return identity
+
+
+def view_name(identity: Mapping[str, Any], names: Sequence[str], digests: Sequence[str]) -> str:
+  """The file of a pair's view, by the run's identity, the photos' names and their digests."""
+  text = json.dumps({**identity, "photos": list(digests), "names": list(names)}, sort_keys=True)
+  return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+
+
+def _explained(made: _Run, task: tasks_lib.Task, stages: _Stages) -> report.PairView:
+  """The pair's view: from disk if it was finished before, else measured and written there."""
+  config, explainer = made.config, made.explainer
+  photos = [
+    explainer.photo(source, name) for source, name in zip(task.sources, task.names, strict=True)
+  ]
+  digests = [
+    hashlib.sha256(np.ascontiguousarray(photo.pixels).tobytes()).hexdigest() for photo in photos
+  ]
+  path = made.folder / "pairs" / view_name(made.identity, task.names, digests)
   finished = saved_views.load_view(path)
   if finished is not None:
     return finished
@@ -194,38 +204,29 @@ def _explained(
   stages("masks")
   use = photos
   if explainer.has_effects:
-    use = [effects(photo) for photo in photos]
+    use = [made.effects(*each) for each in zip(photos, digests, strict=True)]
   explanation = (explainer.contrast if len(photos) == 3 else explainer.explain)(*use)
+  metrics = {}
   if config.metrics and explanation.contrast is None:
     stages("insertion and deletion")
-    explanation.metrics = measure(explainer, explanation, config.background)
+    curves = insertion_deletion(explainer, [explanation], background=config.background)
+    metrics = {f"{kind} AUC": float(value[0]) for kind, value in areas(curves).items()}
   stages("report")
   view = explanation.view()
   jax.block_until_ready(view.saliency_map)
-  view = view._replace(
-    seconds=round(time.monotonic() - began, 3), command=_command(config, task, explanation)
-  )
+  seconds = round(time.monotonic() - began, 3)
+  view = view._replace(metrics=metrics, seconds=seconds)
+  if all(isinstance(source, str) for source in task.sources):  # files: a shell line finds them
+    view = view._replace(command=_command(config, task))
   saved_views.save_view(path, view)
   return view
 
 
-def measure(explainer: Explainer, explanation: Explanation, background: str) -> dict[str, float]:
-  """Insertion and deletion AUC (× 100) of one pair."""
-  curves = insertion_deletion(explainer, [explanation], background=background)
-  return {f"{kind} AUC": float(value[0]) for kind, value in areas(curves).items()}
-
-
-def _command(config: Any, task: tasks_lib.Task, explanation: Explanation) -> str:
-  """The shell line that explains this pair alone, or the Python where there are no files."""
-  if not all(isinstance(source, str) for source in task.sources):
-    return explanation.snippet()
-  fields: dict[str, Any] = {}
-  fields |= zip(("query", "reference", "contrast"), task.sources, strict=False)
-  for name in ("model", "image_size", "design", "num_masks", "grid", "fill", "mode", "seed"):
-    if config[name] is not None:
-      fields[name] = config[name]
-  options = " ".join(f"--config.{k}={tasks_lib.quoted(v)}" for k, v in fields.items())
-  return f"python -m sane_jax.main --config=configs/photos.py {options}"
+def _command(config: Any, task: tasks_lib.Task) -> str:
+  """The shell line that explains this pair alone."""
+  names = ("model", "image_size", "design", "num_masks", "grid", "fill", "mode", "seed")
+  sides = zip(("query", "reference", "contrast"), task.sources, strict=False)
+  return export.shell_line({**dict(sides), **{name: config[name] for name in names}})
 
 
 def _stem(number: int, task: tasks_lib.Task) -> str:
@@ -240,21 +241,9 @@ def _slug(name: str) -> str:
 # --- out ------------------------------------------------------------------------------------------
 
 
-def _attributes_of(view: report.PairView) -> dict[str, Any]:
-  """Sentence and attributes, for JSON; nothing where there are none."""
-  if not view.attributes:
-    return {}
-  return {
-    "sentence": view.sentence,
-    "attributes": [
-      {"name": a.name, "total": a.total, "terms": a.terms, "shares": a.shares}
-      for a in view.attributes
-    ],
-  }
-
-
-def _write_report(config, explainer, folder, views, failures, count) -> None:
+def _write_report(made: _Run, views, failures, count) -> None:
   """index.html (and further pages), explanations.json."""
+  settings, folder = made.identity["settings"], made.folder
   records = [
     {
       "id": stem,
@@ -268,13 +257,17 @@ def _write_report(config, explainer, folder, views, failures, count) -> None:
       "deletion_auc": view.metrics.get("deletion AUC"),
       "files": {"figure": f"{stem}.png"},
       "warnings": list(view.warnings),
-      **_attributes_of(view),
+      **(
+        {"sentence": view.sentence, "attributes": export.attribute_records(view.attributes)}
+        if view.attributes
+        else {}
+      ),
     }
     for stem, view in views
   ]
   document = {
-    "settings": explainer.settings,
-    "background": config.background if config.metrics else None,
+    "settings": settings,
+    "background": made.identity["background"],
     "pairs": count,
     "explanations": records,
     "failures": [{"what": name, "why": why} for name, why in failures],
@@ -283,7 +276,6 @@ def _write_report(config, explainer, folder, views, failures, count) -> None:
   files.write_bytes(folder / "explanations.json", text.encode())
   pages = [views[i : i + PAGE_PAIRS] for i in range(0, len(views), PAGE_PAIRS)] or [[]]
   names = ["index.html", *(f"index-{n}.html" for n in range(2, len(pages) + 1))]
-  settings = explainer.settings
   subtitle = f"{settings['model']}, {settings['image_size'][0]} × {settings['image_size'][1]}"
   subtitle += f" pixels, {settings['design']}, {settings.get('num_masks', 0):,} masks an image"
   for number, (name, page) in enumerate(zip(names, pages, strict=True), 1):

@@ -424,7 +424,7 @@ def leave_out(one: Effects, e: Explanation) -> list[np.ndarray]:
     moments = one.moments._replace(
       response=jnp.matmul(one.moments.response, towards, precision="highest")
     )
-    out.append(np.asarray(effects.leave_one_out(one.design, one.key, one.cells, moments))[..., 0])
+    out.append(np.asarray(effects.leave_one_out(one.design, one.cells, moments))[..., 0])
   groups = effects.reference_maps(
     one.design, np.asarray(one.matrix), e.directions, fills.num_fills(one.settings["fill"])
   )
@@ -458,10 +458,8 @@ def by_own_scale(values: np.ndarray, left_out: list[np.ndarray]) -> Scaled:
 
 def _error(left_out: np.ndarray) -> tuple[np.ndarray, float]:
   """Standard error [g] of what was left out in turn [b g], and its degrees of freedom."""
-  valid = np.ones(left_out.shape[1], bool)
-  return effects.standard_error(left_out[..., None], valid)[:, 0], float(
-    effects.degrees_of_freedom(left_out[..., None], valid)[0]
-  )
+  variance, dof = effects.moderated(left_out[..., None], np.ones(left_out.shape[1], bool))
+  return np.sqrt(variance[:, 0]), float(dof[0])
 
 
 def _joint_error(

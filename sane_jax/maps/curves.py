@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sane_jax.maps import engine as engine_lib
+from sane_jax.maps.effects import embeddings_of
 from sane_jax.maps.explainer import Explainer
-from sane_jax.maps.explanation import Embedding, Explanation, Photo
+from sane_jax.maps.explanation import Explanation, Photo
 from sane_jax.ops import fills
 from sane_jax.ops import insertion_deletion as curves_lib
 from sane_jax.ops.insertion_deletion import NUM_THRESHOLDS, Curves
@@ -49,7 +50,7 @@ def insertion_deletion(
     raise ValueError(f"perturb is 'query', 'reference' or 'both'; given {perturb!r}")
   if not len(explanations):
     raise ValueError("insertion_deletion needs at least one explanation; given none")
-  if perturb != "query" and any(isinstance(e.reference, Embedding) for e in explanations):
+  if perturb != "query" and any(e.reference.uint8 is None for e in explanations):
     raise ValueError(
       f"an embedding has no pixels to perturb; give perturb='query', not {perturb!r}"
     )
@@ -73,10 +74,7 @@ def _curves(explainer, explanations, background, perturb):
     else:
       moving = explainer.embed(queries)[:, None]
     if perturb == "query":
-      images = [r for r in references if isinstance(r, Photo)]
-      embedded = iter(explainer.embed(images) if images else ())
-      still = np.stack([next(embedded) if isinstance(r, Photo) else r.unit for r in references])
-      still = still[:, None]
+      still = np.stack(embeddings_of(explainer, references))[:, None]
     else:
       maps = [e.reference_saliency_map for e in explanations]
       still = _embeddings(explainer, references, maps, background)

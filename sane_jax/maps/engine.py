@@ -4,6 +4,7 @@ The engine is where images enter the encoder, so it is also where passes are cou
 """
 
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -71,6 +72,15 @@ def make_engine(
   return Engine(
     model, chunk, mesh, jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
   )
+
+
+def require_embeddings(model: model_lib.Model, what: str) -> None:
+  """Raises ValueError where a model gives nothing but scores; `what` is what takes embeddings."""
+  if model.embed is None:
+    raise ValueError(
+      f"{what} takes embeddings, and {model.name} gives nothing but scores; bring the model in with"
+      " sane_jax.from_numpy, from_torch, from_onnx or from_jax"
+    )
 
 
 def fastest_chunk(model: model_lib.Model, devices: Sequence[Any], *, seconds: float = 0.5) -> int:
@@ -268,20 +278,18 @@ def embed_images(engine: Engine, images: np.ndarray) -> np.ndarray:
     ModelError: an embedding with NaN, infinity, or zero norm, which has no cosine.
   """
   model, out, done = engine.model, [], 0
-  while done < len(images):
+
+  def embed(first: int) -> np.ndarray:
     # Singly, or in full chunks: two batch sizes to compile, whatever the number of images.
-    size = engine.chunk if len(images) - done >= engine.chunk else 1
-    batch = np.array(images[done : done + size], np.float32)
+    size = engine.chunk if len(images) - first >= engine.chunk else 1
+    batch = np.array(images[first : first + size], np.float32)
     if model.on_host:
-      raw = model_lib.call_on_host(model, batch)
-    else:
-      try:
-        raw = np.asarray(_embed(model.embed, on_one_device(engine), batch), np.float32)
-      except jax.errors.JaxRuntimeError:
-        if size == 1:
-          raise
-        singly = [_embed(model.embed, on_one_device(engine), one[None]) for one in batch]
-        raw = np.asarray(np.concatenate(singly), np.float32)
+      return model_lib.call_on_host(model, batch)
+    return np.asarray(_embed(model.embed, on_one_device(engine), batch), np.float32)
+
+  while done < len(images):
+    raw = halving(engine, functools.partial(embed, done))
+    size = len(raw)
     engine.passes += size
     engine.embedding_size = raw.shape[-1]
     norms = np.linalg.norm(raw, axis=-1, keepdims=True)

@@ -2,24 +2,19 @@
 
 import dataclasses
 import functools
-import io
-import json
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from sane_jax import report
-from sane_jax.maps import reasons
+from sane_jax.maps import export, reasons
 from sane_jax.ops import designs, effects, resampling
 from sane_jax.runs import files
-
-# The page lists at most this many cells a side: more can't be told apart by hovering.
-PAGE_ATTRIBUTES = 6  # of the first ranked, on the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +26,7 @@ class Photo:
 
   @property
   def uint8(self) -> np.ndarray:
+    """[h w 3], to be shown."""
     return np.round(self.pixels * 255).astype(np.uint8)
 
 
@@ -45,6 +41,7 @@ class Embedding:
 
   vector: Float[np.ndarray, " d"]
   name: str = ""
+  uint8: ClassVar[None] = None  # there is no picture of it
 
   @functools.cached_property
   def unit(self) -> Float[np.ndarray, " d"]:
@@ -105,7 +102,7 @@ class Effects:
   @functools.cached_property
   def matrix(self) -> jax.Array:
     """E [c d]: how much each cell moves each axis of the embedding."""
-    return effects.effect_matrix(self.design, self.key, self.cells, self.moments)
+    return effects.effect_matrix(self.design, self.cells, self.moments)
 
 
 class ReferenceSide(NamedTuple):
@@ -133,6 +130,7 @@ class Explanation:
     embeddings: of the whole query and reference; directions: [k d], what the query's effects were
       read against: the reference's, or those of its masked versions; effects: the query's. None
       where there are none.
+    key: of the masks, as the explainer has it; None for what an index answers.
   """
 
   query: Photo
@@ -152,7 +150,8 @@ class Explanation:
   embeddings: tuple[np.ndarray, np.ndarray] | None = dataclasses.field(default=None, repr=False)
   directions: np.ndarray | None = dataclasses.field(default=None, repr=False)
   effects: Effects | None = dataclasses.field(default=None, repr=False)
-  _reference_side: ReferenceSide | None = dataclasses.field(default=None, repr=False)
+  key: jax.Array | None = dataclasses.field(default=None, repr=False)
+  _reference_side: ReferenceSide | None = dataclasses.field(default=None, init=False, repr=False)
 
   @property
   def saliency_map(self) -> Float[np.ndarray, "h w"]:
@@ -171,7 +170,7 @@ class Explanation:
   def reference_side(self) -> ReferenceSide:
     if self._reference_side is None:
       if self.make_reference_side is None:
-        why = ": an embedding has no regions" if isinstance(self.reference, Embedding) else ""
+        why = "" if self.reference.uint8 is not None else ": an embedding has no regions"
         raise ValueError(f"this explanation has no map on the reference{why}")
       self._reference_side = self.make_reference_side()
     return self._reference_side
@@ -222,14 +221,7 @@ class Explanation:
         "this explanation knows no attributes: give the explainer some, as in"
         " sane_jax.Explainer(model, attributes=sane_jax.load_attributes('runs/demo'))"
       )
-    grid = self.grid or (resampling.PAGE_GRID, resampling.PAGE_GRID)
-    cells = self.saliency.cells
-    if self.grid is None:  # superpixels, or a mask at another size
-      rows, columns = (
-        resampling.averaging(n, g) for n, g in zip(self.saliency_map.shape, grid, strict=True)
-      )
-      cells = rows @ np.nan_to_num(self.saliency_map) @ columns.T
-    return self.ranker(self.query.pixels, np.asarray(cells).reshape(grid), self.embeddings)
+    return rank(self, self.ranker)
 
   @property
   def attributes(self) -> tuple[reasons.RankedAttribute, ...]:
@@ -278,68 +270,11 @@ class Explanation:
 
   def view(self) -> report.PairView:
     """What the page and the figure show. Computes the reference's side if there is one."""
-    side = self.reference_side if self.make_reference_side or self._reference_side else None
-    query_cells = reference_cells = table = None
-    if side is not None and side.matrices is not None:
-      query_cells, reference_cells = self.query_cells, side.labels
-      table = self.correspondence
-      if self.grid is not None:
-        query_cells, pool = _page_cells(query_cells.shape, self.grid)
-        reference_cells, _ = _page_cells(reference_cells.shape, self.grid)
-        table = pool @ table @ pool.T
-    named: dict[str, Any] = {}
-    if self.ranker is not None:
-      named = {
-        "attributes": [
-          report.AttributeView(a.name, a.total, a.terms, a.shares, a.map)
-          for a in self.attributes[:PAGE_ATTRIBUTES]
-        ],
-        "attribute_margin": self.attribute_margin,
-        "sentence": self.sentence,
-      }
-    return report.PairView(
-      **named,
-      query_name=self.query.name or "query",
-      reference_name=self.reference.name or "reference",
-      query=self.query.uint8,
-      reference=_picture(self.reference),
-      score=self.score,
-      saliency_map=self.saliency_map,
-      standard_error=self.standard_error,
-      reference_saliency_map=None if side is None else side.saliency.values,
-      reference_standard_error=None if side is None else side.saliency.errors,
-      query_cells=query_cells,
-      reference_cells=reference_cells,
-      correspondence=table,
-      encoder_passes=self.encoder_passes,
-      seconds=self.seconds,
-      metrics=self.metrics,
-      settings=self.settings,
-      command=self.snippet(),
-      warnings=self.warnings,
-      contrast_name=None if self.contrast is None else (self.contrast.name or "contrast"),
-      contrast=None if self.contrast is None else _picture(self.contrast),
-    )
+    return export.view(self)
 
   def snippet(self) -> str:
-    """Python that reproduces the explanation."""
-    skip = ("model", "image_size", "fit", "mode", "design", "fill", "key", "jax")
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in self.settings.items()}
-    lines = [f"design={options['design']!r}"]
-    lines += [f"{k}={v!r}" for k, v in options.items() if k not in skip]
-    lines += [f"fill={options['fill']!r}", f"mode={options['mode']!r}", f"key={options['key'][-1]}"]
-    sides = {"query": self.query, "reference": self.reference, "contrast": self.contrast}
-    given = []
-    for side, shown in sides.items():
-      if isinstance(shown, Embedding):
-        given.append(f"sane_jax.Embedding(vector, {shown.name[:80]!r})")
-      elif shown is not None:
-        given.append(repr(shown.name or side))
-    call = "explain" if self.contrast is None else "contrast"
-    return (
-      f"explainer = sane_jax.Explainer(model, {', '.join(lines)})\n"
-      f"explainer.{call}({', '.join(given)})"
-    )
+    """Python that reproduces the explanation, given the `model` (and an image as the `fill`)."""
+    return export.snippet(self)
 
   def plot(self):
     """A matplotlib figure of the pair with its maps."""
@@ -348,81 +283,30 @@ class Explanation:
   def to_html(self, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the pair as one self-contained page, and returns its path."""
     path = files.at(path)
-    files.write_bytes(path, report.render_page([self.view()], title=self._title()).encode())
+    page = report.render_page([self.view()], title=export.title(self))
+    files.write_bytes(path, page.encode())
     return path
-
-  def _title(self) -> str:
-    name = self.reference.name or "reference"
-    if isinstance(self.reference, Embedding):
-      name = f"“{report.shorten(name)}”"
-    return f"{self.query.name or 'query'} and {name}"
 
   def record(self) -> dict[str, Any]:
     """Everything but the arrays, for JSON."""
-    named = {}
-    if self.ranker is not None:
-      named = {
-        "sentence": self.sentence,
-        "attribute_margin": self.attribute_margin,
-        "attributes": [
-          {"name": a.name, "total": a.total, "terms": a.terms, "shares": a.shares}
-          for a in self.attributes[:10]
-        ],
-      }
-    return {
-      **named,
-      "query": self.query.name,
-      "reference": self.reference.name,
-      **({"contrast": self.contrast.name} if self.contrast is not None else {}),
-      "score": self.score,
-      "encoder_passes": self.encoder_passes,
-      "seconds": self.seconds,
-      "metrics": dict(self.metrics),
-      "warnings": list(self.warnings),
-      "settings": self.settings,
-    }
+    return export.record(self)
 
   def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
     """Writes explanation.json, maps.npz, figure.png and index.html into `folder`."""
-    folder = files.at(folder)
-    view = self.view()
-    arrays: dict[str, Any] = {
-      "query": view.query,
-      "saliency_map": self.saliency_map,
-      "standard_error": self.standard_error,
-      "cell_values": self.saliency.cells,
-      "query_cells": self.query_cells,
-    }
-    if isinstance(self.reference, Embedding):
-      arrays["reference_embedding"] = self.reference.unit
-    else:
-      arrays["reference"] = view.reference
-    if view.reference_saliency_map is not None:
-      arrays["reference_saliency_map"] = view.reference_saliency_map
-      arrays["reference_standard_error"] = view.reference_standard_error
-      arrays["reference_cells"] = self.reference_cells
-    if view.correspondence is not None:
-      arrays["correspondence"] = self.correspondence
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    files.write_bytes(folder / "maps.npz", buffer.getvalue())
-    files.write_bytes(folder / "figure.png", report.figure_png(view))
-    page = report.render_page([view], title=self._title())
-    files.write_bytes(folder / "index.html", page.encode())
-    text = json.dumps(self.record(), indent=2, allow_nan=False)
-    files.write_bytes(folder / "explanation.json", f"{text}\n".encode())
-    return folder
+    return export.save(self, folder)
 
   def _repr_png_(self) -> bytes:
     """Notebooks show the figure."""
     return report.figure_png(self.view())
 
 
-def _picture(side: Photo | Embedding) -> np.ndarray | None:
-  return None if isinstance(side, Embedding) else side.uint8
-
-
-def _page_cells(shape: tuple[int, int], grid: tuple[int, int]):
-  """Labels [h w] of at most 14 x 14 page cells, and how they average a grid's cells [page c]."""
-  labels = designs.grid_cells(shape, resampling.page_grid(grid)).labels
-  return np.asarray(labels), resampling.page_pooling(grid)
+def rank(e: Explanation, ranker: reasons.Ranker) -> reasons.Attributes:
+  """The attributes that `ranker` explains a pair by."""
+  grid = e.grid or (resampling.PAGE_GRID, resampling.PAGE_GRID)
+  cells = e.saliency.cells
+  if e.grid is None:  # superpixels, or a mask at another size
+    rows, columns = (
+      resampling.averaging(n, g) for n, g in zip(e.saliency_map.shape, grid, strict=True)
+    )
+    cells = rows @ np.nan_to_num(e.saliency_map) @ columns.T
+  return ranker(e.query.pixels, np.asarray(cells).reshape(grid), e.embeddings)

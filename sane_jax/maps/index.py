@@ -16,7 +16,7 @@ import numpy as np
 
 from sane_jax.datasets import images as images_lib
 from sane_jax.maps import explainer as explainer_lib
-from sane_jax.maps import index_arrays, index_build
+from sane_jax.maps import generators, index_arrays, index_build
 from sane_jax.maps.explanation import Embedding, Explanation, Photo, ReferenceSide, SaliencyMap
 from sane_jax.maps.index_arrays import SHARD
 from sane_jax.ops import designs, effects
@@ -373,9 +373,9 @@ class ExplanationIndex:
     """
     shown = self.photo(query)
     other = reference if isinstance(reference, Embedding) else self.photo(reference)
-    cls = explainer_lib.DESIGNS[self.settings["design"]]
+    cls = generators.DESIGNS[self.settings["design"]]
     fields = {field.name: self.settings[field.name] for field in dataclasses.fields(cls)}
-    design = explainer_lib.make_design(self.settings["design"], **fields)
+    design = generators.make_design(self.settings["design"], **fields)
     cells = designs.grid_cells(shown.pixels.shape[:2], self.grid)
     labels = np.asarray(cells.labels)
 

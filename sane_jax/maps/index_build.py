@@ -23,7 +23,7 @@ from sane_jax.maps import index_arrays, measure
 from sane_jax.maps.explanation import Effects, Photo
 from sane_jax.maps.index_arrays import EffectIndex
 from sane_jax.models.model import ModelError
-from sane_jax.ops import designs, effects
+from sane_jax.ops import effects
 from sane_jax.runs import processes
 
 SPREAD = 8  # columns of the standard error's factor
@@ -45,7 +45,7 @@ def build(
 ) -> None:  # fmt: skip
   """Measures the images that the index in `folder` lacks; see `ExplanationIndex.build`."""
   location, design = index_arrays.location(folder), explainer.design
-  if not explainer.has_effects or design.grid is None or isinstance(design, designs.Random):
+  if not explainer.has_effects or design.grid is None or design.num_masks == 0:
     raise ValueError(
       "an index keeps effects on embeddings over cells that all images share: it needs a model"
       " that gives embeddings, and design='hadamard', 'rise', 'kernel_shap' or 'sliding_window';"
@@ -184,9 +184,7 @@ def error_factor(measured: Effects, columns: int) -> np.ndarray:
   of a map's cell is (B − 1)/B Σ_b (δ_bc · e)². Its mean over cells is eᵀ S e with S = F Fᵀ kept to
   the k largest of its eigenvalues; what the others hold is spread evenly over those.
   """
-  left_out = np.asarray(
-    effects.leave_one_out(measured.design, measured.key, measured.cells, measured.moments)
-  )
+  left_out = np.asarray(effects.leave_one_out(measured.design, measured.cells, measured.moments))
   count, cells, d = left_out.shape
   deltas = (left_out - left_out.mean(axis=0)).reshape(-1, d) * np.sqrt((count - 1) / count / cells)
   values, vectors = np.linalg.eigh(deltas.T @ deltas)
@@ -240,7 +238,7 @@ def build_in_spaces(
     if not whole.any():  # it was left out
       return {}
     measured = measure.measure(engines[types[row]], design, key, photo.pixels, fill, whole)
-    matrix = effects.effect_matrix(design, key, measured.cells, measured.moments)  # [c t·d]
+    matrix = effects.effect_matrix(design, measured.cells, measured.moments)  # [c t·d]
     each = np.asarray(matrix).reshape(len(matrix), *whole.shape).swapaxes(0, 1)
     wanted = np.isin(np.arange(len(engines)), types[references[row]]) | every_type
     return {"effects": np.where(wanted[:, None, None], each, 0)}  # zeros take no room

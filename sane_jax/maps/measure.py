@@ -19,6 +19,11 @@ from sane_jax.ops import designs, effects, fills
 # Scores that differ by less than float32's rounding do not differ.
 FLAT = 1e-6
 
+# Streams of random numbers beside the masks': mask i folds i into the key, counted from 0, and so
+# meets neither.
+NOISE = 2**31  # the map of a design that shows nothing
+REFERENCE = np.uint32(2**32 - 1)  # the masks of a reference, where both images are masked
+
 
 class Measured(NamedTuple):
   """What the masks of one image gave.
@@ -96,20 +101,18 @@ def measure(
     moments, more = show(moments, done, count)
     done, lost = done + count, lost + more
     blocks = min(-(-(done - fixed) // size), effects.num_blocks(design) - (fixed > 0))
-    reached = _relative_error(
-      design, key, cells, moments, towards, blocks, together=directions is None
-    )
+    reached = _relative_error(design, cells, moments, towards, blocks, together=directions is None)
   kept = (fixed > 0) + -(-(done - fixed) // size)
   moments = effects.Moments(moments.gram[:kept], moments.response[:kept])
   stopped = dataclasses.replace(design, num_masks=done)  # pyright: ignore[reportArgumentType]
   return Measured(cells, moments, lost, stopped, reached)
 
 
-def _relative_error(design, key, cells, moments, towards, blocks: int, *, together: bool) -> float:
+def _relative_error(design, cells, moments, towards, blocks: int, *, together: bool) -> float:
   """The largest, over maps, of the median standard error by the largest value."""
   moments = project(moments, towards)
-  values = np.asarray(effects.effect_matrix(design, key, cells, moments))
-  left_out = effects.leave_one_out(design, key, cells, moments)[:blocks]
+  values = np.asarray(effects.effect_matrix(design, cells, moments))
+  left_out = effects.leave_one_out(design, cells, moments)[:blocks]
   valid = np.asarray(cells.valid)
   errors = effects.standard_error(left_out, valid)[valid]
   values = values[valid]
@@ -124,3 +127,36 @@ def project(moments: effects.Moments, towards: Float[np.ndarray, "d r"]) -> effe
   """The moments of scores against r directions, from those of embeddings."""
   response = jnp.matmul(moments.response, jnp.asarray(towards), precision="highest")
   return moments._replace(response=response)
+
+
+# --- masked references ----------------------------------------------------------------------------
+
+
+def masked_embeddings(
+  engine: engine_lib.Engine, design: Any, key: jax.Array, pixels: np.ndarray, fill: Any, size: int
+) -> Float[np.ndarray, "k d"]:
+  """Unit embeddings of the K masked versions of a reference, as mode 'both' shows them; d=size."""
+  masking, design, first, count = mask_reference(design, key, pixels, fill)
+  total, _ = engine_lib.run(
+    engine, effects.RenderMasked(design), effects.StoreFrom(first), masking,
+    jnp.zeros((count, size)), count, first=first,
+  )  # fmt: skip
+  return np.asarray(total)
+
+
+def masked_images(
+  design: Any, key: jax.Array, pixels: np.ndarray, fill: Any
+) -> Float[np.ndarray, "k h w 3"]:
+  """Those K masked versions themselves."""
+  masking, design, first, count = mask_reference(design, key, pixels, fill)
+  return np.asarray(effects.RenderMasked(design)(masking, first + jnp.arange(count))[0])
+
+
+def mask_reference(design, key, pixels, fill) -> tuple[effects.Masking, designs.Design, int, int]:
+  """What renders them: their own masks, of a key of their own; the first, and how many."""
+  design, first, count = design.reference_masks()
+  masking = effects.Masking(
+    jax.random.fold_in(key, REFERENCE), designs.design_cells(design, pixels), jnp.asarray(pixels),
+    jnp.asarray(fills.fill_images(fill, pixels)), jnp.zeros(0),
+  )  # fmt: skip
+  return masking, design, first, count

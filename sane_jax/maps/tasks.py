@@ -1,7 +1,6 @@
 """The pairs of photos that a config names, and the explainer for them."""
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +8,8 @@ import numpy as np
 import tqdm
 
 from sane_jax.datasets import photos as photos_lib
-from sane_jax.maps.explainer import MODES, Explainer, make_design, parse_generator
+from sane_jax.maps.explainer import MODES, Explainer
+from sane_jax.maps.generators import make_design, parse_generator
 from sane_jax.models import model as model_lib
 from sane_jax.ops import fills
 from sane_jax.runs import files
@@ -140,10 +140,3 @@ def _batches(items: Any, size: int) -> Iterator[list[Any]]:
       batch = []
   if batch:
     yield batch
-
-
-def quoted(value: Any) -> str:
-  """A setting as a shell takes it."""
-  return shlex.quote(
-    str(tuple(value)).replace(" ", "") if isinstance(value, list | tuple) else str(value)
-  )

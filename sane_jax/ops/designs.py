@@ -77,7 +77,7 @@ class Design(Protocol):
     ...
 
   def readout(
-    self, key: PRNGKeyArray, cells: Cells, gram: Float[Array, "p q"], response: Float[Array, "p k"]
+    self, cells: Cells, gram: Float[Array, "p q"], response: Float[Array, "p k"]
   ) -> Float[Array, "c k"]:
     """Effect of each cell, from the sums over all masks."""
     ...
@@ -200,7 +200,7 @@ class Rise:
     x = jnp.concatenate([jnp.ones(1), coverage - self.probability])
     return rows @ on @ columns.T, x, jnp.ones(1)
 
-  def readout(self, key, cells, gram, response):
+  def readout(self, cells, gram, response):
     count, excess = gram[:1], gram[1:]
     shown = excess + self.probability * count  # Σ m̄
     seen = shown > 1e-6  # a cell that no mask ever showed has nothing to say: zero
@@ -255,7 +255,7 @@ class SlidingWindow:
     x = (jnp.arange(self.num_masks) == index).astype(jnp.float32)
     return mask, x, jnp.ones(1)
 
-  def readout(self, key, cells, gram, response):
+  def readout(self, cells, gram, response):
     return -response / jnp.maximum(gram, 1)
 
   def upsample(self, values, cells):
@@ -304,7 +304,7 @@ class Lime:
     t = jnp.concatenate([jnp.ones(1), z])
     return z[cells.labels], weight * t, t
 
-  def readout(self, key, cells, gram, response):
+  def readout(self, cells, gram, response):
     # Padding cells are never on: a one on their diagonal leaves them at zero.
     penalty = jnp.where(cells.valid, self.ridge, 1.0)
     penalty = jnp.concatenate([jnp.zeros(1), penalty])
@@ -364,7 +364,7 @@ class KernelShap:
     empty = (index == 0).astype(jnp.float32)
     return z[cells.labels], jnp.concatenate([z, empty[None]]), z
 
-  def readout(self, key, cells, gram, response):
+  def readout(self, cells, gram, response):
     gram, response, empty = gram[:-1], response[:-1], response[-1:]
     valid = cells.valid.astype(jnp.float32)[:, None]
     shown = jnp.diag(gram)[:, None]  # z is 0 or 1, so Σ z is the diagonal of Σ z zᵀ
@@ -434,7 +434,7 @@ class Hadamard:
     z = ((jax.lax.population_count(row & columns) + flips + index) % 2).astype(jnp.float32)
     return z[cells.labels], jnp.concatenate([jnp.ones(1), 2 * z - 1]), jnp.ones(1)
 
-  def readout(self, key, cells, gram, response):
+  def readout(self, cells, gram, response):
     effects = 2 * response[1:] / gram[:1]
     if not self.smoothing:
       return effects
@@ -464,8 +464,8 @@ class Random:
   def mask(self, key, cells, index):
     return jnp.ones(cells.labels.shape), jnp.ones(1), jnp.ones(1)
 
-  def readout(self, key, cells, gram, response):
-    return jax.random.normal(key, (cells.valid.size, response.shape[1]))
+  def readout(self, cells, gram, response):
+    return jnp.zeros((cells.valid.size, response.shape[1]))  # the caller draws the noise
 
   def upsample(self, values, cells):
     return values[cells.labels]

@@ -208,56 +208,64 @@ def stream(
 
 @functools.partial(jax.jit, static_argnames="design")
 def effect_matrix(
-  design: designs.Design, key: PRNGKeyArray, cells: designs.Cells, moments: Moments
+  design: designs.Design, cells: designs.Cells, moments: Moments
 ) -> Float[Array, "c k"]:
   """E, the effect of each cell on each axis of y."""
-  return design.readout(key, cells, moments.gram.sum(axis=0), moments.response.sum(axis=0))
+  return design.readout(cells, moments.gram.sum(axis=0), moments.response.sum(axis=0))
 
 
 @functools.partial(jax.jit, static_argnames="design")
 def leave_one_out(
-  design: designs.Design, key: PRNGKeyArray, cells: designs.Cells, moments: Moments
+  design: designs.Design, cells: designs.Cells, moments: Moments
 ) -> Float[Array, "replicates c k"]:
   """E with each replicate left out in turn."""
   first = int(design.num_fixed > 0)
 
   def without(gram, response):
     return design.readout(
-      key, cells, moments.gram.sum(axis=0) - gram, moments.response.sum(axis=0) - response
+      cells, moments.gram.sum(axis=0) - gram, moments.response.sum(axis=0) - response
     )
 
   return jax.vmap(without)(moments.gram[first:], moments.response[first:])
 
 
-def standard_error(
+def moderated(
   left_out: Float[Array | np.ndarray, "replicates c k"], valid: np.ndarray
-) -> Float[np.ndarray, "c k"]:
-  """Standard error of E from its leave-one-out values: jackknife, moderated over the cells.
+) -> tuple[Float[np.ndarray, "c k"], Float[np.ndarray, " k"]]:
+  """Variance of E from its leave-one-out values, and its degrees of freedom a column.
 
       v_c = (B − 1)/B Σ_b (E_(b),c − Ē_c)²
 
-  A variance from B replicates has only B − 1 degrees of freedom, so ± one v_c^½ would cover too
-  little. Cells tell about one another: with v_c ~ s₀² d₀-prior fitted to all cells of a column
-  (Smyth, Stat. Appl. Genet. Mol. Biol. 2004, eq. 6-7), the returned value is
+  the jackknife's, has only B − 1 degrees of freedom, so ± one v_c^½ would cover too little. Cells
+  tell about one another: with v_c ~ s₀² d₀-prior fitted to all cells of a column (Smyth, Stat.
+  Appl. Genet. Mol. Biol. 2004, eq. 6-7), the variance returned is
 
-      sqrt((d₀ s₀² + (B − 1) v_c) / (d₀ + B − 1)).
+      (d₀ s₀² + (B − 1) v_c) / (d₀ + B − 1),
 
-  NaN with fewer than two replicates: there is no spread to see.
+  and E_c / its root is Student's t with d₀ + B − 1 degrees of freedom. 0 in cells that are not
+  valid. NaN, of 0 degrees of freedom, with fewer than two replicates: there is no spread to see.
   """
   values = np.asarray(left_out, np.float64)
   count, cells, k = values.shape
   if count < 2:
-    return np.full((cells, k), np.nan)
-  dof = count - 1
-  variance = dof / count * ((values - values.mean(axis=0)) ** 2).sum(axis=0)
-  out = np.zeros((cells, k))
+    return np.full((cells, k), np.nan), np.zeros(k)
+  own = count - 1
+  variance = own / count * ((values - values.mean(axis=0)) ** 2).sum(axis=0)
+  out, dof = np.zeros((cells, k)), np.zeros(k)
   for column in range(k):
     v = variance[valid, column]
-    prior_dof, prior = _variance_prior(v, dof)
+    prior_dof, prior = _variance_prior(v, own)
     if np.isfinite(prior_dof):
-      prior = (prior_dof * prior + dof * v) / (prior_dof + dof)
-    out[valid, column] = np.sqrt(prior)
-  return out
+      prior = (prior_dof * prior + own * v) / (prior_dof + own)
+    out[valid, column], dof[column] = prior, prior_dof + own
+  return out, dof
+
+
+def standard_error(
+  left_out: Float[Array | np.ndarray, "replicates c k"], valid: np.ndarray
+) -> Float[np.ndarray, "c k"]:
+  """Root of the `moderated` variance."""
+  return np.sqrt(moderated(left_out, valid)[0])
 
 
 def reference_maps(
@@ -274,26 +282,10 @@ def reference_maps(
   the spread is rather too large. Empty where nothing was drawn, or too little to see a spread.
   """
   size = 2 * num_fills if len(directions) >= 4 * num_fills else 2
-  if len(directions) < 4 or isinstance(design, designs.SlidingWindow):
+  if len(directions) < 4 or design.num_fixed == design.num_masks:
     return np.zeros((0, len(effects)), np.float32)
   each = np.asarray(directions) @ np.asarray(effects).T
   return each[: len(each) // size * size].reshape(-1, size, each.shape[1]).mean(axis=1)
-
-
-def degrees_of_freedom(
-  left_out: Float[Array | np.ndarray, "replicates c k"], valid: np.ndarray
-) -> Float[np.ndarray, " k"]:
-  """d₀ + B − 1 of each column's `standard_error`: value / error is Student's t with so many.
-
-  0 with fewer than two replicates.
-  """
-  values = np.asarray(left_out, np.float64)
-  count, _, k = values.shape
-  if count < 2:
-    return np.zeros(k)
-  dof = count - 1
-  variance = dof / count * ((values - values.mean(axis=0)) ** 2).sum(axis=0)
-  return np.array([_variance_prior(variance[valid, column], dof)[0] + dof for column in range(k)])
 
 
 def _variance_prior(variance: np.ndarray, dof: int) -> tuple[float, float]:

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sane_jax.maps import explainer as explainer_lib
+from sane_jax.maps import generators, index_build
 from sane_jax.maps import index as index_lib
-from sane_jax.maps import index_build
 from sane_jax.maps.explanation import Photo
 from sane_jax.models.model import Model
 from sane_jax.ops import effects
@@ -104,7 +104,7 @@ class Measuring:
       assert view.stored is not None
       index_lib.check_same(view.stored, self._explainer(view))
     for design in designs:
-      made = explainer_lib.make_design(design)
+      made = generators.make_design(design)
       for fill in fills:
         key = f"{design}~{fill}"
         passes = int(made.num_masks) + 1
@@ -241,14 +241,13 @@ class Measuring:
       if task.cancelled:
         raise Cancelled
 
-    explainer.engine.on_progress = show
-    before, began = explainer.encoder_passes, time.monotonic()
-    measured = explainer.effects(photo)
-    if task.cancelled:
-      raise Cancelled
-    masked = None
-    if "both" in view.modes:
-      masked = explainer.masked_embeddings(photo).mean(axis=0)
+    before, began, masked = explainer.encoder_passes, time.monotonic(), None
+    with explainer.progress(show):
+      measured = explainer.effects(photo)
+      if task.cancelled:
+        raise Cancelled
+      if "both" in view.modes:
+        masked = explainer.masked_embeddings(photo).mean(axis=0)
     blocks = effects.num_blocks(explainer.design) - (explainer.design.num_fixed > 0)
     factor = index_build.error_factor(measured, index_build.SPREAD) if blocks > 1 else None
     found = Measured(
@@ -274,7 +273,7 @@ def explainer_of(model: Model, view: View, chunk_size: Any = None) -> explainer_
     ValueError: the view's fill is an image, of which an index keeps the hash alone.
   """
   settings: Mapping[str, Any] = view.settings
-  cls = explainer_lib.DESIGNS.get(view.design)
+  cls = generators.DESIGNS.get(view.design)
   if cls is None or view.fill.startswith("image with SHA"):
     raise ValueError(
       f"the index has the design {view.design} and the fill {view.fill}: photos can't be measured"
@@ -285,6 +284,6 @@ def explainer_of(model: Model, view: View, chunk_size: Any = None) -> explainer_
   key = jax.random.wrap_key_data(jnp.asarray(settings["key"], jnp.uint32))
   mode = "both" if "both" in view.modes else "fixed"
   return explainer_lib.Explainer(
-    model, design=explainer_lib.make_design(view.design, **fields), fill=fill, key=key, mode=mode,
+    model, design=generators.make_design(view.design, **fields), fill=fill, key=key, mode=mode,
     chunk_size=chunk_size,
   )  # fmt: skip

@@ -30,7 +30,7 @@ def all_masks(design, key=KEY, cells=None):
 def read(design, x, t, y, key=KEY, cells=None):
   cells = cells or designs.grid_cells(SHAPE, design.grid)
   gram, response = (jnp.asarray(x.T @ v, jnp.float32) for v in (t, y))
-  return np.asarray(design.readout(key, cells, gram, response))
+  return np.asarray(design.readout(cells, gram, response))
 
 
 @pytest.mark.parametrize("design", ALL, ids=lambda d: type(d).__name__)
@@ -187,16 +187,6 @@ def test_hadamard_smooths_over_neighbours_as_scipy_does(rng):
   np.testing.assert_allclose(read(smooth, x, t, scores).reshape(3, 5, 2), want, atol=1e-5)
   with pytest.raises(ValueError, match="a number of cells"):
     designs.Hadamard(smoothing=-1.0)
-
-
-def test_random_ignores_the_scores():
-  design = designs.Random()
-  cells = designs.grid_cells(SHAPE, design.grid)
-  nothing = jnp.zeros((1, 1))
-  got = design.readout(KEY, cells, nothing, nothing)
-  np.testing.assert_array_equal(got, design.readout(KEY, cells, nothing, nothing + 1))
-  assert 0.7 < float(got.std()) < 1.3
-  assert np.abs(got - design.readout(jax.random.key(9), cells, nothing, nothing)).max() > 0.1
 
 
 def test_superpixels_cover_and_padding_owns_no_pixel(photo):

@@ -1,0 +1,252 @@
+"""Explanations by effects on embeddings: an image is measured once, and read against anything."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sane_jax.maps import measure
+from sane_jax.maps.explanation import (
+  Effects,
+  Embedding,
+  Explanation,
+  Photo,
+  ReferenceSide,
+  SaliencyMap,
+)
+from sane_jax.ops import designs, effects, fills
+
+if TYPE_CHECKING:
+  from sane_jax.maps.explainer import Explainer
+
+
+def check(explainer: "Explainer") -> None:
+  """Raises ValueError unless the fill is one that masks can show; see `fills.fill_images`."""
+  fills.fill_images(explainer.fill, np.zeros((*explainer.model.image_size, 3), np.float32))
+
+
+def explain_many(
+  explainer: "Explainer", query: Any, references: Sequence[Any]
+) -> list[Explanation]:
+  """One pass over the query's masks serves all references."""
+  sides = [_side(explainer, reference) for reference in references]
+  directions = [side.directions for side in sides]
+  measured = measure_effects(explainer, query, directions)
+  maps = _read(explainer, measured, directions)
+  return [
+    _explanation(explainer, measured, side, saliency)
+    for side, saliency in zip(sides, maps, strict=True)
+  ]
+
+
+def contrast(explainer: "Explainer", query: Any, a: Any, b: Any) -> Explanation:
+  """The query's effects, read against the difference of the two references' embeddings."""
+  one, other = _side(explainer, a), _side(explainer, b)
+  if one.whole.shape != other.whole.shape:
+    raise ValueError(
+      f"the two references have {len(one.whole)} and {len(other.whole)} numbers: they are not"
+      " embeddings of one space"
+    )
+  side = dataclasses.replace(
+    one,
+    directions=one.directions - other.directions,
+    whole=one.whole - other.whole,
+    passes=one.passes + other.passes,
+    notes=tuple(dict.fromkeys([*one.notes, *other.notes])),
+  )
+  measured = measure_effects(explainer, query, [side.directions])
+  saliency = _read(explainer, measured, [side.directions])[0]
+  return _explanation(explainer, measured, side, saliency, other.shown)
+
+
+def measure_effects(
+  explainer: "Explainer", image: Any, directions: Sequence[np.ndarray] | None = None
+) -> Effects:
+  """Effects of an image; with a tolerance, until the maps against `directions` [k d] are precise.
+
+  Without directions, until the effects on every axis are, taken together.
+  """
+  settings, tolerance = explainer.settings, explainer.tolerance
+  if isinstance(image, Effects):
+    check_space(explainer, image.whole, directions)
+    anyway = {"mode"} if tolerance is None else {"mode", "num_masks"}
+    for name, value in settings.items():
+      if name not in anyway and image.settings[name] != value:
+        raise ValueError(
+          f"these effects were measured with {name}={image.settings[name]!r}, and this explainer"
+          f" has {name}={value!r}: measure them anew from the image"
+        )
+    return image
+  photo, before = explainer.photo(image), explainer.encoder_passes
+  whole = explainer.embed([photo])[0]
+  check_space(explainer, whole, directions)
+  measured = measure.measure(
+    explainer.engine, explainer.design, explainer.key, photo.pixels, explainer.fill, whole,
+    tolerance=tolerance, directions=directions,
+  )  # fmt: skip
+  design, notes = measured.design, []
+  if tolerance is not None and measured.reached is not None:
+    settings["num_masks"] = design.num_masks
+    if measured.reached > tolerance:
+      notes.append(
+        f"the standard error is {measured.reached:.2g} of the map's largest value after"
+        f" {design.num_masks} masks, above the tolerance of {tolerance:g}; raise num_masks"
+      )
+  if measured.lost:
+    notes.append(
+      f"{measured.lost} of {design.num_masks} masked images have an embedding of zero norm; their"
+      " score was taken as 0"
+    )
+  return Effects(
+    photo, design, explainer.key, settings, measured.cells, measured.moments, whole,
+    explainer.encoder_passes - before, tuple(notes),
+  )  # fmt: skip
+
+
+def masked_embeddings(explainer: "Explainer", photo: Photo, size: int) -> np.ndarray:
+  """Unit embeddings [k d] of the K masked versions of a reference; `size` is d."""
+  return measure.masked_embeddings(
+    explainer.engine, explainer.design, explainer.key, photo.pixels, explainer.fill, size
+  )
+
+
+def check_space(
+  explainer: "Explainer", whole: np.ndarray, directions: Sequence[np.ndarray] | None
+) -> None:
+  """Raises ValueError unless the directions [k d] are of the space of the image's embedding."""
+  for rows in directions or ():
+    if rows.shape[1] != len(whole):
+      raise ValueError(
+        f"a reference embedding has {rows.shape[1]} numbers, and the embeddings of"
+        f" {explainer.model.name} have {len(whole)}: it is of another model's space. Embed the text"
+        " with the other half of the same model"
+      )
+
+
+def embeddings_of(
+  explainer: "Explainer", references: Sequence[Photo | Embedding]
+) -> list[np.ndarray]:
+  """The unit embedding [d] of each; images take a pass each, all of them together."""
+  images = [r for r in references if isinstance(r, Photo)]
+  embedded = iter(explainer.embed(images) if images else ())
+  return [next(embedded) if isinstance(r, Photo) else r.unit for r in references]
+
+
+# --- maps -----------------------------------------------------------------------------------------
+
+
+def saliency_maps(
+  explainer: "Explainer", design: Any, cells: designs.Cells, moments: effects.Moments
+) -> list[SaliencyMap]:
+  """One map for each column of the moments' response, by a design that may have stopped early."""
+  values = np.asarray(effects.effect_matrix(design, cells, moments))
+  if design.num_masks == 0:  # nothing was shown: the map is noise
+    key = jax.random.fold_in(explainer.key, measure.NOISE)
+    values = np.asarray(jax.random.normal(key, values.shape))
+  if design.num_fixed == design.num_masks > 0:
+    errors = np.zeros_like(values)  # every mask was shown: nothing was sampled
+  else:
+    left_out = effects.leave_one_out(design, cells, moments)
+    errors = effects.standard_error(left_out, np.asarray(cells.valid))
+  return [_saliency_map(design, cells, *pair) for pair in zip(values.T, errors.T, strict=True)]
+
+
+def _saliency_map(design, cells, values, errors) -> SaliencyMap:
+  notes = ()
+  if np.abs(values).max() < measure.FLAT and design.num_masks:
+    values, errors = np.zeros_like(values), np.zeros_like(errors)
+    notes = ("hiding any region leaves the score as it is: the map is flat",)
+
+  def pixels(v):
+    return np.asarray(design.upsample(jnp.asarray(v), cells))
+
+  return SaliencyMap(pixels(values), pixels(errors), values, errors, notes)
+
+
+def _read(explainer: "Explainer", e: Effects, directions: list[np.ndarray]) -> list[SaliencyMap]:
+  """Maps of an image against each direction [k d], averaged over its k rows."""
+  mean = np.stack([d.mean(axis=0) for d in directions], axis=1)  # [d r]
+  out = saliency_maps(explainer, e.design, e.cells, measure.project(e.moments, mean))
+  for index, rows in enumerate(directions):
+    each = effects.reference_maps(e.design, e.matrix, rows, fills.num_fills(explainer.fill))
+    if len(each):  # their spread joins that of the query's masks
+      spread = each.var(axis=0, ddof=1) / len(each)
+      errors = np.sqrt(out[index].cell_errors ** 2 + spread)
+      out[index] = _saliency_map(e.design, e.cells, out[index].cells, errors)
+  return out
+
+
+# --- explanations ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Side:
+  """A reference as the query's effects are read against it."""
+
+  shown: Photo | Embedding
+  whole: np.ndarray
+  directions: np.ndarray  # [k d]: the whole's embedding, or those of its masked versions
+  effects: Effects | None
+  passes: int
+  notes: tuple[str, ...] = ()
+
+
+def _side(explainer: "Explainer", reference: Any) -> _Side:
+  """A reference: its whole embedding, and those that the query's effects are read against."""
+  before, both = explainer.encoder_passes, explainer.mode == "both"
+  if isinstance(reference, Embedding):
+    notes = ("the reference is an embedding, which can't be masked: only the query was",)
+    unit = reference.unit
+    return _Side(reference, unit, unit[None], None, 0, notes if both else ())
+  measured = None
+  if isinstance(reference, Effects):
+    measured = measure_effects(explainer, reference)
+    photo, whole = measured.photo, measured.whole
+  else:
+    photo = explainer.photo(reference)
+    whole = explainer.embed([photo])[0]
+  directions = whole[None]
+  if both:
+    perturbed = masked_embeddings(explainer, photo, len(whole))
+    directions = perturbed if len(perturbed) else directions
+  passes = explainer.encoder_passes - before + (measured.passes if measured is not None else 0)
+  return _Side(photo, whole, directions, measured, passes)
+
+
+def _explanation(
+  explainer: "Explainer", measured: Effects, side: _Side, saliency: SaliencyMap,
+  rather_than: Photo | Embedding | None = None,
+) -> Explanation:  # fmt: skip
+  def reference_side() -> ReferenceSide:
+    before = explainer.encoder_passes
+    other = measure_effects(explainer, side.effects or side.shown)
+    query = _side(explainer, measured)
+    saliency = _read(explainer, other, [query.directions])[0]
+    labels = np.asarray(other.cells.labels)
+    spent = explainer.encoder_passes - before
+    if measured.design.num_masks == 0:
+      return ReferenceSide(saliency, labels, None, None, spent)
+    valid = (np.asarray(measured.cells.valid), np.asarray(other.cells.valid))
+    return ReferenceSide(saliency, labels, (measured.matrix, other.matrix), valid, spent)
+
+  return Explanation(
+    query=measured.photo,
+    reference=side.shown,
+    score=float(measured.whole @ side.whole),
+    saliency=saliency,
+    grid=explainer.design.grid,
+    query_cells=np.asarray(measured.cells.labels),
+    settings=measured.settings | {"mode": explainer.mode},
+    warnings=[*measured.notes, *side.notes, *saliency.notes],
+    passes=measured.passes + side.passes,
+    make_reference_side=reference_side if isinstance(side.shown, Photo) else None,
+    contrast=rather_than,
+    ranker=explainer.ranker,
+    key=explainer.key,
+    embeddings=(measured.whole, side.whole),
+    directions=side.directions,
+    effects=measured,
+  )

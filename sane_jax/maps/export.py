@@ -1,0 +1,199 @@
+"""What an explanation hands out: a page's view, a record, files, and how to make it again."""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from sane_jax import report
+from sane_jax.maps import generators
+from sane_jax.ops import designs, resampling
+from sane_jax.runs import files
+
+if TYPE_CHECKING:
+  from sane_jax.maps.explanation import Explanation
+
+PAGE_ATTRIBUTES = 6  # of the first ranked, on the page
+RECORD_ATTRIBUTES = 10  # of the first ranked, in JSON
+
+
+def view(e: "Explanation") -> report.PairView:
+  """What the page and the figure show. Computes the reference's side if there is one."""
+  side = e.reference_side if e.make_reference_side else None
+  query_cells = reference_cells = table = None
+  if side is not None and side.matrices is not None:
+    query_cells, reference_cells = e.query_cells, side.labels
+    table = e.correspondence
+    if e.grid is not None:
+      query_cells, pool = _page_cells(query_cells.shape, e.grid)
+      reference_cells, _ = _page_cells(reference_cells.shape, e.grid)
+      table = pool @ table @ pool.T
+  named: dict[str, Any] = {}
+  if e.ranker is not None:
+    named = {
+      "attributes": [
+        report.AttributeView(a.name, a.total, a.terms, a.shares, a.map)
+        for a in e.attributes[:PAGE_ATTRIBUTES]
+      ],
+      "attribute_margin": e.attribute_margin,
+      "sentence": e.sentence,
+    }
+  return report.PairView(
+    **named,
+    query_name=e.query.name or "query",
+    reference_name=e.reference.name or "reference",
+    query=e.query.uint8,
+    reference=e.reference.uint8,
+    score=e.score,
+    saliency_map=e.saliency_map,
+    standard_error=e.standard_error,
+    reference_saliency_map=None if side is None else side.saliency.values,
+    reference_standard_error=None if side is None else side.saliency.errors,
+    query_cells=query_cells,
+    reference_cells=reference_cells,
+    correspondence=table,
+    encoder_passes=e.encoder_passes,
+    seconds=e.seconds,
+    metrics=e.metrics,
+    settings=e.settings,
+    command=snippet(e),
+    warnings=e.warnings,
+    contrast_name=None if e.contrast is None else (e.contrast.name or "contrast"),
+    contrast=None if e.contrast is None else e.contrast.uint8,
+  )
+
+
+def _page_cells(shape: tuple[int, int], grid: tuple[int, int]):
+  """Labels [h w] of at most 14 x 14 page cells, and how they average a grid's cells [page c]."""
+  labels = designs.grid_cells(shape, resampling.page_grid(grid)).labels
+  return np.asarray(labels), resampling.page_pooling(grid)
+
+
+# --- JSON and files -------------------------------------------------------------------------------
+
+
+def attribute_records(attributes: Sequence[Any]) -> list[dict[str, Any]]:
+  """Ranked attributes, or a page's, for JSON."""
+  return [
+    {"name": a.name, "total": a.total, "terms": a.terms, "shares": a.shares} for a in attributes
+  ]
+
+
+def record(e: "Explanation") -> dict[str, Any]:
+  """Everything but the arrays, for JSON."""
+  named = {}
+  if e.ranker is not None:
+    named = {
+      "sentence": e.sentence,
+      "attribute_margin": e.attribute_margin,
+      "attributes": attribute_records(e.attributes[:RECORD_ATTRIBUTES]),
+    }
+  return {
+    **named,
+    "query": e.query.name,
+    "reference": e.reference.name,
+    **({"contrast": e.contrast.name} if e.contrast is not None else {}),
+    "score": e.score,
+    "encoder_passes": e.encoder_passes,
+    "seconds": e.seconds,
+    "metrics": dict(e.metrics),
+    "warnings": list(e.warnings),
+    "settings": e.settings,
+  }
+
+
+def title(e: "Explanation") -> str:
+  """The two sides' names; that of a text in quotation marks."""
+  name = e.reference.name or "reference"
+  if e.reference.uint8 is None:
+    name = f"“{report.shorten(name)}”"
+  return f"{e.query.name or 'query'} and {name}"
+
+
+def save(e: "Explanation", folder: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes explanation.json, maps.npz, figure.png and index.html into `folder`."""
+  folder = files.at(folder)
+  shown = view(e)
+  arrays: dict[str, Any] = {
+    "query": shown.query,
+    "saliency_map": e.saliency_map,
+    "standard_error": e.standard_error,
+    "cell_values": e.saliency.cells,
+    "query_cells": e.query_cells,
+  }
+  if shown.reference is None:
+    arrays["reference_embedding"] = e.reference.unit  # pyright: ignore[reportAttributeAccessIssue]
+  else:
+    arrays["reference"] = shown.reference
+  if shown.reference_saliency_map is not None:
+    arrays["reference_saliency_map"] = shown.reference_saliency_map
+    arrays["reference_standard_error"] = shown.reference_standard_error
+    arrays["reference_cells"] = e.reference_cells
+  if shown.correspondence is not None:
+    arrays["correspondence"] = e.correspondence
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  files.write_bytes(folder / "maps.npz", buffer.getvalue())
+  files.write_bytes(folder / "figure.png", report.figure_png(shown))
+  page = report.render_page([shown], title=title(e))
+  files.write_bytes(folder / "index.html", page.encode())
+  text = json.dumps(record(e), indent=2, allow_nan=False)
+  files.write_bytes(folder / "explanation.json", f"{text}\n".encode())
+  return folder
+
+
+# --- to make it again -----------------------------------------------------------------------------
+
+
+def snippet(e: "Explanation") -> str:
+  """Python that reproduces the explanation, given the `model` (and an image as the `fill`)."""
+  settings = e.settings
+  before, fill, key = [], repr(settings["fill"]), str(settings["key"][-1])
+  if fill.startswith("'image with"):
+    before.append(f"# fill: the array [h w 3], float32, that is the {settings['fill']}")
+    fill = "fill"
+  elif isinstance(settings["fill"], list):
+    fill = repr(tuple(settings["fill"]))
+  kind = "threefry2x32" if e.key is None else str(jax.random.key_impl(e.key))
+  if any(settings["key"][:-1]) or kind != "threefry2x32":
+    before += ["import jax", "import numpy as np"]
+    key = f"jax.random.wrap_key_data(np.array({settings['key']}, np.uint32), impl={kind!r})"
+  known = [f.name for f in dataclasses.fields(generators.DESIGNS[settings["design"]])]
+  options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known}
+  given = [f"{k}={v!r}" for k, v in {"design": settings["design"], **options}.items()]
+  given += [f"fill={fill}", f"mode={settings['mode']!r}", f"key={key}"]
+  sides = {"query": e.query, "reference": e.reference, "contrast": e.contrast}
+  shown = [
+    repr(shown.name or side)
+    if shown.uint8 is not None
+    else f"sane_jax.Embedding(vector, {shown.name[:80]!r})"
+    for side, shown in sides.items()
+    if shown is not None
+  ]
+  call = "explain" if e.contrast is None else "contrast"
+  return "\n".join([
+    *before,
+    f"explainer = sane_jax.Explainer(model, {', '.join(given)})",
+    f"explainer.{call}({', '.join(shown)})",
+  ])  # fmt: skip
+
+
+def shell_line(fields: Mapping[str, Any]) -> str:
+  """The command that runs configs/photos.py with those fields; None leaves a field as it is."""
+  given = {k: v for k, v in fields.items() if v is not None}
+  options = " ".join(f"--config.{k}={quoted(v)}" for k, v in given.items())
+  return f"python -m sane_jax.main --config=configs/photos.py {options}"
+
+
+def quoted(value: Any) -> str:
+  """A setting as a shell takes it."""
+  return shlex.quote(
+    str(tuple(value)).replace(" ", "") if isinstance(value, list | tuple) else str(value)
+  )

@@ -1,0 +1,118 @@
+"""Explanations of models that give nothing but scores: each reference scores each masked query."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sane_jax.maps import engine as engine_lib
+from sane_jax.maps import measure
+from sane_jax.maps.effects import saliency_maps
+from sane_jax.maps.explanation import Embedding, Explanation, Photo, ReferenceSide
+from sane_jax.models import model as model_lib
+
+if TYPE_CHECKING:
+  from sane_jax.maps.explainer import Explainer
+
+
+def explain_many(
+  explainer: "Explainer", query: Any, references: Sequence[Any]
+) -> list[Explanation]:
+  """N passes for each reference, N·K when both are masked."""
+  return _explain(explainer, query, references, contrast=False)
+
+
+def contrast(explainer: "Explainer", query: Any, a: Any, b: Any) -> Explanation:
+  """The difference of the two references' scores."""
+  return _explain(explainer, query, [a, b], contrast=True)[0]
+
+
+def measure_effects(explainer: "Explainer", image: Any) -> Any:
+  """Raises ValueError: there are no embeddings to have effects on."""
+  engine_lib.require_embeddings(explainer.model, "effects")
+
+
+def scores(explainer: "Explainer", queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
+  """Scores [b] of queries [b h w 3] with one reference; b passes."""
+  model = explainer.model
+  found = model_lib.call_on_host(model, queries, reference)[:, 0]
+  explainer.engine.passes += len(queries)
+  if not np.isfinite(found).all():
+    raise model_lib.ModelError(
+      f"{model.name} gave NaN or infinity for {int((~np.isfinite(found)).sum())} of"
+      f" {len(found)} images; check its weights and the range it expects (images come in [0, 1])"
+    )
+  return found
+
+
+def _explain(
+  explainer: "Explainer", query: Any, references: Sequence[Any], *, contrast: bool
+) -> list[Explanation]:
+  if any(isinstance(reference, Embedding) for reference in references):
+    engine_lib.require_embeddings(explainer.model, "a reference embedding")
+  photo, others = explainer.photo(query), [explainer.photo(r) for r in references]
+  before = explainer.encoder_passes
+  whole = np.array([scores(explainer, photo.pixels[None], o.pixels)[0] for o in others])
+  shown = [_shown(explainer, other) for other in others]
+
+  def score(images, features):
+    return np.stack(
+      [np.mean([scores(explainer, images, r) for r in versions], axis=0) for versions in shown],
+      axis=1,
+    )
+
+  measured = _measure(explainer, photo, whole, score)
+  moments, spent = measured.moments, explainer.encoder_passes - before
+  if contrast:
+    moments = moments._replace(response=moments.response[..., :1] - moments.response[..., 1:])
+    whole = whole[:1] - whole[1:]
+  maps = saliency_maps(explainer, measured.design, measured.cells, moments)
+  return [
+    Explanation(
+      query=photo,
+      reference=other,
+      score=float(value),
+      saliency=saliency,
+      grid=explainer.design.grid,
+      query_cells=np.asarray(measured.cells.labels),
+      settings=explainer.settings,
+      warnings=list(saliency.notes),
+      passes=spent if contrast else spent // len(others),
+      make_reference_side=functools.partial(_reference_side, explainer, photo, other),
+      contrast=others[1] if contrast else None,
+      ranker=explainer.ranker,
+      key=explainer.key,
+    )
+    for other, value, saliency in zip(others, whole, maps, strict=False)
+  ]
+
+
+def _reference_side(explainer: "Explainer", query: Photo, reference: Photo) -> ReferenceSide:
+  """The map on the reference: its masked versions come second in the score, one at a time."""
+  before = explainer.encoder_passes
+  shown = _shown(explainer, query)
+  whole = scores(explainer, query.pixels[None], reference.pixels)
+
+  def score(images, features):
+    return np.array([[scores(explainer, shown, image).mean()] for image in images], np.float32)
+
+  measured = _measure(explainer, reference, whole, score)
+  saliency = saliency_maps(explainer, measured.design, measured.cells, measured.moments)[0]
+  labels = np.asarray(measured.cells.labels)
+  return ReferenceSide(saliency, labels, None, None, explainer.encoder_passes - before)
+
+
+def _measure(explainer: "Explainer", photo: Photo, whole: np.ndarray, score) -> measure.Measured:
+  return measure.measure(
+    explainer.engine, explainer.design, explainer.key, photo.pixels, explainer.fill, whole,
+    score=score,
+  )  # fmt: skip
+
+
+def _shown(explainer: "Explainer", photo: Photo) -> np.ndarray:
+  """An image [1 h w 3]; with mode 'both' its masked versions [k h w 3] in its place."""
+  images = np.zeros((0,))
+  if explainer.mode == "both":
+    images = measure.masked_images(explainer.design, explainer.key, photo.pixels, explainer.fill)
+  return images if len(images) else photo.pixels[None]
