@@ -1,7 +1,10 @@
 """Shapes are checked here and nowhere else; small encoders whose answers are known."""
 
+import fcntl
 import os
+import pathlib
 import signal
+from collections.abc import Callable
 
 import hypothesis
 import jax
@@ -15,36 +18,74 @@ jax.config.update("jax_num_cpu_devices", 2)
 jaxtyping.install_import_hook(["sane_jax.ops"], "beartype.beartype")
 
 import jax.numpy as jnp  # noqa: E402
+import many  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import tiny_run  # noqa: E402
 
 from sane_jax.runs import hosts  # noqa: E402
 
 # A shell's background job ignores Ctrl-C, and so would the commands that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-hosts.cache_compilations(os.environ.get("SANE_JAX_TEST_CACHE"))
+hosts.cache_compilations()  # the processes that tests start keep theirs there, too
 
 SIZE = 28
 
 
+# A process may have 65,530 memory maps, and each compiled program holds some.
+MOST_MAPS = 45_000
+
+
 @pytest.fixture(autouse=True, scope="module")
-def _drop_compiled_programs():
-  """Each holds memory maps, of which a process may have 65,530: hundreds of tests used them up."""
+def _drop_compiled_programs_where_they_are_too_many():
   yield
-  jax.clear_caches()
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+    jax.clear_caches()
 
 
 # Two workers take a file each: the longest first, so that none works alone at the end.
 LONGEST = (
-  "test_documented_commands", "test_explainer", "test_train_jobs", "test_whole_pipeline",
-  "test_many_processes", "test_main", "test_processes", "test_designs", "test_remote",
+  "test_whole_pipeline", "test_explainer", "test_many_processes", "test_train_jobs",
+  "test_documented_commands", "test_main", "test_processes", "test_designs", "test_remote",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
   place = {name: i for i, name in enumerate(LONGEST)}
   items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+def once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
+  """A folder that whichever worker asks first has filled by `make`, and the others share."""
+  base = tmp_path_factory.getbasetemp()
+  base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+  with (base / f"{name}.lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = base / name
+    if not (folder / "made").exists():
+      folder.mkdir()  # fails where another worker's attempt did
+      make(folder)
+      (folder / "made").touch()
+  return folder
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+  """All jobs of configs/synthetic.py, small, in `runs/synthetic`: one process, one device.
+
+  Tests may add to the folder, and change nothing.
+  """
+  return once(tmp_path_factory, "whole", lambda folder: many.run(folder, many.SMALL))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+  """A work folder of `tiny_run` in which both models were trained and the index was built."""
+  return once(
+    tmp_path_factory, "trained", lambda f: many.finish([tiny_run.start(f, tiny_run.TRAIN)])
+  )
 
 
 @pytest.fixture
@@ -71,3 +112,11 @@ def pytest_runtest_makereport(item, call):
   report = (yield).get_result()
   if os.environ.get("SANE_JAX_MAY_NOT_SKIP") and report.skipped and not hasattr(report, "wasxfail"):
     report.outcome = "failed"
+
+
+def pytest_runtest_logfinish(nodeid):
+  """SANE_JAX_TEST_TIMES=FILE keeps the processor's seconds up to the end of each test."""
+  if path := os.environ.get("SANE_JAX_TEST_TIMES"):
+    seconds = sum(os.times()[:4])  # of this process, and of those it started and waited for
+    with open(f"{path}.{os.getpid()}", "a") as file:
+      file.write(f"{seconds:.2f} {nodeid}\n")

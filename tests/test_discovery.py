@@ -27,11 +27,13 @@ def small(folder, **fields):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(trained, tmp_path_factory):
   """A workdir with a similarity model, its index, and what was discovered with and without maps."""
   folder = tmp_path_factory.mktemp("done")
+  for name in ("similarity", "index", "index_valid", "index_test"):
+    (folder / name).symlink_to(trained / name)
   config = small(folder)
-  tiny_run.run_jobs(config, "train_similarity", "build_index", "discover_attributes")
+  tiny_run.run_jobs(config, "discover_attributes")
   config.discovery.update(weighted=False, folder="without_maps")
   tiny_run.run_jobs(config, "discover_attributes")
   return folder
@@ -244,8 +246,8 @@ def test_settings_that_can_not_be_are_named(copied):
   with pytest.raises(ValueError, match=r"of the model model\.safetensors .*names efficientnet"):
     tiny_run.run_jobs(config, "discover_attributes")
   config.index.model = ""
-  config.discovery.num_clusters = (1, 64)
-  with pytest.raises(ValueError, match="70 images can't make 1, 64 clusters"):
+  config.discovery.num_clusters = (64, 100)
+  with pytest.raises(ValueError, match="70 images can't make 64, 100 clusters"):
     tiny_run.run_jobs(config, "discover_attributes")
 
 

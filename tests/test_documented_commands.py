@@ -1,14 +1,19 @@
-"""Every command and every Python block of the documents runs, as it is printed.
+"""Every command of the documents is one that the program takes, and the Python blocks compile.
 
 A command is a line of a fenced block (sh, bash, shell, console, or no language and a command in
-it), or `python ...` between backquotes. All run in one folder that holds what they speak of. What
-takes minutes runs here with further settings (SMALLER), and with SANE_JAX_ALL_COMMANDS=1 as
-printed; what can't run anywhere says why (NOT_RUN). A new command needs no entry: it is simply run.
+it), or `python ...` between backquotes. Here each is read as the program reads it: its files,
+modules, job and settings exist, and the jobs' own checks pass. One command runs of each job that
+no other test starts as a process, made small by SMALLER, and so do the README's Python blocks. With
+SANE_JAX_ALL_COMMANDS=1 (.ci/full) all commands run as they are printed, and all pages' blocks, in
+one folder that holds what they speak of; what can't run anywhere says why (NOT_RUN). A new command
+needs no entry.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,23 +25,24 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import study_export
+from absl import flags
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 from test_study_results import people, write_database
 from test_whole_pipeline import SMALL, small_awa2
 
+from sane_jax import main
 from sane_jax.study import results as results_lib
 from sane_jax.study.server import questions as questions_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = {"", "sh", "bash", "shell", "console"}
-COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|pip|git|docker|curl|launch/\S+|mkdocs)\s")
+COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|sane_jax|pip|git|docker|curl|launch/\S+|mkdocs)\s")
+TOOLS = {"cd", "curl", "docker", "git", "ls", "mkdir", "source", "unzip", "wget", ".ci/bounds"}
 ALL = bool(os.environ.get("SANE_JAX_ALL_COMMANDS"))
 
-DEMO = tuple(f"--config.{field}" for field in SMALL)
-PHOTOS = ("--config.image_size=64", "--config.metrics=False", "--config.num_masks=128")
 # The networks of the paper are too large for the gate; nor is its data at hand: outfits drawn in
 # its format, and photos in AwA2's layout, stand in the same places.
 NETWORKS = tuple(
@@ -45,65 +51,36 @@ NETWORKS = tuple(
   for field in ("stage_sizes=(1,1,1)", "block=basic", "width=8", "stem=small", "image_size=32")
 )
 PAPER = (
-  *(f"--config.{field}" for field in SMALL if not field.startswith("outfits.")), *NETWORKS,
-  "--config.similarity.images_per_group=4", "--config.index.design=hadamard",
+  *(f"--config.{f}" for f in SMALL if not f.startswith(("outfits.", "evaluation.layers"))),
+  *NETWORKS, "--config.index.design=hadamard",
   "--config.index.num_masks=128", "--config.num_threads=2",
-  # The other jobs on the same data: tests/test_whole_pipeline.py.
-  *(() if ALL else ("--config.jobs=('train_similarity','build_index')",)),
 )  # fmt: skip
 
 
-class Smaller(NamedTuple):
-  """How commands that match `pattern` run in the gate."""
-
-  pattern: str
-  fields: tuple[str, ...]  # appended
-  always: bool = False  # nowhere as printed: the data is not to be had
-
+# One of each job that no other test starts as a process, and what makes it small.
+GATE = (
+  r"photos\.py --config\.query", r"generators\.py", r"benchmark\.py", r"job=study$",
+  r"job=study_results",
+)  # fmt: skip
 
 # They run until they are stopped: here until their link answers.
 SERVERS = re.compile(r"--config\.job=(serve|study)\b(?!_)|sane_jax serve ")
 
-SMALLER = (
-  # As the index was built; any port that is free.
-  Smaller(
-    r"--config\.job=serve\b", (*(() if ALL else PHOTOS), "--config.serve.port=0"), always=True
-  ),
-  Smaller(r"--config\.job=study\b(?!_)", ("--config.study.port=0",), always=True),
-  Smaller(
-    r"--config=configs/demo\.py.*job=discover_attributes",
-    (*DEMO, "--config.discovery.num_clusters=(2,3,4)"),
-  ),
-  Smaller(r"--config=configs/demo\.py", DEMO),
-  Smaller(
-    r"--config=configs/photos\.py.*(neighbors=|attributes\.csv)",
-    (*PHOTOS, "--config.neighbors=1"),  # a picture of each pair
-  ),
-  Smaller(r"--config=configs/photos\.py|sane_jax explain ", PHOTOS),
-  Smaller(
-    r"--config=configs/generators\.py",
-    ("--config.generators=('random','hadamard:num_masks=128')", "--config.max_pairs=2",
-     "--config.image_size=64"),
-  ),
-  Smaller(r"tests/study_load\.py", ("--subjects=20", "--seconds=5", "--size=64")),
-  Smaller(
-    r"--config=configs/benchmark\.py",
-    ("--config.parts=('index',)", "--config.index_images=200", "--config.repeats=2"),
-  ),
-  Smaller(r"--config=configs/polyvore\.py.*job=convert_weights", (), always=True),
-  Smaller(r"--config=configs/polyvore\.py", PAPER, always=True),
-  Smaller(r"--config=configs/awa2\.py", PAPER, always=True),
+ALWAYS = (  # any port that is free; nowhere as printed, where the data is not to be had
+  (r"--config\.job=serve\b|sane_jax serve ", ("--config.serve.port=0",)),
+  (r"--config\.job=study\b(?!_)", ("--config.study.port=0",)),
+  (r"--config=configs/polyvore\.py(?!.*job=convert_weights)", PAPER),
+  (r"--config=configs/awa2\.py", PAPER),
 )  # fmt: skip
-
-# Run as printed alone, with SANE_JAX_ALL_COMMANDS=1.
-LONG = {
-  "python -m sane_jax.main --config=configs/demo.py --config.job=simulate_study": (
-    "asks for more pairs than the gate makes; tests/test_simulate_study.py has it on others"
-  ),
-  "python tests/kills.py FOLDER --lost=4 --left=2": "minutes; tests/test_processes.py",
-  "python benchmarks/viewer.py FOLDER": "minutes; its parts are the viewer's, which has its tests",
-}
-
+SMALLER = (
+  (r"configs/photos\.py",
+   ("--config.image_size=64", "--config.metrics=False", "--config.num_masks=128")),
+  (r"configs/generators\.py",
+   ("--config.generators=('random','hadamard:num_masks=128')", "--config.max_pairs=2",
+    "--config.image_size=64")),
+  (r"configs/benchmark\.py",
+   ("--config.parts=('index',)", "--config.index_images=200", "--config.repeats=2")),
+)  # fmt: skip
 NOT_RUN = {
   "python -m pytest": "it is what runs this",
   "python -m mkdocs serve": "serves until it is stopped; the site is built by the gate",
@@ -168,14 +145,15 @@ COMMANDS = [command for page in PAGES for command in shell_commands(page)]
 PIP = [c for c in COMMANDS if re.match(r"(python -m )?pip install ", c.text)]
 
 
-def is_run(command):
-  """Others are installed, run with all commands, or not at all."""
-  text = command.text
-  return command not in PIP and text not in NOT_RUN and (ALL or text not in LONG)
-
-
 # Once each: a command that two pages print is the same command.
-RUN = list({command.text: command for command in COMMANDS if is_run(command)}.values())
+DISTINCT = list({c.text: c for c in COMMANDS if c not in PIP}.values())
+
+
+def chosen():
+  """All that can run, with SANE_JAX_ALL_COMMANDS; else the first that a pattern of GATE finds."""
+  if ALL:
+    return [command for command in DISTINCT if command.text not in NOT_RUN]
+  return [next(c for c in DISTINCT if re.search(pattern, c.text)) for pattern in GATE]
 
 
 def needs(text):
@@ -276,9 +254,9 @@ def prepared(place):
   done = set()
 
   def prepare(text):
-    if re.search(r"configs/polyvore\.py|configs/demo\.py|runs/demo", text) and "demo" not in done:
+    if ALL and re.search(r"configs/(polyvore|demo)\.py|runs/demo", text) and "demo" not in done:
       done.add("demo")
-      run(place, "python -m sane_jax.main --config=configs/demo.py " + quoted(() if ALL else DEMO))
+      run(place, "python -m sane_jax.main --config=configs/demo.py")
       # The drawn outfits, in the data set's own format, in the place of the download.
       (place / "data").mkdir(exist_ok=True)
       (place / "data/polyvore_outfits").symlink_to(place / "runs/demo/drawn/polyvore_outfits")
@@ -291,7 +269,7 @@ def prepared(place):
     if "job=serve" in text and "index" not in done:
       done.add("index")
       build = "python -m sane_jax.main --config=configs/photos.py --config.photos=photos"
-      run(place, f"{build} --config.job=build_index {quoted(PHOTOS)}")
+      run(place, f"{build} --config.job=build_index")
     if re.search(r"job=study(_results)?\b", text):
       folder = place / "runs/demo/study"
       if "study" not in done:
@@ -324,9 +302,9 @@ def surroundings(folder):
   """What a reader's shell has: python, the package, the folder's own modules."""
   tools = folder / ".bin"
   tools.mkdir(exist_ok=True)
-  if not (tools / "python").exists():
-    (tools / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (tools / "python").chmod(0o755)
+  for name, options in (("python", ""), ("sane_jax", "-m sane_jax ")):
+    (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {options}"$@"\n')
+    (tools / name).chmod(0o755)
   environment = os.environ | {
     "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
     "MPLBACKEND": "agg",
@@ -368,18 +346,51 @@ def run(folder, text, timeout=290):
 
 
 def as_run(text):
-  """A command with what makes it small enough for the gate."""
-  for smaller in SMALLER:
-    if re.search(smaller.pattern, text):
-      return f"{text} {quoted(smaller.fields)}" if smaller.always or not ALL else text
+  """A command with what lets it run here, and makes it small enough for the gate."""
+  for pattern, fields in ALWAYS if ALL else (*ALWAYS, *SMALLER):
+    if re.search(pattern, text):
+      return f"{text} {quoted(fields)}"
   return text
 
 
 @pytest.mark.timeout(4000 if ALL else 300)
-@pytest.mark.parametrize("command", [pytest.param(c, id=str(c), marks=needs(c.text)) for c in RUN])
+@pytest.mark.parametrize(
+  "command", [pytest.param(c, id=str(c), marks=needs(c.text)) for c in chosen()]
+)
 def test_a_documented_command_runs(place, prepared, command):
   prepared(command.text)
   (run_server if SERVERS.search(command.text) else run)(place, as_run(command.text))
+
+
+@pytest.mark.parametrize("command", DISTINCT, ids=str)
+def test_a_documented_command_is_one_that_the_program_takes(place, monkeypatch, command):
+  monkeypatch.chdir(place)
+  words = [word for word in shlex.split(command.text) if not re.fullmatch(r"[A-Z_]+=.*", word)]
+  if words[0] == "sane_jax":
+    words = ["python", "-m", *words]
+  if words[0] != "python":
+    assert words[0] in TOOLS or (ROOT / words[0]).is_file(), words[0]
+  elif words[1] != "-m":
+    assert (ROOT / words[1]).is_file(), words[1]
+  elif words[2] not in ("sane_jax.main", "sane_jax"):
+    monkeypatch.syspath_prepend(ROOT / "tests")
+    assert importlib.util.find_spec(words[2]), words[2]
+  else:
+    config = as_parsed(words[2:])
+    for job in config.jobs if config.job == "all" else config.job.split(","):
+      assert job in main.JOBS
+      importlib.import_module(f"sane_jax.jobs.{job}").check(config)
+
+
+def as_parsed(argv):
+  """The config that a command line makes; whoever parses next finds no flag of it."""
+  try:
+    main._parse(argv)
+    return flags.FLAGS["config"].value
+  finally:
+    for name in [name for name in flags.FLAGS if re.match(r"config\b", name)]:
+      delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
 
 
 @pytest.mark.parametrize("command", PIP, ids=str)
@@ -402,13 +413,23 @@ def test_a_documented_installation_names_what_exists(command):
       assert canonicalize_name(Requirement(word).name) in known, f"{word}: in no extra"
 
 
+PYTHON = [page for page in PAGES if "```python" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=lambda p: p.name)
+def test_the_python_of_a_page_is_python(page):
+  for line, language, body in fenced(page.read_text()):
+    if language == "python":
+      compile(body, f"{page.name}, line {line}", "exec")
+
+
 @pytest.mark.timeout(4000 if ALL else 300)
 @pytest.mark.parametrize(
   "page",
   [
     pytest.param(p, id=p.name, marks=needs(p.read_text()))
-    for p in PAGES
-    if "```python" in p.read_text() and p.name not in NO_PYTHON
+    for p in PYTHON
+    if p.name not in NO_PYTHON and (ALL or p.name == "README.md")
   ],
 )
 def test_the_python_of_a_page_runs_from_top_to_bottom(place, prepared, page):
@@ -426,7 +447,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(place, prepared, page):
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.py"))
 
 
-@pytest.mark.skipif(not ALL, reason="building the site runs them")
+@pytest.mark.full  # as building the site does
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_as_a_script(place, notebook):
@@ -449,14 +470,17 @@ def test_a_command_is_found_wherever_it_stands(tmp_path):
 
 
 def test_a_command_that_fails_fails(place):
-  with pytest.raises(AssertionError, match="no job"):
-    run(place, "python -m sane_jax.main --config=configs/photos.py --config.job=none")
+  with pytest.raises(AssertionError, match="why"):
+    run(place, "echo why && false")
+  with pytest.raises(SystemExit, match="desing"):
+    as_parsed(["main", f"--config={ROOT / 'configs/photos.py'}", "--config.desing=rise"])
+  assert "config" not in flags.FLAGS
 
 
 def test_exceptions_are_of_commands_that_are_documented():
   texts = {c.text for c in COMMANDS}
-  assert {*NOT_RUN, *LONG} <= texts
-  for smaller in SMALLER:
-    assert any(re.search(smaller.pattern, text) for text in texts), smaller.pattern
+  assert {*NOT_RUN} <= texts
+  for pattern in (*GATE, *(pattern for pattern, _ in (*ALWAYS, *SMALLER))):
+    assert any(re.search(pattern, text) for text in texts), pattern
   assert {*GIVEN, *NO_PYTHON} <= {page.name for page in PAGES}
   assert shutil.which("bash")

@@ -303,6 +303,7 @@ def test_a_wrong_command_is_a_sentence(folder, args, words):
   assert "Traceback" not in done.stderr
 
 
+@pytest.mark.full
 def test_killed_and_started_again_it_goes_on(folder):
   """SIGKILL in the middle; the second run finds what was finished and gives the same numbers."""
   args = [PHOTOS, *TINY_MODEL, "--config.photos=photos", "--config.neighbors=4"]

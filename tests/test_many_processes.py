@@ -23,8 +23,10 @@ CASES = [(2, 2)]
 if os.environ.get("SANE_JAX_MATRIX"):
   CASES = [(n, m) for n in (1, 2, 4) for m in (1, 2, 4) if (n, m) != (1, 1)]
 TRAINED = ("similarity", "attributes")
-TRAIN = ("train_similarity", "build_index", "train_attributes")
-REST = ("fit_concepts", "tune_ranking", "evaluate", "explain_matches")
+JOBS = (
+  "train_similarity", "build_index", "train_attributes", "fit_concepts", "tune_ranking", "evaluate",
+  "explain_matches",
+)  # fmt: skip
 MODEL = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -42,8 +44,8 @@ PHOTOS = (
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-  """Photos, drawn and prepared outfits that all runs read; and the runs of one process."""
+def home(whole, tmp_path_factory):
+  """Photos that all runs read; and the runs of one process."""
   folder = tmp_path_factory.mktemp("many")
   rng = np.random.default_rng(0)
   (folder / "photos").mkdir()
@@ -52,35 +54,35 @@ def home(tmp_path_factory):
     coarse.resize((40, 32), Image.Resampling.BILINEAR).save(folder / f"photos/{n:02d}.png")
   (folder / "photos/05.png").write_bytes(b"no picture")
   (folder / "small_model.py").write_text(MODEL.format(tests=str(many.ROOT / "tests")))
-  many.run(folder, (*fields(folder, "1x1"), "job=draw_outfits"))
-  (folder / "models").symlink_to("1x1")  # they are there when they are asked for
-  all_of(folder, 1, 1)
+  for name in ("1x1", "models"):
+    (folder / name).symlink_to(whole / "runs/synthetic")
+  photos_of(folder, 1, 1)
   return folder
-
-
-def fields(home, name):
-  return (
-    *many.SMALL, f"workdir={name}", f"data.folder={home / 'drawn'}", f"data.prepared={home / 'p'}",
-    f"attributes.truth={home / 'drawn/truth'}",
-  )  # fmt: skip
 
 
 def all_of(home, processes, devices):
   """All jobs, the others on the models that one process trained; then those of photos."""
-  name, options = f"{processes}x{devices}", {"processes": processes, "devices": devices}
-  same = (
-    f"index.model={home / 'models/similarity/model.safetensors'}",
-    f"ranking.attributes={home / 'models/attributes'}",
-  )
-  printed = [many.run(home, (*fields(home, name), *same, f"jobs={TRAIN + REST}"), **options)]
-  for job in ("explain", "build_index"):
-    printed.append(
-      many.run(
-        home, (*PHOTOS, f"workdir={name} photos", f"job={job}"), config="photos",
-        path=[str(home)], **options,
-      )
-    )  # fmt: skip
-  return printed
+  data, models = home / "1x1", home / "models"
+  fields = (
+    *many.SMALL, f"workdir={processes}x{devices}", f"data.folder={data / 'drawn'}",
+    f"data.prepared={data / 'prepared'}", f"attributes.truth={data / 'drawn/truth'}",
+    f"index.model={models / 'similarity/model.safetensors'}",
+    f"ranking.attributes={models / 'attributes'}", f"jobs={JOBS}",
+  )  # fmt: skip
+  return [
+    many.run(home, fields, processes=processes, devices=devices),
+    *photos_of(home, processes, devices),
+  ]
+
+
+def photos_of(home, processes, devices):
+  return [
+    many.run(
+      home, (*PHOTOS, f"workdir={processes}x{devices} photos", f"job={job}"), config="photos",
+      path=[str(home)], processes=processes, devices=devices,
+    )
+    for job in ("explain", "build_index")
+  ]  # fmt: skip
 
 
 def arrays_of(folder):

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import many
 import tiny_data
 import tiny_run
 
@@ -21,56 +21,47 @@ from sane_jax.maps import index_arrays
 from sane_jax.models import weights
 from sane_jax.training import loop
 
-ROOT = pathlib.Path(__file__).parents[1]
-ALL = ("train_similarity", "build_index", "train_attributes")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """A workdir in which all jobs ran to their end, undisturbed."""
-  folder = tmp_path_factory.mktemp("finished")
-  tiny_run.run_jobs(tiny_run.tiny_config(folder), *ALL)
-  return folder
+ALL = tiny_run.TRAIN
 
 
 def results(folder, job):
   return json.loads((folder / job / "finished.json").read_text())
 
 
-def test_both_models_learn(finished):
-  similarity = results(finished, "similarity")
+def test_both_models_learn(trained):
+  similarity = results(trained, "similarity")
   assert (
     similarity["test"]["fill_in_the_blank"]
     > 0.9
     > similarity["test_untrained"]["fill_in_the_blank"]
   )
   assert similarity["test"]["compatibility_auc"] > 0.9
-  attributes = results(finished, "attributes")
+  attributes = results(trained, "attributes")
   assert attributes["test"]["mean_average_precision"] > 0.6
   assert 0.2 < attributes["test_chance"]["mean_average_precision"] < 0.3
-  steps = [r["step"] for r in loop.read_metrics(finished / "similarity")]
+  steps = [r["step"] for r in loop.read_metrics(trained / "similarity")]
   assert steps == sorted(steps)
   assert steps[-1] == 30  # the last step is evaluated
 
 
-def test_the_best_is_what_is_kept(finished):
-  rows = loop.read_metrics(finished / "similarity")
+def test_the_best_is_what_is_kept(trained):
+  rows = loop.read_metrics(trained / "similarity")
   values = {r["step"]: v for r in rows if (v := r.get("valid/fill_in_the_blank")) is not None}
-  best = results(finished, "similarity")["best"]
+  best = results(trained, "similarity")["best"]
   assert best["value"] == max(values.values())
   assert best["step"] == min(s for s, v in values.items() if v == max(values.values()))
-  _, description = weights.read_model_file(finished / "similarity/model.safetensors")
+  _, description = weights.read_model_file(trained / "similarity/model.safetensors")
   assert description["best"] == best
 
 
-def test_the_index_holds_the_maps_of_the_trained_model(finished):
+def test_the_index_holds_the_maps_of_the_trained_model(trained):
   """Against Explainer, which masks the same query for one reference in one space."""
   import sane_jax
 
   train = tiny_data.collection("train", groups=60, seed=0)
-  index = index_arrays.read_index(finished / "index")
+  index = index_arrays.read_index(trained / "index")
   embeddings = index.embeddings.read().result()
-  path = finished / "similarity/model.safetensors"
+  path = trained / "similarity/model.safetensors"
   for position in (0, 17):
     query = int(index.queries[position])
     group = next(g for g in train.groups if query in g)
@@ -92,28 +83,28 @@ def test_the_index_holds_the_maps_of_the_trained_model(finished):
     assert np.dot(*slots) == pytest.approx(e.score, abs=1e-5)
 
 
-def test_the_passes_do_not_grow_with_the_matches(finished, tmp_path):
-  once = results(finished, "index")
+def test_the_passes_do_not_grow_with_the_matches(trained, tmp_path):
+  once = results(trained, "index")
   assert once["passes_of_this_run"] == 70 * 128 + once["images"] + 1
-  (tmp_path / "similarity").symlink_to(finished / "similarity")
+  (tmp_path / "similarity").symlink_to(trained / "similarity")
   tiny_run.run_jobs(tiny_run.tiny_config(tmp_path, index__matches=1), "build_index")
   assert results(tmp_path, "index")["passes_of_this_run"] == once["passes_of_this_run"]
 
 
-def test_an_unreadable_image_costs_only_its_own_maps(finished, tmp_path, monkeypatch):
+def test_an_unreadable_image_costs_only_its_own_maps(trained, tmp_path, monkeypatch):
   from sane_jax.jobs import train_attributes
 
   train = tiny_data.collection("train", groups=60, seed=0)
-  index = index_arrays.read_index(finished / "index")
+  index = index_arrays.read_index(trained / "index")
   victim = int(index.queries[3])
   images = list(train.images)
   images[victim] = images[victim][:300]
   broken = train._replace(images=tuple(images))
   monkeypatch.setattr(tiny_run, "tiny_split", lambda *_: broken)
-  (tmp_path / "similarity").symlink_to(finished / "similarity")
+  (tmp_path / "similarity").symlink_to(trained / "similarity")
   tiny_run.run_jobs(tiny_run.tiny_config(tmp_path), "build_index")
   assert list(results(tmp_path, "index")["images_that_could_not_be_read"]) == [train.ids[victim]]
-  whole, partial = (train_attributes.read_maps(f / "index", train) for f in (finished, tmp_path))
+  whole, partial = (train_attributes.read_maps(f / "index", train) for f in (trained, tmp_path))
   assert not partial.valid[partial.query[victim]].any()
   group = next(g for g in train.groups if victim in g)
   for row in set(map(int, index.queries)) - {victim}:
@@ -194,22 +185,22 @@ def test_a_disk_without_room_for_maps_is_named(large, monkeypatch):
     train_attributes.read_maps(*large[:2])
 
 
-def test_what_is_finished_is_left_alone(finished, capsys):
-  stamps = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
-  tiny_run.run_jobs(tiny_run.tiny_config(finished), *ALL)
-  assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == stamps
+def test_what_is_finished_is_left_alone(trained, capsys):
+  stamps = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+  tiny_run.run_jobs(tiny_run.tiny_config(trained), *ALL)
+  assert {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()} == stamps
   assert capsys.readouterr().out.count("up to date") == 5
 
 
-def test_other_settings_and_missing_steps_are_named(finished, tmp_path):
+def test_other_settings_and_missing_steps_are_named(trained, tmp_path):
   with pytest.raises(ValueError, match=r"similarity.margin is 0.3 there and 0.5 here"):
-    tiny_run.run_jobs(tiny_run.tiny_config(finished, similarity__margin=0.5), ALL[0])
+    tiny_run.run_jobs(tiny_run.tiny_config(trained, similarity__margin=0.5), ALL[0])
   with pytest.raises(ValueError, match=r"--config.job=train_similarity"):
     tiny_run.run_jobs(tiny_run.tiny_config(tmp_path), "build_index")
   with pytest.raises(ValueError, match=r"run --config.job=build_index first"):
     tiny_run.run_jobs(tiny_run.tiny_config(tmp_path), "train_attributes")
   with pytest.raises(ValueError, match="no cells that all images share"):
-    tiny_run.run_jobs(tiny_run.tiny_config(finished, index__design="lime"), "build_index")
+    tiny_run.run_jobs(tiny_run.tiny_config(trained, index__design="lime"), "build_index")
   with pytest.raises(ValueError, match="fewer than one batch"):
     tiny_run.run_jobs(
       tiny_run.tiny_config(tmp_path, attributes__batch_size=5000, attributes__map_weight=0.0),
@@ -283,20 +274,8 @@ def test_classes_in_one_space(tmp_path, monkeypatch):
 # --- processes ------------------------------------------------------------------------------------
 
 
-def start(workdir, jobs, *fields, devices=2):
-  environment = {
-    **os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT),
-    "PYTHONFAULTHANDLER": "1",
-  }  # fmt: skip
-  return subprocess.Popen(
-    [sys.executable, str(ROOT / "tests/tiny_run.py"), str(workdir), jobs, *fields],
-    env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-  )  # fmt: skip
-
-
 def finish(*children):
-  out = [child.communicate(timeout=240)[0] for child in children]
-  assert all(child.returncode == 0 for child in children), "\n".join(out)
+  many.finish(children)
 
 
 def models(folder):
@@ -309,7 +288,8 @@ def logged(folder, job):
   return loop.read_metrics(folder / job)
 
 
-def test_killed_at_any_moment_it_comes_to_the_same_end(finished, tmp_path):
+@pytest.mark.full
+def test_killed_at_any_moment_it_comes_to_the_same_end(trained, tmp_path):
   """SIGKILL after ever other times; what is there at the end is bit for bit the undisturbed run's.
 
   SANE_JAX_KILLS sets how often. A run that comes to its end is followed by another.
@@ -318,7 +298,7 @@ def test_killed_at_any_moment_it_comes_to_the_same_end(finished, tmp_path):
   kills, runs = int(os.environ.get("SANE_JAX_KILLS", "3")), 0
   while kills:
     folder = tmp_path / str(runs)
-    child = start(folder, ",".join(ALL))
+    child = tiny_run.start(folder, ALL)
     try:
       child.communicate(timeout=rng.uniform(3, 16))
       runs += 1
@@ -328,24 +308,24 @@ def test_killed_at_any_moment_it_comes_to_the_same_end(finished, tmp_path):
       kills -= 1
   for run in range(runs + 1):
     folder = tmp_path / str(run)
-    finish(start(folder, ",".join(ALL)))
-    same_as(finished, folder)
+    finish(tiny_run.start(folder, ALL))
+    same_as(trained, folder)
   print(f"{runs + 1} runs")
 
 
-def same_as(finished, folder):
-  assert models(folder) == models(finished)
+def same_as(trained, folder):
+  assert models(folder) == models(trained)
   for job in ("similarity", "attributes"):
-    assert logged(folder, job) == logged(finished, job)
-  ours, theirs = (index_arrays.read_index(f / "index") for f in (folder, finished))
+    assert logged(folder, job) == logged(trained, job)
+  ours, theirs = (index_arrays.read_index(f / "index") for f in (folder, trained))
   for part in ("embeddings", "effects"):
     np.testing.assert_array_equal(
       *(getattr(index, part).read().result() for index in (ours, theirs))
     )
 
 
-def test_sigterm_saves_and_leaves(finished, tmp_path):
-  child = start(tmp_path, "train_similarity", "similarity.save_every_steps=0")
+def test_sigterm_saves_and_leaves(trained, tmp_path):
+  child = tiny_run.start(tmp_path, ["train_similarity"], "similarity.save_every_steps=0")
   deadline = time.monotonic() + 120
   log = tmp_path / "similarity/metrics.jsonl"
   while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
@@ -357,33 +337,28 @@ def test_sigterm_saves_and_leaves(finished, tmp_path):
   assert "goes on from there" in out
   (saved,) = [p.name for p in (tmp_path / "similarity/checkpoints").iterdir()]
   assert 5 <= int(saved) < 30
-  finish(start(tmp_path, "train_similarity", "similarity.save_every_steps=0"))
-  assert models_of(tmp_path, "similarity") == models_of(finished, "similarity")
-  assert logged(tmp_path, "similarity") == logged(finished, "similarity")
+  finish(tiny_run.start(tmp_path, ["train_similarity"], "similarity.save_every_steps=0"))
+  assert models_of(tmp_path, "similarity") == models_of(trained, "similarity")
+  assert logged(tmp_path, "similarity") == logged(trained, "similarity")
 
 
 def models_of(folder, job):
   return (folder / job / "model.safetensors").read_bytes()
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    return s.getsockname()[1]
-
-
+@pytest.mark.full
 def test_one_device_eight_and_two_processes_have_the_same_losses(tmp_path):
   """Random negatives: which image is hardest can hang on the last bit of a distance."""
-  jobs = "train_similarity,train_attributes"
+  jobs = ("train_similarity", "train_attributes")
   fields = ["similarity.num_steps=12", "attributes.num_epochs=1", "attributes.map_weight=0.0"]
   fields += ['similarity.negatives="random"']
-  finish(start(tmp_path / "1x1", jobs, *fields, devices=1))
-  finish(start(tmp_path / "1x8", jobs, *fields, devices=8))
-  address = f"127.0.0.1:{free_port()}"
+  finish(tiny_run.start(tmp_path / "1x1", jobs, *fields, devices=1))
+  finish(tiny_run.start(tmp_path / "1x8", jobs, *fields, devices=8))
+  address = f"127.0.0.1:{many.free_port()}"
   finish(
     *(
-      start(tmp_path / "2x1", jobs, *fields, f"coordinator={address}", "processes=2",
-            f"process={process}", devices=1)
+      tiny_run.start(tmp_path / "2x1", jobs, *fields, f"coordinator={address}", "processes=2",
+                     f"process={process}", devices=1)
       for process in (0, 1)
     )
   )  # fmt: skip
@@ -398,13 +373,16 @@ def test_one_device_eight_and_two_processes_have_the_same_losses(tmp_path):
             assert b[name] == pytest.approx(a[name], abs=1e-5), (job, other, a["step"], name)
 
 
+@pytest.mark.full
 def test_sigterm_on_one_of_two_processes_saves_on_both_and_goes_on_with_one(tmp_path):
   fields = ["similarity.num_steps=250", "similarity.save_every_steps=0"]
   fields += ["similarity.eval_every_steps=0"]
-  address = f"127.0.0.1:{free_port()}"
+  address = f"127.0.0.1:{many.free_port()}"
   children = [
-    start(tmp_path / "moved", "train_similarity", *fields, f"coordinator={address}", "processes=2",
-          f"process={process}", devices=1)
+    tiny_run.start(
+      tmp_path / "moved", ["train_similarity"], *fields, f"coordinator={address}", "processes=2",
+      f"process={process}", devices=1,
+    )
     for process in (0, 1)
   ]  # fmt: skip
   deadline = time.monotonic() + 120
@@ -418,26 +396,27 @@ def test_sigterm_on_one_of_two_processes_saves_on_both_and_goes_on_with_one(tmp_
   assert steps[0][1] == steps[1][1]
   saved = [path.name for path in (tmp_path / "moved/similarity/checkpoints").iterdir()]
   assert saved == [steps[0][1]]
-  finish(start(tmp_path / "moved", "train_similarity", *fields, devices=2))
-  finish(start(tmp_path / "still", "train_similarity", *fields, devices=2))
+  finish(tiny_run.start(tmp_path / "moved", ["train_similarity"], *fields, devices=2))
+  finish(tiny_run.start(tmp_path / "still", ["train_similarity"], *fields, devices=2))
   still, moved = (logged(tmp_path / name, "similarity") for name in ("still", "moved"))
   assert [r["step"] for r in still] == [r["step"] for r in moved]
   for a, b in zip(still[:20], moved, strict=False):  # later ones drift apart by rounding
     assert b["train/loss"] == pytest.approx(a["train/loss"], abs=1e-4)
 
 
+@pytest.mark.full
 def test_a_run_moves_between_devices(tmp_path):
   """Stopped on one device, gone on with on eight: the same losses as without."""
   fields = ["similarity.num_steps=12", "similarity.save_every_steps=4"]
   fields += ['similarity.negatives="random"']
-  finish(start(tmp_path / "still", "train_similarity", *fields, devices=1))
-  child = start(tmp_path / "moved", "train_similarity", *fields, devices=1)
+  finish(tiny_run.start(tmp_path / "still", ["train_similarity"], *fields, devices=1))
+  child = tiny_run.start(tmp_path / "moved", ["train_similarity"], *fields, devices=1)
   deadline = time.monotonic() + 120
   while time.monotonic() < deadline and not (tmp_path / "moved/similarity/checkpoints/4").exists():
     time.sleep(0.01)
   child.send_signal(signal.SIGKILL)
   child.communicate()
-  finish(start(tmp_path / "moved", "train_similarity", *fields, devices=8))
+  finish(tiny_run.start(tmp_path / "moved", ["train_similarity"], *fields, devices=8))
   still, moved = (logged(tmp_path / name, "similarity") for name in ("still", "moved"))
   for a, b in zip(still, moved, strict=True):
     assert b.get("train/loss") == pytest.approx(a.get("train/loss"), abs=1e-4)

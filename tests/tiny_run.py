@@ -4,12 +4,15 @@ Fields are those of the config, such as similarity.num_steps=10.
 """
 
 import ast
+import os
 import pathlib
 import runpy
+import subprocess
 import sys
 from unittest import mock
 
 ROOT = pathlib.Path(__file__).parents[1]
+TRAIN = ("train_similarity", "build_index", "train_attributes")
 
 
 def tiny_config(workdir, **fields):
@@ -50,6 +53,18 @@ def run_jobs(config, *jobs):
     for job in jobs:
       with processes.job(job):
         importlib.import_module(f"sane_jax.jobs.{job}").run(config)
+
+
+def start(workdir, jobs, *fields, devices=2):
+  """A process that runs the jobs; what it prints is in its stdout."""
+  environment = {
+    **os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT),
+    "PYTHONFAULTHANDLER": "1",
+  }  # fmt: skip
+  return subprocess.Popen(
+    [sys.executable, str(ROOT / "tests/tiny_run.py"), str(workdir), ",".join(jobs), *fields],
+    env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
 
 
 if __name__ == "__main__":
