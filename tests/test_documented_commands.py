@@ -374,7 +374,8 @@ def test_a_documented_command_is_one_that_the_program_takes(place, monkeypatch, 
     assert (ROOT / words[1]).is_file(), words[1]
   elif words[2] not in ("sane_jax.main", "sane_jax"):
     monkeypatch.syspath_prepend(ROOT / "tests")
-    assert importlib.util.find_spec(words[2]), words[2]
+    # mkdocs is in the extra `docs`, which not all that run the tests have.
+    assert words[2] == "mkdocs" or importlib.util.find_spec(words[2]), words[2]
   else:
     config = as_parsed(words[2:])
     for job in config.jobs if config.job == "all" else config.job.split(","):

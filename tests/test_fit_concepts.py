@@ -64,7 +64,7 @@ def write_index(workdir, embeddings, collection):
 def config(workdir, **fields):
   settings = concepts_lib.Settings()._asdict() | {"folder": "concepts"} | fields
   return ml_collections.ConfigDict(
-    {"workdir": str(workdir), "key": 0, "data": {}, "concepts": settings}
+    {"workdir": str(workdir), "seed": 0, "data": {}, "concepts": settings}
   )
 
 

@@ -428,7 +428,7 @@ def test_the_kind_that_is_asked_for(tmp_path):
   assert weights.convert(path, "resnet").description["kind"] == "resnet"
   with pytest.raises(ValueError, match="holds a model of kind 'resnet', not 'attribute'"):
     weights.convert(path, "attribute")
-  with pytest.raises(ValueError, match="choose one of auto, resnet, similarity, attribute"):
+  with pytest.raises(ValueError, match="is one of auto, resnet, similarity, attribute"):
     weights.convert(path, "best")
   out = weights.convert(path, "similarity")  # its last layer is the embedding
   assert out.description["embedding_size"] == 3
