@@ -153,7 +153,10 @@ def test_matching_pairs_are_all_of_the_groups_or_a_draw_of_them(monkeypatch):
   assert fit_concepts.matching_pairs(collection._replace(groups=()), 0).shape == (0, 2)
 
 
-@pytest.mark.parametrize(("size", "of_one_type"), [(76, False), (40, True), (20, True)])
+@pytest.mark.parametrize(
+  ("size", "of_one_type"),
+  [(76, False), *(pytest.param(n, True, marks=pytest.mark.full) for n in (40, 20))],
+)
 def test_p_values_of_labels_that_mean_nothing_are_uniform(monkeypatch, size, of_one_type):
   """Labels of many types and of one, in spaces that differ, before the correction for many."""
   monkeypatch.setattr(statistics, "false_discovery", lambda p: p)

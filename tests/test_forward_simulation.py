@@ -214,6 +214,7 @@ def test_a_map_that_points_to_what_matches_is_of_use(rng):
   assert simulation.p_value(result, "map") == 0.2
 
 
+@pytest.mark.full
 def test_explanations_that_say_nothing_help_no_more_than_chance_has_it():
   """Thirty studies whose score everybody can see in part, and whose explanations are noise."""
   studies, exchanges = 30, 3
