@@ -249,7 +249,7 @@ def torch_checkpoint(path):
 
 
 @pytest.fixture(scope="module")
-def prepared(place):
+def prepared(place, request):
   """Makes, once and when a command needs it, what other commands left."""
   done = set()
 
@@ -260,6 +260,12 @@ def prepared(place):
       # The drawn outfits, in the data set's own format, in the place of the download.
       (place / "data").mkdir(exist_ok=True)
       (place / "data/polyvore_outfits").symlink_to(place / "runs/demo/drawn/polyvore_outfits")
+    if "runs/demo/similarity" in text and "demo" not in done:
+      done.add("demo")
+      demo = place / "runs/demo"
+      demo.mkdir(parents=True, exist_ok=True)
+      for part in ("similarity", "attributes", "concepts", "ranking"):
+        (demo / part).symlink_to(request.getfixturevalue("whole") / "runs/synthetic" / part)
     if "model.onnx" in text and "onnx" not in done:
       done.add("onnx")
       onnx_model(place / "model.onnx")
