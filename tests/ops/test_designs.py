@@ -235,7 +235,7 @@ def test_chunks_and_blocks_add_up(rng):
       else (i - design.num_fixed) // design.replicate_size + (design.num_fixed > 0)
       for i in range(n)
     ]
-    for chunk in (3, 7, n):
+    for chunk in (1, 3, 7, 11, n):
       moments = effects.zero_moments(design, cells, 2)
       for start in range(0, n, chunk):
         part = slice(start, min(start + chunk, n))
