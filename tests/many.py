@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Sixteen devices on two cores take their time; the gate has no such case.
-PATIENCE = 1200 if os.environ.get("SANE_JAX_MATRIX") else 800
+PATIENCE = 1200 if os.environ.get("SANE_JAX_MATRIX") else 280
 
 # configs/synthetic.py for a minute; batches that 16 devices can share.
 SMALL = (
