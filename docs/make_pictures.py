@@ -21,11 +21,9 @@ COLORS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def strongest_matches(e: sane_jax.Explanation) -> list[tuple[int, int]]:
-  """Cells that are each other's best match, those that matter most to the score first."""
-  table = e.correspondence
-  forth, back = table.argmax(axis=1), table.argmax(axis=0)
-  mutual = [(i, int(j)) for i, j in enumerate(forth) if back[j] == i]
-  return sorted(mutual, key=lambda pair: -e.saliency.cells[pair[0]])[:MATCHES]
+  """Cells that match one another, those that matter most to the score first."""
+  pairs = [(i, j) for i, j, _ in e.matches]
+  return sorted(pairs, key=lambda pair: -e.saliency.cells[pair[0]])[:MATCHES]
 
 
 def draw_row(figure: Figure, axes, e: sane_jax.Explanation) -> None:

@@ -53,15 +53,13 @@ print(f"standard error with 1,024 masks: {more.saliency.cell_errors.mean():.4f}"
 # %% [markdown]
 # ## Which region matches which
 #
-# Nothing told the network of the mirror. For the cell that matters most, the best match in the
-# reference:
+# Nothing told the network of the mirror. The cells that are surest to match, with the cosine of
+# what hiding them does; unrelated photos have no match at all:
 
 # %%
-row, column = divmod(int(more.saliency.cells.argmax()), 8)
-table = more.correspondence
-match = int(table[row * 8 + column].argmax())
-print(f"row {row + 1}, column {column + 1} of the query is best matched by")
-print(f"row {match // 8 + 1}, column {match % 8 + 1} of the reference")
+for query_cell, reference_cell, cosine in more.matches[:3]:
+  (row, column), (i, j) = divmod(query_cell, 8), divmod(reference_cell, 8)
+  print(f"row {row + 1}, column {column + 1} matches row {i + 1}, column {j + 1}: {cosine:.2f}")
 
 # %% [markdown]
 # ## Is the map any good?

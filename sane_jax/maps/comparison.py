@@ -112,7 +112,8 @@ class Comparison:
   def matches(self) -> tuple[report.RegionMatch, ...]:
     """The three regions that raise each model's score most, with their best match in the reference.
 
-    Empty where the reference is an embedding, or regions are no grid. Costs each model the masked
+    Those of them that match none (see `Explanation.match_threshold`) are left out. Empty where the
+    reference is an embedding, or regions are no grid. Costs each model the masked
     passes of the reference, on first use.
     """
     found: list[report.RegionMatch] = []
@@ -124,8 +125,8 @@ class Comparison:
       other = self.reference_frames[k]
       values, table = np.asarray(e.saliency.cells), e.correspondence
       for cell in np.argsort(-values, kind="stable")[:3].tolist():
-        if values[cell] > 0:
-          best = int(table[cell].argmax())
+        best = int(table[cell].argmax())
+        if values[cell] > 0 and table[cell, best] >= e.match_threshold:
           found.append(
             report.RegionMatch(
               k, float(values[cell] / self.data.scales[k]), float(table[cell, best]),

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from sane_jax import report
 from sane_jax.maps import export, reasons
 from sane_jax.ops import designs, effects, resampling
+from sane_jax.ops import matches as matching
 from sane_jax.runs import files
 
 
@@ -195,11 +196,33 @@ class Explanation:
     """[c_q c_r] in [−1, 1]: which region of the query matches which of the reference.
 
     Row-major in `grid`, or by `query_cells` and `reference_cells`. The cosine between the
-    effects of two regions on the embedding, each centred over its image's regions.
+    effects of two regions on the embedding, each centred over its image's regions. The largest
+    entry of a row is no match by itself: see `matches`.
 
     Raises:
       ValueError: a design or a model without effect matrices.
     """
+    query, reference = self._matrices
+    return np.asarray(effects.correspondence(query, reference))
+
+  @property
+  def match_threshold(self) -> float:
+    """The cosine in `correspondence` from which two regions match, see `ops.matches`."""
+    query, reference = self._matrices
+    return matching.match_threshold(len(query), len(reference), query.shape[1])
+
+  @functools.cached_property
+  def matches(self) -> list[tuple[int, int, float]]:
+    """Regions that are each other's best match, with a cosine of `match_threshold` or more.
+
+    (query's region, reference's region, cosine), surest first; empty where nothing matches, as in
+    photos that have nothing in common.
+    """
+    return matching.mutual_matches(self.correspondence, self.match_threshold)
+
+  @property
+  def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
+    """Effects of both images' regions [c_q d], [c_r d]."""
     side = self.reference_side
     if side.matrices is None or side.valid is None:
       raise ValueError(
@@ -207,7 +230,7 @@ class Explanation:
         f" and a design of masks; here the design is {self.settings['design']}"
       )
     query, reference = (m[v] for m, v in zip(side.matrices, side.valid, strict=True))
-    return np.asarray(effects.correspondence(query, reference))
+    return query, reference
 
   @functools.cached_property
   def explained_by(self) -> reasons.Attributes:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sane_jax import report
 from sane_jax.maps import generators
-from sane_jax.ops import designs, resampling
+from sane_jax.ops import designs, matches, resampling
 from sane_jax.runs import files
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ def view(e: "Explanation") -> report.PairView:
   """What the page and the figure show. Computes the reference's side if there is one."""
   side = e.reference_side if e.make_reference_side else None
   query_cells = reference_cells = table = None
+  least = matches.LEAST_MATCH
   if side is not None and side.matrices is not None:
     query_cells, reference_cells = e.query_cells, side.labels
-    table = e.correspondence
+    table, least = e.correspondence, e.match_threshold
     if e.grid is not None:
       query_cells, pool = _page_cells(query_cells.shape, e.grid)
       reference_cells, _ = _page_cells(reference_cells.shape, e.grid)
@@ -59,6 +60,7 @@ def view(e: "Explanation") -> report.PairView:
     query_cells=query_cells,
     reference_cells=reference_cells,
     correspondence=table,
+    match_threshold=least,
     encoder_passes=e.encoder_passes,
     seconds=e.seconds,
     metrics=e.metrics,

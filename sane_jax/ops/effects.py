@@ -315,11 +315,12 @@ def _inverse_trigamma(y: float) -> float:
 
 
 def correspondence(
-  query: Float[Array, "cq d"], reference: Float[Array, "cr d"]
+  query: Float[Array | np.ndarray, "cq d"], reference: Float[Array | np.ndarray, "cr d"]
 ) -> Float[Array, "cq cr"]:
   """Which region matches which: cosines of the rows of two effect matrices, centred over cells.
 
-  Centring takes away what all regions of an image share; only then do rows tell places apart.
+  Centring takes away what all regions of an image share; only then do rows tell places apart. Every
+  row has a largest entry, in any two images: see `ops.matches`.
   """
 
   def unit_rows(e):

@@ -390,6 +390,7 @@ const SaneCard = (() => {
       for (const stage of this.stages) stage.side = sides[stage.name];
       const source = this.stages.find((stage) => stage.name === "query").root.querySelector("img");
       this.activation?.open(sides.query, maps, source.src);
+      if (!this.active) this.idle();
       this.draw();
       this.root.dataset.drawn = "true";
     }
@@ -445,11 +446,20 @@ const SaneCard = (() => {
       part(this.root, "bar").classList.toggle("off", !on);
     }
 
+    /** Whether correspondences are there and no region matches any. */
+    matchesNothing() {
+      if (!this.data) return false;
+      const tables = this.stages.flatMap((stage) => this.partners(stage)).map(([, table]) => table);
+      return tables.length > 0 && tables.every((table) => !table.ofQuery.some(Boolean));
+    }
+
     idle() {
       const hint = document.createElement("span");
       hint.className = "idle";
       hint.textContent = this.stages.length < 2
         ? "Point at a region of the query, or use the arrow keys on it, to see its value."
+        : this.matchesNothing()
+        ? "No region matches one of the other image: what hiding them does to the embedding is no more alike than in unrelated photos. Point at a region to see its value."
         : this.hasCorrespondence
         ? "Point at a region of either image, or use the arrow keys on it, to see its value and what it matches in the other."
         : "Point at either image, or use the arrow keys on it, to see values.";
@@ -516,20 +526,22 @@ const SaneCard = (() => {
     /** Lights up in the other image what a cell matches; returns what the readout says of it. */
     match(stage, other, matrix, cell) {
       const isQuery = stage.name === "query";
-      const entry = (partner) => {
-        const at = isQuery ? cell * matrix.columns + partner : partner * matrix.columns + cell;
-        return matrix.codes[at] === NO_VALUE ? 0 : Math.max(0, matrix.codes[at] / 127);
+      const { columns, codes, limit, least } = matrix;
+      const cosine = (partner) => {
+        const code = codes[isQuery ? cell * columns + partner : partner * columns + cell];
+        return code === NO_VALUE ? 0 : (code / 127) * limit;
       };
-      // Relative to the largest entry of the whole matrix: a weak match is to look weak.
-      other.illuminate(entry);
+      // The cosine itself, and nothing where chance alone reaches it: any two photos have best matches.
+      const slack = limit / 254; // of 8 bits
+      other.illuminate((partner) => (cosine(partner) >= least - slack ? cosine(partner) : 0));
       const best = (isQuery ? matrix.ofQuery : matrix.ofReference)[cell];
       const name = other.noun;
-      if (!best) return `Matches no ${name} region.`;
+      if (!best) return `Matches no ${name} region: no cosine reaches ${format(least, { digits: 2 })}.`;
       other.root.dataset.match = best[0];
       this.outline(other, best[0]);
       const back = (isQuery ? matrix.ofReference : matrix.ofQuery)[best[0]];
       const mutual = back && back[0] === cell ? ", and each is the other’s best" : "";
-      return `Best match: ${name} region ${best[0]}, correspondence ${format(best[1], { digits: 2 })}${mutual}.`;
+      return `Best match: ${name} region ${best[0]}, cosine ${format(best[1], { digits: 2 })}${mutual}.`;
     }
 
     write(pieces) {

@@ -180,7 +180,7 @@ def _card(number: int, view: ComparisonView) -> dict[str, Any]:
         **_percent(getattr(m, side), picture), "label": f"{_LETTERS[model]}{place}",
         "letter": _LETTERS[model].lower(),
         "told": f"{_LETTERS[model]}{place}: map {format_number(m.value, signed=True)},"
-        f" correspondence {format_number(m.correspondence, digits=2)}",
+        f" cosine {format_number(m.correspondence, digits=2)}",
       }
       for place, m in enumerate(own, 1)
     ]  # fmt: skip

@@ -25,6 +25,7 @@ import markupsafe
 import numpy as np
 from PIL import Image
 
+from sane_jax.ops import matches
 from sane_jax.report import tables as tables_lib
 from sane_jax.report.tables import Cell, Interval, Table, format_fixed, format_number
 
@@ -87,6 +88,7 @@ class PairView(NamedTuple):
     query_cells: [h w] int, the cell of each pixel (of a grid, or a superpixel), -1 for none.
     reference_cells: [h2 w2] int.
     correspondence: [c_q c_r] in [-1, 1], which region matches which; needs both sides' cells.
+    match_threshold: the correspondence from which two regions match; below it nothing is lit.
     encoder_passes: how many images the encoder saw for this explanation.
     seconds: how long it took, None where nobody looked.
     metrics: name to value, as {"insertion AUC": 71.2}.
@@ -125,6 +127,7 @@ class PairView(NamedTuple):
   attribute_margin: float | None = None
   sentence: str = ""
   kind: str = ""
+  match_threshold: float = matches.LEAST_MATCH
 
 
 def check_pair(pair: PairView) -> None:
@@ -217,7 +220,9 @@ def _typed_values(pair: PairView) -> Iterator[tuple[str, type, Any]]:
   yield from (("warnings", str, text) for text in pair.warnings)
   if pair.contrast_name is not None:
     yield "contrast_name", str, pair.contrast_name
-  yield from ((name, float, getattr(pair, name)) for name in ("score", "encoder_passes"))
+  yield from (
+    (name, float, getattr(pair, name)) for name in ("score", "encoder_passes", "match_threshold")
+  )
   yield "settings", Mapping, pair.settings
   yield "metrics", Mapping, pair.metrics
   optional = [("seconds", pair.seconds), ("attribute_margin", pair.attribute_margin)]
@@ -372,12 +377,12 @@ def _cell_means(values: np.ndarray, cells: np.ndarray) -> list[float | None]:
   return [_json_number(t / n) if n else None for t, n in zip(total, count, strict=True)]
 
 
-def best_matches(correspondence: np.ndarray) -> list[list[float | None] | None]:
-  """For each row [index, value] of its largest entry; None for a row with nothing above 0."""
+def best_matches(correspondence: np.ndarray, least: float) -> list[list[float | None] | None]:
+  """For each row [index, value] of its largest entry; None for a row with none of `least`."""
   rows = np.where(np.isfinite(correspondence), correspondence, -np.inf)
   best = rows.argmax(axis=1)
   return [
-    [int(index), _json_number(row[index])] if row[index] > 0 else None
+    [int(index), _json_number(row[index])] if row[index] >= least else None
     for row, index in zip(rows, best, strict=True)
   ]
 
@@ -434,9 +439,10 @@ def _pair_data(pair: PairView) -> dict[str, Any]:
     data["correspondence"] = {
       "columns": matrix.shape[1],
       "limit": largest_entry,
+      "least": pair.match_threshold,
       "codes": pack_signed(matrix, largest_entry),
-      "ofQuery": best_matches(matrix),
-      "ofReference": best_matches(matrix.T),
+      "ofQuery": best_matches(matrix, pair.match_threshold),
+      "ofReference": best_matches(matrix.T, pair.match_threshold),
     }
   return data
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from sane_jax.maps import reasons
-from sane_jax.ops import effects, resampling
+from sane_jax.ops import effects, matches, resampling
 from sane_jax.report import page
 from sane_jax.viewer import collection as collection_lib
 from sane_jax.viewer.collection import Collection, Measured, View
@@ -27,7 +27,14 @@ class Pair(NamedTuple):
   reference_map: np.ndarray | None
   query_error: float | None  # pooled over cells
   reference_error: float | None
-  correspondence: np.ndarray | None  # [c c]
+  correspondence: "Correspondence | None"
+
+
+class Correspondence(NamedTuple):
+  """Which region matches which, and from which cosine on."""
+
+  table: np.ndarray  # [c c]
+  least: float
 
 
 def explain_pair(collection: Collection, query: str, reference: str, view: View, mode: str) -> Pair:
@@ -65,11 +72,14 @@ def error_of(side: Measured | None, direction: np.ndarray) -> float | None:
   return float(np.linalg.norm(direction @ side.factor))
 
 
-def correspond(query: Measured | None, reference: Measured | None) -> np.ndarray | None:
-  """Which region matches which [c c]; None where one of the two is not measured."""
+def correspond(query: Measured | None, reference: Measured | None) -> Correspondence | None:
+  """Which region matches which; None where one of the two is not measured."""
   if query is None or reference is None:
     return None
-  return np.asarray(_correspondence(query.matrix, reference.matrix))
+  table = np.asarray(_correspondence(query.matrix, reference.matrix))
+  return Correspondence(
+    table, matches.match_threshold(len(table), table.shape[1], query.matrix.shape[1])
+  )
 
 
 def explain_contrast(
@@ -157,11 +167,12 @@ def map_json(values: np.ndarray | None, error: float | None, smooth: bool) -> di
 
 
 def correspondence_json(
-  table: np.ndarray | None, query: Sequence[int], reference: Sequence[int]
+  found: Correspondence | None, query: Sequence[int], reference: Sequence[int]
 ) -> dict[str, Any] | None:
-  """A correspondence [c c] of two grids for JSON, of the cells that a page tells apart."""
-  if table is None:
+  """A correspondence of two grids for JSON, of the cells that a page tells apart."""
+  if found is None:
     return None
+  table, least = found
   grids = ((query[0], query[1]), (reference[0], reference[1]))
   if any(resampling.page_grid(grid) != grid for grid in grids):
     table = collection_lib.pool_correspondence(table, *grids)
@@ -172,7 +183,8 @@ def correspondence_json(
     "reference_grid": rows[1],
     "columns": table.shape[1],
     "limit": number(limit),
+    "least": number(least),
     "codes": page.pack_signed(table, limit),
-    "of_query": page.best_matches(table),
-    "of_reference": page.best_matches(table.T),
+    "of_query": page.best_matches(table, least),
+    "of_reference": page.best_matches(table.T, least),
   }

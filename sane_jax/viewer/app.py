@@ -341,7 +341,8 @@ def pair(
   """Why two images match: the maps of both sides, and which region matches which.
 
   `values` are of cells, row by row, signed: above 0 where showing the cell raises the score.
-  `codes` is base64 of deflated differences of integers −127 to 127, relative to `limit`.
+  `codes` is base64 of deflated differences of integers −127 to 127, relative to `limit`; two cells
+  match from a cosine of `least` on.
   """
   chosen, collection = _find_view(viewer, view), viewer.collection
 

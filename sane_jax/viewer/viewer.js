@@ -252,6 +252,7 @@
     if (!table) return null;
     return {
       columns: table.columns, codes: await unpack(table.codes, Int8Array),
+      limit: table.limit, least: table.least,
       ofQuery: table.of_query, ofReference: table.of_reference,
     };
   }

@@ -172,9 +172,9 @@ def readout(page, pair=0):
 
 
 def assert_lit(locator, cell):
-  """Exactly this cell is left bright, and outlined as the match."""
+  """Exactly this cell is left bright, as bright as its cosine of 0.8, and outlined as the match."""
   alphas = np.array(locator.evaluate(VEIL))
-  assert alphas[cell] == 0
+  assert alphas[cell] == pytest.approx(0.2 * 178, abs=1)
   assert (np.delete(alphas, cell) > 150).all()
   assert locator.get_attribute("data-match") == str(cell)
 
@@ -190,7 +190,7 @@ def test_pointing_at_the_query_lights_up_its_match_in_the_reference(open_page, c
   error = "0.004" if cell % SIDE < 2 else "0.04, within 2 SE of 0"
   assert readout(page) == (
     f"Query region {cell}: score change {value} ± {error}. Best match: reference region "
-    f"{MATCH[cell]}, correspondence 0.8, and each is the other’s best."
+    f"{MATCH[cell]}, cosine 0.8, and each is the other’s best."
   )
 
 
@@ -201,7 +201,7 @@ def test_pointing_at_the_reference_lights_up_its_match_in_the_query(open_page, c
   back = MATCH.tolist().index(cell)
   assert_lit(stage(page, "query"), back)
   assert f"Reference region {cell}: score change +0.0" in readout(page)
-  assert f"query region {back}, correspondence 0.8" in readout(page)
+  assert f"query region {back}, cosine 0.8" in readout(page)
 
 
 def activation(page, pair=0):
@@ -332,14 +332,29 @@ def test_weak_matches_are_dimmer_and_no_match_is_said(open_page):
   correspondence = make_pair().correspondence.copy()
   correspondence[0] = -0.1
   correspondence[1] = 0.0
-  correspondence[1, 7] = 0.4  # half of the largest entry
+  correspondence[1, 7] = 0.4
+  correspondence[1, 8] = 0.34  # what unrelated photos reach
   page = open_page([make_pair(correspondence=correspondence)])
   hover(page, stage(page, "query"), 0)
-  assert "Matches no reference region." in readout(page)
+  assert "Matches no reference region: no cosine reaches 0.35." in readout(page)
   assert min(stage(page, "reference").evaluate(VEIL)) > 150
   hover(page, stage(page, "query"), 1)
   alphas = stage(page, "reference").evaluate(VEIL)
-  assert alphas[7] == pytest.approx(max(alphas) / 2, abs=3)
+  assert alphas[7] == pytest.approx(0.6 * 178, abs=2)
+  assert alphas[8] == 178
+
+
+def test_unrelated_photos_do_not_look_like_a_match(open_page):
+  """Where nothing is alike beyond chance no region is lit, and a sentence says so."""
+  rng = np.random.default_rng(0)
+  chance = np.clip(rng.normal(0, 0.1, (SIDE**2, SIDE**2)), -0.3, 0.3)
+  page = open_page([make_pair(correspondence=chance)])
+  hover(page, stage(page, "query"), 3)
+  assert "no cosine reaches 0.35" in readout(page)
+  assert set(stage(page, "reference").evaluate(VEIL)) == {178}
+  assert stage(page, "reference").get_attribute("data-match") is None
+  page.mouse.move(2, 2)
+  assert "No region matches one of the other image" in readout(page)
 
 
 def test_arrow_keys_walk_over_regions(open_page):

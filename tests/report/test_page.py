@@ -222,7 +222,8 @@ def test_best_matches_of_rows_and_columns():
   (data,) = render(make_pair(correspondence=matrix)).pair_data
   found = data["correspondence"]
   assert found["ofQuery"] == [[2, 0.9], [0, 0.8], *[None] * 6, [3, 0.65]]
-  assert found["ofReference"] == [[1, 0.8], [0, 0.2], [0, 0.9], [8, 0.65]]
+  assert found["ofReference"] == [[1, 0.8], None, [0, 0.9], [8, 0.65]]
+  assert found["least"] == 0.35
   assert found["columns"] == 4
   codes = unpack(found["codes"], np.int8, (9, 4))
   np.testing.assert_array_equal(codes == -128, np.isnan(matrix))

@@ -16,7 +16,7 @@ from sane_jax.maps import index as index_lib
 from sane_jax.maps import reasons
 from sane_jax.maps.index import ExplanationIndex
 from sane_jax.models.model import Model
-from sane_jax.ops import ranking, resampling
+from sane_jax.ops import matches, ranking, resampling
 from sane_jax.viewer.collection import Cache, Collection, key_of, shorten
 from sane_jax.viewer.measuring import Measuring
 from sane_jax.web.guard import Limit
@@ -98,12 +98,12 @@ def test_a_pair_is_the_index_s(client, viewer, both, mode):
   codes = unpack(table["codes"], np.int8).reshape(16, 16)
   exact = both.correspondence(q, r)
   np.testing.assert_allclose(codes / 127 * table["limit"], exact, atol=0.51 / 127)
-  assert [best[0] for best in table["of_query"] if best] == [
-    row.argmax() for row in exact if row.max() > 0
-  ]
-  assert [best[0] for best in table["of_reference"] if best] == [
-    row.argmax() for row in exact.T if row.max() > 0
-  ]
+  least = table["least"]
+  assert least == pytest.approx(matches.match_threshold(16, 16, both.embeddings([0]).shape[1]))
+  for side, rows in (("of_query", exact), ("of_reference", exact.T)):
+    assert [best and best[0] for best in table[side]] == [
+      row.argmax() if row.max() >= least else None for row in rows
+    ]
   error = both.standard_errors(q, [r])[0]
   if mode == "fixed":
     assert found["query_map"]["standard_error"] == pytest.approx(error, rel=1e-5)
