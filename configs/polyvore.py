@@ -12,7 +12,7 @@ interrupted goes on:
   train_similarity  a type-aware embedding by triplets          -> WORKDIR/similarity
   build_index       the effect matrices of images that are explained -> WORKDIR/index, ...
   train_attributes  the attribute model, supervised by maps     -> WORKDIR/attributes
-  fit_concepts      how much each attribute matters to the similarity model -> WORKDIR/concepts
+  fit_concepts      do attributes raise scores of matching pairs? -> WORKDIR/concepts
   tune_ranking      the weights by which attributes are ranked  -> WORKDIR/ranking
   evaluate          tables of how good explanations are         -> WORKDIR/evaluation
   explain_matches   pairs with the attribute that explains each -> WORKDIR/explain
@@ -144,11 +144,11 @@ def get_config() -> ml_collections.ConfigDict:
   attributes.eval_every_epochs = 1  # epochs between evaluations by validation mAP; the best is kept
   attributes.save_every_epochs = 1  # epochs between checkpoints
 
-  # How much each attribute matters to the similarity model.
+  # Whether moving towards an attribute raises the scores of matching pairs.
   config.concepts = concepts = ml_collections.ConfigDict()
   concepts.folder = "concepts"  # folder of the concepts, in WORKDIR
   concepts.halves = 2  # splits of the images in two, one half to fit and one to test
-  concepts.num_random = 30  # random concepts for each size, powers of √2
+  concepts.num_random = 100  # times that pairs are re-matched at random, to compare scores with
   concepts.min_images = 8  # least images with and without an attribute to fit it in a space
   concepts.min_pairs = 20  # least matching pairs in a space to measure scores there
   concepts.min_accuracy = 0.6  # least accuracy on images held out of a direction that counts

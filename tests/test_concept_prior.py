@@ -44,20 +44,20 @@ def test_what_matters_is_found_with_its_sign_and_nothing_else():
   assert (found.prior[0, 2:] == concepts_lib.NEUTRAL).sum() >= 3
   assert found.accuracy[0, 0] > 0.8
   assert (found.vectors[0, 2:] == 0).all()  # no better than chance on images held out
+  assert np.isnan(found.p_value[0, 2:]).all()  # and so neither tested nor counted as tests
   cosines = [abs(found.vectors[0, i] @ axes[i]) for i in range(2)]
   assert min(cosines) > 0.8
 
 
-def test_random_concepts_have_uniform_p_values():
-  """Labels that mean nothing, tested as attributes are."""
-  x, _, pairs, _ = world(n=300, groups=60)
+def test_labels_that_mean_nothing_have_uniform_p_values():
+  """Tested as attributes are, if they were let through the gate."""
+  x, _, pairs = matched_by_groups(7)
   rng = np.random.default_rng(7)
-  labels = np.zeros((300, 200), bool)
+  labels = np.zeros((len(x), 200), bool)
   for column in labels.T:
-    column[rng.choice(300, 32, replace=False)] = True
-  found = fit(x, labels, pairs, num_random=60)
-  # p-values before the correction are not kept: undo it on the sorted ones is not possible, so
-  # compare the scores with the controls' law by the test itself.
+    column[rng.choice(len(x), 40, replace=False)] = True
+  found = fit(x, labels, pairs, num_random=200, min_accuracy=0.0)
+  # p-values before the correction are not kept, and it can't be undone on the sorted ones.
   raw = raw_p_values(x, labels, pairs)
   assert stats.kstest(raw, "uniform").pvalue > 0.01
   assert (found.pooled_p_value <= 0.05).sum() == 0
@@ -70,7 +70,7 @@ def raw_p_values(x, labels, pairs):
   from sane_jax.ops import statistics
 
   with unittest.mock.patch.object(statistics, "false_discovery", lambda p: p):
-    return fit(x, labels, pairs, num_random=60).pooled_p_value
+    return fit(x, labels, pairs, num_random=200, min_accuracy=0.0).pooled_p_value
 
 
 def test_the_same_seed_gives_the_same_prior():
@@ -92,7 +92,8 @@ def test_spaces_are_fitted_apart_and_pooled():
   assert np.isfinite(found.tcav[0, 0])
   assert np.isnan(found.tcav[2]).all()
   assert (found.vectors[2] == 0).all()
-  assert found.prior[2, 0] == pytest.approx(found.pooled_tcav[0])
+  share, chance = found.pooled_tcav[0], found.pooled_rematched[0]
+  assert found.prior[2, 0] == pytest.approx((1 + (share - chance) / (1 - chance)) / 2)
   assert found.prior[2, 0] > 0.7
   assert found.images[2, 0] == labels[types == 1, 0].sum()
 
@@ -106,7 +107,8 @@ def test_attributes_that_cannot_be_fitted_are_neutral():
   found = fit(x, labels, pairs)
   assert (found.prior[0, :3] == concepts_lib.NEUTRAL).all()
   assert np.isnan(found.tcav[0, :3]).all()
-  assert np.isfinite(found.tcav[0, 3:]).all()
+  assert np.isnan(found.accuracy[0, :3]).all()
+  assert np.isfinite(found.accuracy[0, 3:]).all()
 
 
 def test_no_pairs_and_unknown_images_are_no_error():
@@ -119,3 +121,36 @@ def test_no_pairs_and_unknown_images_are_no_error():
   np.testing.assert_array_equal(
     fit(x, dark, pairs, known=known).images, labels[:120].sum(axis=0)[None]
   )
+
+
+def matched_by_groups(seed, prevalence=0.5, centred=True, groups=100, size=4, d=24):
+  """Groups share attribute 0. Attribute 1 is in the embedding as much, and no group shares it."""
+  rng = np.random.default_rng(seed)
+  n = groups * size
+  labels = np.stack([np.repeat(rng.random(groups) < 0.5, size), rng.random(n) < prevalence], axis=1)
+  axes = np.linalg.qr(rng.normal(size=(d, d)))[0]
+  x = 0.35 * rng.normal(size=(n, d)) + 1.2 * labels @ axes[:2]
+  x = x - x.mean(axis=0) if centred else x + 0.8 * axes[2]
+  x /= np.linalg.norm(x, axis=1, keepdims=True)
+  i, j = np.meshgrid(np.arange(size), np.arange(size))
+  within = np.stack([i[i != j], j[i != j]], axis=1)
+  pairs = (size * np.arange(groups)[:, None, None] + within).reshape(-1, 2)
+  return x.astype(np.float32), labels, pairs
+
+
+@pytest.mark.parametrize(("prevalence", "centred"), [(0.5, True), (0.1, True), (0.3, False)])
+def test_an_attribute_that_matching_ignores_is_not_found_and_one_it_uses_is(prevalence, centred):
+  """Against random sets of images half of the used were, and up to all of the ignored."""
+  import unittest.mock
+
+  from sane_jax.ops import statistics
+
+  p_values = []
+  with unittest.mock.patch.object(statistics, "false_discovery", lambda p: p):
+    for seed in range(40):
+      x, labels, pairs = matched_by_groups(seed, prevalence, centred)
+      p_values.append(fit(x, labels, pairs, seed=seed).p_value[0])
+  used, ignored = np.array(p_values).T
+  assert (used <= 0.001).all()
+  assert np.isfinite(ignored).all()
+  assert (ignored <= 0.05).sum() <= 6  # of 40: 2 are expected, 7 or more in 0.3 % of times

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 import sane_jax
+from sane_jax.maps import reasons
+from sane_jax.ops import ranking
 from tests import encoders
 
 SIZE = encoders.SIZE
@@ -145,3 +147,23 @@ def test_flat_and_sampled_errors_reach_the_page(photos):
   e = explain(photos, design="hadamard", num_masks=32, grid=(4, 4))  # one replicate: NaN
   html = sane_jax.report.render_page([e.view()], title="t")
   assert not re.search(r"\bNaN\b", re.sub(r"<script.*?</script>", "", html, flags=re.S))
+
+
+def test_concepts_without_patterns_make_no_map_of_regions(photos):
+  """Normals of classifiers alone would show regions as against what they show."""
+  e = explain(photos, num_masks=64, grid=(4, 4))
+  axes = e.effects.matrix.shape[1]
+  predict = lambda _: (np.array([0.6, 0.4], np.float32), np.ones((4, 4, 2), np.float32))  # noqa: E731
+  vectors = np.eye(2, axes, dtype=np.float32)
+  old = reasons.make_ranker(
+    ("a", "b"), predict, (np.full(2, 0.5), vectors), (1.0, 0.0, 0.0, 0.0), ranking.RAW
+  )
+  e.ranker = old
+  with pytest.raises(ValueError, match=r"--config\.job=fit_concepts in another"):
+    _ = e.attribute_regions
+  e = explain(photos, num_masks=64, grid=(4, 4))
+  e.ranker = reasons.make_ranker(
+    ("a", "b"), predict, (np.full(2, 0.5), vectors), (1.0, 0.0, 0.0, 0.0), ranking.RAW,
+    patterns=vectors[::-1],
+  )  # fmt: skip
+  np.testing.assert_allclose(e.attribute_regions, e.effects.matrix[:, [1, 0]], rtol=1e-6)

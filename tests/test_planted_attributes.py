@@ -103,7 +103,7 @@ def concepts_of(drawn, attribute):
     x[:, None], np.zeros(len(x), int), np.zeros((1, 1), int), labels, np.ones(len(x), bool), pairs,
     settings=concepts_lib.Settings(num_random=10, min_images=5),
   )  # fmt: skip
-  return found.prior[0], found.vectors[0]
+  return found.prior[0], found.vectors[0], found.patterns[0]
 
 
 def explained(drawn, attribute):
@@ -119,8 +119,9 @@ def explained(drawn, attribute):
     explainer = sane_jax.Explainer(model, design="hadamard", num_masks=128, fill="grey")
     e = explainer.explain(drawn[0][query], drawn[0][reference])
     rank = reasons.make_ranker(
-      drawn[3], lambda _, row=query: oracle(drawn, row), concepts, (0.25,) * 4, ranking.RAW
-    )
+      drawn[3], lambda _, row=query: oracle(drawn, row), concepts[:2], (0.25,) * 4, ranking.RAW,
+      patterns=concepts[2],
+    )  # fmt: skip
     e.ranker = rank
     each = {a.name: a.terms for a in e.attributes}
     terms.append([[each[name][term] for name in drawn[3]] for term in ranking.TERMS])

@@ -261,6 +261,7 @@ def learn(
   features = read_features([photo.pixels for photo in photos])
   predict = make_predictor(fit_head(features, labels))
   prior, vectors = np.full(len(names), concepts_lib.NEUTRAL), np.zeros((len(names), 1))
+  patterns = vectors
   neighbors = np.zeros((0, 2), int)
   if explainer.model.embed is not None:
     embeddings = np.concatenate(
@@ -274,7 +275,7 @@ def learn(
       np.ones(len(photos), bool), neighbors, seed=seed,
       settings=concepts_lib.Settings(min_images=MIN_IMAGES, min_pairs=10),
     )  # fmt: skip
-    prior, vectors = found.prior[0], found.vectors[0]
+    prior, vectors, patterns = found.prior[0], found.vectors[0], found.patterns[0]
   plain = reasons.make_ranker(names, predict, (prior, vectors), phi, ranking.RAW)
   calibration = ranking.RAW
   rng = np.random.default_rng(seed)
@@ -289,7 +290,8 @@ def learn(
     calibration = ranking.calibrate(np.array(seen).swapaxes(0, 1), likely=0.5)
   return Learned(
     reasons.make_ranker(
-      names, predict, (prior, vectors), phi, calibration, np.full(len(names), 0.5)
+      names, predict, (prior, vectors), phi, calibration, np.full(len(names), 0.5),
+      patterns,
     ),
     names, tuple(skills(features, labels)), tuple(left_out),
   )  # fmt: skip

@@ -113,9 +113,10 @@ class Trained(NamedTuple):
   def ranker(self, space: int) -> reasons.Ranker:
     """Ranks the attributes of pairs compared in a space; not looked at where there is one alone."""
     space = space if len(self.concepts.prior) > 1 else 0
+    prior, vectors, patterns = self.concepts
     return reasons.make_ranker(
-      self.names, self.predict, (self.concepts.prior[space], self.concepts.vectors[space]),
-      self.tuned.weights, self.tuned.calibration, self.tuned.thresholds,
+      self.names, self.predict, (prior[space], vectors[space]), self.tuned.weights,
+      self.tuned.calibration, self.tuned.thresholds, None if patterns is None else patterns[space],
     )  # fmt: skip
 
 

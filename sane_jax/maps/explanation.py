@@ -258,16 +258,18 @@ class Explanation:
 
   @functools.cached_property
   def attribute_regions(self) -> Float[np.ndarray, "c a"]:
-    """How far showing each region of the query moves its embedding towards each attribute.
+    """How far showing each region of the query moves its embedding as each attribute would.
 
-        attribute_regions[c, a] = E_q[c] · v_a
+        attribute_regions[c, a] = E_q[c] · p_a
 
-    with E_q the query's effect matrix and v_a the concept's direction, in the order of
+    with E_q the query's effect matrix and p_a the attribute's pattern, the direction in which
+    embeddings of images with it differ from others (`ops.concepts.patterns`), in the order of
     `attributes`. Where the model itself sees an attribute: the attribute model has no part in it.
     Columns of attributes without a concept are 0.
 
     Raises:
-      ValueError: no attributes; a model or a design that gives no effect matrix.
+      ValueError: no attributes, or without patterns; a model or a design that gives no effect
+        matrix.
     """
     ranked = self.attributes
     if self.effects is None:
@@ -275,8 +277,14 @@ class Explanation:
         "regions are scored by their effects on embeddings: that needs a model that gives"
         f" embeddings and a design of masks; here the design is {self.settings['design']}"
       )
-    directions = np.stack([a.direction for a in ranked], axis=1)
-    return np.asarray(self.effects.matrix) @ directions
+    patterns = [a.pattern for a in ranked if a.pattern is not None]
+    if len(patterns) < len(ranked):
+      raise ValueError(
+        "these concepts hold no patterns of attributes, only normals of classifiers, by which a"
+        " region may seem to speak against what it shows; fit them again with"
+        " --config.job=fit_concepts in another --config.concepts.folder"
+      )
+    return np.asarray(self.effects.matrix) @ np.stack(patterns, axis=1)
 
   @property
   def sentence(self) -> str:

@@ -22,7 +22,9 @@ class RankedAttribute(NamedTuple):
     shares: what each contributes; they sum to `total`.
     map: activation map over the query's pixels [h w], positive.
     direction: the attribute's concept in the model's embeddings [d], of length 1; 0 where there is
-      none.
+      none: the normal of a classifier, along which the sensitivity is measured.
+    pattern: how embeddings with it differ from those without [d], of length 1, or 0; None where it
+      is not known.
   """
 
   name: str
@@ -31,6 +33,7 @@ class RankedAttribute(NamedTuple):
   shares: dict[str, float]
   map: np.ndarray
   direction: np.ndarray
+  pattern: np.ndarray | None = None
 
 
 class Attributes(NamedTuple):
@@ -70,6 +73,7 @@ AGAINST = 0.25  # share of the map's mass that is worth a sentence
 def make_ranker(
   names: Sequence[str], predict: Predictor, concepts: tuple[np.ndarray, np.ndarray],
   phi: Sequence[float], calibration: ranking.Calibration, thresholds: np.ndarray | None = None,
+  patterns: np.ndarray | None = None,
 ) -> Ranker:  # fmt: skip
   """Ranks attributes by what is known of them.
 
@@ -81,6 +85,7 @@ def make_ranker(
     calibration: of the terms.
     thresholds: confidence [a] from which an image counts as having an attribute. Beside the first
       ranked, only what the query has may explain its map jointly; all may where this is None.
+    patterns: [a d], for `attribute_regions`; see `ops.concepts.patterns`.
 
   Raises:
     ValueError: phi is not on the simplex.
@@ -102,6 +107,7 @@ def make_ranker(
         str(names[a]), float(totals[a]),
         dict(zip(ranking.TERMS, (float(term[a]) for term in terms), strict=True)),
         dict(zip(ranking.TERMS, map(float, shares[:, a]), strict=True)), large[a], vectors[a],
+        None if patterns is None else patterns[a],
       )
       for a in order
     )  # fmt: skip

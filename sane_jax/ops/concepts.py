@@ -114,6 +114,20 @@ def directions(normals: Float[Array, "m d"], whitening: Whitening) -> Float[Arra
   return jnp.where(norms > 1e-9, out / jnp.maximum(norms, 1e-9), 0)
 
 
+def patterns(
+  vectors: Float[Array | np.ndarray, "m d"], x: Float[Array | np.ndarray, "n d"]
+) -> Float[Array, "m d"]:
+  """How rows with a concept differ from those without, Σ v / vᵀ Σ v, as unit vectors; 0 for v = 0.
+
+  Σ is the covariance of x. A classifier's normal v is a filter: it also weighs what helps to take
+  away what else rows differ in, and need not look like the concept (Haufe et al., NeuroImage 2014).
+  """
+  centred = x - x.mean(axis=0)
+  out = jnp.matmul(vectors @ centred.T, centred, precision="highest") / len(x)
+  norms = jnp.linalg.norm(out, axis=1, keepdims=True)  # vᵀ Σ v is not negative
+  return jnp.where(norms > 1e-12, out / jnp.maximum(norms, 1e-12), 0)
+
+
 def balanced_accuracy(
   x: Float[Array, "n d"], labels: Bool[Array, "m n"], use: Bool[Array, "m n"],
   normals: Float[Array, "m d"], offsets: Float[Array, " m"],
@@ -138,17 +152,18 @@ def tcav_scores(
 
 
 def random_test(score: float, controls: np.ndarray) -> float:
-  """Two-sided p-value of a TCAV score, that it is one more draw from those of random concepts.
+  """Two-sided p-value of a TCAV score, that it is one more draw from those of re-matched pairs.
 
   Student's t with n − 1 degrees of freedom of t = (score − mean) / (sd √(1 + 1/n)) for n controls.
   Restarts of one concept share its images and are not independent draws, so they enter as their
-  mean, and each control as the mean of as many restarts. NaN with fewer than three controls.
+  mean, and each control as the mean of as many restarts. Where all controls are alike, the least
+  that n of them can tell, 1/(n + 1). NaN with fewer than three controls.
   """
   controls = controls[np.isfinite(controls)]
   if len(controls) < 3 or not np.isfinite(score):
     return float("nan")
   spread = controls.std(ddof=1)
   if spread == 0:
-    return 1.0 if score == controls[0] else 0.0
+    return 1.0 if score == controls[0] else 1 / (len(controls) + 1)
   t = (score - controls.mean()) / (spread * np.sqrt(1 + 1 / len(controls)))
   return float(2 * special.stdtr(len(controls) - 1, -abs(t)))

@@ -97,6 +97,29 @@ def test_one_class_alone_gives_no_direction():
   assert (np.asarray(concepts.directions(normals, w)) == 0).all()
 
 
+def test_a_pattern_is_what_the_concept_does_and_not_what_the_classifier_takes_away():
+  """Stripes move u1; the ground's brightness moves u1 and u2, and has to be taken off u1."""
+  rng = np.random.default_rng(0)
+  stripes, bright = rng.random((2, 600)) < 0.5
+  x = 0.2 * rng.normal(size=(600, 8))
+  x[:, 0] += 1.0 * stripes + 1.0 * bright
+  x[:, 1] += 1.0 * bright
+  x = x.astype(np.float32)
+  whitening, z = whitened(x)
+  labels = stripes[None]
+  weights = concepts.balance(jnp.asarray(labels), jnp.ones((1, 600), bool))
+  normals, _ = concepts.fit_classifiers(z, jnp.asarray(labels), weights, steps=200)
+  v = concepts.directions(normals, whitening)
+  pattern = np.asarray(concepts.patterns(v, jnp.asarray(x)))[0]
+  # A region that shows bright ground would be said to speak against stripes.
+  assert float(v[0, 1]) < -0.3
+  assert abs(pattern[1]) < 0.15
+  assert pattern[0] > 0.95
+  difference = x[stripes].mean(axis=0) - x[~stripes].mean(axis=0)
+  assert pattern @ difference / np.linalg.norm(difference) > 0.98
+  assert not np.asarray(concepts.patterns(jnp.zeros((2, 8)), jnp.asarray(x))).any()
+
+
 def test_sensitivity_is_the_derivative_of_the_cosine():
   rng = np.random.default_rng(1)
   unit = lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
