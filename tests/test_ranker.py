@@ -115,24 +115,45 @@ def test_what_the_query_lacks_does_not_explain_it_jointly():
 
 def test_the_sentence_says_what_was_measured():
   text = rank(TOP).sentence
-  assert text == "These match mainly on “striped” (100 % of the evidence, at the top)."
+  assert text == (
+    "These match mainly on “striped” (100 % of what speaks for the match, at the top; of an even"
+    " map 25 %)."
+  )
   two = TOP.copy()
   two[2:, 2:] = 0.5
-  text = rank(two).sentence
-  assert "“striped” (80 % of the evidence, at the top)" in text
-  assert "then “collared” (20 %, at the lower right)" in text
+  found = rank(two)
+  # Of 4 and 2: the squared cosine would be 80 and 20 %.
+  np.testing.assert_allclose(found.under, [[2 / 3, 0.25], [1 / 3, 0.25]])
+  np.testing.assert_allclose(found.joint.shares, [0.8, 0.2])
+  assert "“striped” (67 % of what speaks for the match, at the top; of an" in found.sentence
+  assert "then “collared” (33 % more, at the lower right; of an even map 25 %)" in found.sentence
 
 
 def test_an_attribute_whose_map_is_elsewhere_is_not_talked_up():
   text = rank(TOP, (1.0, 0.0, 0.0, 0.0)).sentence
-  assert text.startswith("“collared” is ranked first, though its map holds 0 % of the evidence;")
-  assert "more of it lies on “striped” (100 %, at the top)" in text
+  assert text.startswith("“collared” is ranked first, though the map is hardly on it (0 % of")
+  assert "more of it lies on “striped” (100 % more, at the top" in text
 
 
-def test_what_no_attribute_fits_is_said():
+def test_what_an_even_map_has_as_well_explains_nothing():
+  """A map that is noise has as much on an attribute as the attribute is large."""
+  rng = np.random.default_rng(0)
+  noise = rng.random((4, 4))
+  found = rank(noise, (1.0, 0.0, 0.0, 0.0))
+  assert "match mainly" not in found.sentence
+  red = reasons.sentence(
+    ["red"], np.ones((4, 4, 1)), noise, (0,), np.array([[1.0, 1.0]]), None, 0.0
+  )
+  assert red.startswith("“red” is ranked first, though the map is hardly on it (100 % of")
+  share, even = ranking.mass_under(noise, np.ones((4, 4, 1)))
+  assert share == pytest.approx(1)
+  assert even == pytest.approx(1)
+
+
+def test_what_lies_on_no_attribute_is_said():
   saliency = TOP.copy()
   saliency[3, 0] = 1.0
-  assert "fit no attribute" in rank(saliency).sentence
+  assert "the other 20 % lie on none of these" in rank(saliency, thresholds=np.ones(3)).sentence
 
 
 def test_what_speaks_against_is_said():

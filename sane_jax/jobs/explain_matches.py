@@ -138,6 +138,7 @@ def _explained(
     "sources": sources,
     "photos": [hashlib.sha256(p.pixels.tobytes()).hexdigest() for p in (query, reference)],
     "names": [query.name, reference.name],
+    "sentence": "shares of mass",
   }
   text = json.dumps(identity, sort_keys=True)
   path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
@@ -152,12 +153,14 @@ def _explained(
     kind=f"{' and '.join(kinds)}{': ' if any(titles) else ''}{' · '.join(filter(None, titles))}"
   )
   record = {k: v for k, v in explanation.record().items() if k not in ("seconds", "settings")}
-  joint = explanation.explained_by.joint
+  # `share` and `unexplained` are of squared length, as ever; `mass` is what the sentence says.
+  joint, under = explanation.explained_by.joint, explanation.explained_by.under.tolist()
   record["joint"] = [
-    {"name": explanation.attributes[i].name, "share": share}
-    for i, share in zip(joint.chosen, joint.shares, strict=True)
+    {"name": explanation.attributes[i].name, "share": share, "mass": mass, "mass_even_map": even}
+    for i, share, (mass, even) in zip(joint.chosen, joint.shares, under, strict=True)
   ]
   record["unexplained"] = 1 - joint.explained
+  record["mass_elsewhere"] = 1 - sum(mass for mass, _ in under)
   saved_views.save_view(path, view)
   files.write_bytes(record_path, json.dumps(record).encode())
   return view, record

@@ -43,7 +43,9 @@ class Attributes(NamedTuple):
     ranked: best first.
     margin: total of the first less that of the second.
     joint: the few attributes whose maps together explain the saliency map, the first ranked among
-      them; indices into `ranked`.
+      them; indices into `ranked`. Its shares are squared cosines.
+    under: for each of those the share of the map's positive mass that it adds to what lies under
+      them, and that of an even map [k 2], see `ranking.mass_under`.
     against: the attribute whose map fits best what speaks against the match; None where nothing
       does.
     against_share: the part of the map's mass that speaks against the match.
@@ -53,6 +55,7 @@ class Attributes(NamedTuple):
   ranked: tuple[RankedAttribute, ...]
   margin: float
   joint: ranking.Joint
+  under: np.ndarray
   against: str | None
   against_share: float
   sentence: str
@@ -66,7 +69,7 @@ Predictor = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 MOST = 3  # attributes that a sentence names
 CANDIDATES = 6  # of the first ranked, from which those are chosen
-LITTLE = 0.1  # share of the evidence below which an attribute does not explain the map
+LITTLE = 0.1  # share of the map, beyond an even map's, below which an attribute does not explain it
 AGAINST = 0.25  # share of the map's mass that is worth a sentence
 
 
@@ -119,8 +122,11 @@ def make_ranker(
     against, share = opponent(saliency, maps, confidence, order)
     margin = float(totals[order[0]] - totals[order[1]]) if len(order) > 1 else float("nan")
     name = None if against is None else names[against]
-    text = sentence([r.name for r in ranked], at_cells, saliency, together, name, share)
-    return Attributes(ranked, margin, together, name, share, text)
+    under = np.stack(ranking.mass_under(saliency, at_cells[..., list(together.chosen)]), axis=1)
+    text = sentence(
+      [r.name for r in ranked], at_cells, saliency, together.chosen, under, name, share
+    )
+    return Attributes(ranked, margin, together, under, name, share, text)
 
   return ranker
 
@@ -197,48 +203,51 @@ def _fit(saliency: np.ndarray, maps: np.ndarray) -> np.ndarray:
 
 
 def sentence(
-  names: list[str], maps: np.ndarray, saliency: np.ndarray, joint: ranking.Joint,
-  against: str | None, against_share: float,
+  names: list[str], maps: np.ndarray, saliency: np.ndarray, chosen: Sequence[int],
+  under: np.ndarray, against: str | None, against_share: float,
 ) -> str:  # fmt: skip
   """What was measured of a pair, in words.
 
-  Shares are of the square length of the map's positive part: what the first accounts for, and what
-  each further one adds (`ranking.explain_jointly`).
+  Shares are of the map's positive mass: what lies under the first, and what each further one adds,
+  beside what an even map has there (`ranking.mass_under`).
 
   Args:
     names: of attributes, best first.
     maps: their activation maps at the cells [rows columns a].
     saliency: [rows columns].
-    joint: attributes that explain it together.
+    chosen: attributes that explain it together.
+    under: their shares, and an even map's [k 2].
     against: what fits the negative part best.
     against_share: its share of the mass.
   """
-  if not joint.chosen:
+  if not len(chosen):
     return (
       f"“{names[0]}” is ranked first, but no region raises the score: the map has nothing that an"
       " attribute could explain."
     )
-  shares = dict(zip(joint.chosen, joint.shares, strict=True))
-  first = shares.pop(0, 0.0)
+  shares = dict(zip(chosen, under.tolist(), strict=True))
+  first, even = shares.pop(0, (0.0, 0.0))
 
-  def where(a: int) -> str:
-    return place(maps[..., a] * np.maximum(saliency, 0))
+  def told(a: int, share: float, even: float, of: str) -> str:
+    at = place(maps[..., a] * np.maximum(saliency, 0))
+    return f"({_percent(share)} {of}, {at}; of an even map {_percent(even)})"
 
-  told = [f"“{names[a]}” ({_percent(share)}, {where(a)})" for a, share in shares.items()]
-  if first >= LITTLE:
+  of = "of what speaks for the match"
+  others = [f"“{names[a]}” {told(a, s, even, 'more')}" for a, (s, even) in shares.items()]
+  if first - even >= LITTLE:
     how = "mainly on" if first >= 0.5 else "in part on"
-    parts = [f"These match {how} “{names[0]}” ({_percent(first)} of the evidence, {where(0)})"]
-    if told:
-      link = "then" if max(shares.values()) <= first else "and more on"
-      parts.append(f", {link} {' and '.join(told)}")
+    parts = [f"These match {how} “{names[0]}” {told(0, first, even, of)}"]
+    if others:
+      link = "then" if max(share for share, _ in shares.values()) <= first else "and more on"
+      parts.append(f", {link} {' and '.join(others)}")
   else:
     parts = [
-      f"“{names[0]}” is ranked first, though its map holds {_percent(first)} of the evidence"
+      f"“{names[0]}” is ranked first, though the map is hardly on it {told(0, first, even, of)}"
     ]
-    if told:
-      parts.append(f"; more of it lies on {' and '.join(told)}")
-  left = 1 - joint.explained
-  parts.append(f"; the other {_percent(left)} fit no attribute." if left > 0.005 else ".")
+    if others:
+      parts.append(f"; more of it lies on {' and '.join(others)}")
+  left = 1 - float(under[:, 0].sum())
+  parts.append(f"; the other {_percent(left)} lie on none of these." if left > 0.005 else ".")
   if against is not None and against_share >= AGAINST:
     parts.append(
       f" {_percent(against_share)} of the map speaks against the match, most like “{against}”."

@@ -185,7 +185,9 @@ def test_attributes_are_not_mathematics_and_keep_to_their_panel(name):
 
 @pytest.mark.parametrize("dpi", [72, 120, 300])
 def test_the_sentence_is_a_caption_that_fits(dpi):
-  words = "These match mainly on “striped” (62 % of the evidence, $x_1$), then on “W”. "
+  words = (
+    "These match mainly on “striped” (62 % of what speaks for the match, $x_1$), then on “W”. "
+  )
   sentence = words * 4 + "W" * 200
   figure = draw_figure(make_pair(sentence=sentence))
   lines = texts(figure)[2:]
