@@ -45,10 +45,11 @@ def _drop_compiled_programs_where_they_are_too_many():
     jax.clear_caches()
 
 
-# Two workers take a file each: the longest first, so that none works alone at the end.
+# Each worker takes a file: the longest first, so that none works alone at the end, and what waits
+# for another's run of the pipeline later.
 LONGEST = (
-  "test_whole_pipeline", "test_explainer", "test_many_processes", "test_train_jobs",
-  "test_documented_commands", "test_main", "test_processes", "test_designs", "test_remote",
+  "test_explainer", "test_whole_pipeline", "test_train_jobs", "test_main", "test_remote",
+  "test_many_processes", "test_designs", "test_documented_commands", "test_processes",
 )  # fmt: skip
 
 
@@ -58,9 +59,13 @@ def pytest_collection_modifyitems(items):
 
 
 def once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
-  """A folder that whichever worker asks first has filled by `make`, and the others share."""
+  """A folder that whichever worker asks first has filled by `make`, and the others share.
+
+  SANE_JAX_SHARED_RUNS=FOLDER keeps it there, for test sessions to come.
+  """
   base = tmp_path_factory.getbasetemp()
   base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+  base = pathlib.Path(os.environ.get("SANE_JAX_SHARED_RUNS", base))
   with (base / f"{name}.lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     folder = base / name

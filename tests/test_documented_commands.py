@@ -77,7 +77,7 @@ SMALLER = (
    ("--config.image_size=64", "--config.metrics=False", "--config.num_masks=128")),
   (r"configs/generators\.py",
    ("--config.generators=('random','hadamard:num_masks=128')", "--config.max_pairs=2",
-    "--config.image_size=64")),
+    "--config.image_size=64", "--config.model=my_module:my_function")),
   (r"configs/benchmark\.py",
    ("--config.parts=('index',)", "--config.index_images=200", "--config.repeats=2")),
 )  # fmt: skip

@@ -547,11 +547,15 @@ def planted(rng, sign, scale=1):
   query += 0.03 * rng.normal(size=query.shape).astype(np.float32)
   query[rows, columns] = [0.9, 0.1, 0.1]
   reference[rows, columns] = [1.0, 0.0, 0.0] if sign > 0 else [0.0, 0.0, 1.0]
+  return query.clip(0, 1), reference, region_model(scale), (rows, columns)
+
+
+@functools.cache  # traced once
+def region_model(scale):
   region = tuple((scale * low, scale * high) for low, high in REGION)
-  model = sane_jax.from_jax(
-    lambda _, x: encoders.one_region(region, x), None, image_size=size, name="one_region"
+  return sane_jax.from_jax(
+    lambda _, x: encoders.one_region(region, x), None, image_size=scale * SIZE, name="one_region"
   )
-  return query.clip(0, 1), reference, model, (rows, columns)
 
 
 @by_name(GENERATORS)

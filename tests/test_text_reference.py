@@ -215,6 +215,7 @@ def test_gradients_do_not_flow_where_there_are_none(photos):
   np.testing.assert_array_equal(one.saliency_map, ten.saliency_map)
 
 
+@pytest.mark.full  # it trains
 @pytest.mark.torch
 @pytest.mark.onnx
 def test_a_small_clip_points_at_what_the_caption_names(tmp_path):

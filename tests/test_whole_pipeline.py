@@ -146,18 +146,22 @@ def test_the_viewer_serves_a_split_and_says_where_there_is_no_map(whole, monkeyp
     assert (with_maps == len(some)) == (index is every)
 
 
-def test_killed_three_times_it_ends_the_same(whole, tmp_path):
+KILLS = int(os.environ.get("SANE_JAX_KILLS", 1))
+
+
+@pytest.mark.timeout(300 + 30 * (KILLS - 1))
+def test_killed_it_ends_the_same(whole, tmp_path):
   """All jobs in another folder, killed at random moments: the same models to the last bit, and
   the same answers to 1e-6."""
   moments = np.random.default_rng()  # other moments in each run
   kills = 0
-  while kills < 3:
+  while kills < KILLS:
     child = subprocess.Popen(
       many.command("synthetic", SMALL), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-      assert child.wait(timeout=moments.uniform(6, 12)) == 0
+      assert child.wait(timeout=moments.uniform(6, 20 if KILLS == 1 else 12)) == 0
       break  # a machine so fast that it is done
     except subprocess.TimeoutExpired:
       child.kill()

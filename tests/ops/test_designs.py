@@ -235,13 +235,12 @@ def test_chunks_and_blocks_add_up(rng):
       else (i - design.num_fixed) // design.replicate_size + (design.num_fixed > 0)
       for i in range(n)
     ]
+    add = jax.jit(effects.AddToMoments(design).__call__)
     for chunk in (1, 3, 7, 11, n):
       moments = effects.zero_moments(design, cells, 2)
       for start in range(0, n, chunk):
         part = slice(start, min(start + chunk, n))
-        moments = effects.AddToMoments(design)(
-          masking, moments, y[part], (x[part], t[part]), indices[part]
-        )
+        moments = add(masking, moments, y[part], (x[part], t[part]), indices[part])
       assert max(block) + 1 == moments.gram.shape[0]
       for b in range(max(block) + 1):
         member = np.array(block) == b
