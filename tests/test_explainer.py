@@ -33,7 +33,7 @@ def nonlinear_model():
 
 def masks_of(design, key, start, count, shape=(SIZE, SIZE)):
   cells = designs.grid_cells(shape, design.grid)
-  out = jax.vmap(lambda i: design.mask(key, cells, i)[0])(start + jnp.arange(count))
+  out = jax.vmap(lambda i: designs.mask(design, key, cells, i)[0])(start + jnp.arange(count))
   return np.asarray(out, np.float64)
 
 

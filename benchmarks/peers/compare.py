@@ -112,7 +112,7 @@ def rendered_masks(count, seed=0):
   design = designs.Rise(num_masks=MASKS)
   cells = designs.grid_cells((SIZE, SIZE), design.grid)
   key = jax.random.key(seed)
-  render = jax.jit(jax.vmap(lambda index: design.mask(key, cells, index)[0]))
+  render = jax.jit(jax.vmap(lambda index: designs.mask(design, key, cells, index)[0]))
   parts = [np.asarray(render(np.arange(i, min(i + 100, count)))) for i in range(0, count, 100)]
   return np.concatenate(parts)
 
@@ -337,6 +337,7 @@ def cache_ours(photos, **options):
 
 def both_loop(photos):
   """One pair, both images masked: all masked queries again for each masked reference."""
+  import jax
   import torch
 
   from sane_jax.maps import measure
@@ -345,10 +346,8 @@ def both_loop(photos):
   masking, design, start, count = measure.mask_reference(
     explainer.design, explainer.key, explainer.photo(photos[1]).pixels, explainer.fill
   )
-  masks = np.stack([
-    np.asarray(design.mask(masking.key, masking.cells, np.int32(start + k))[0])
-    for k in range(count)
-  ])  # fmt: skip
+  show = jax.vmap(lambda drawn, index: design.show(drawn, masking.cells, index)[0])
+  masks = np.asarray(show(masking.drawn, np.arange(design.num_masks)))[start : start + count]
   reference = to_torch(photos[1])
   fill = reference.mean((2, 3), keepdim=True)
   stack = torch.from_numpy(masks)[:, None]
@@ -524,9 +523,9 @@ def write_table(args, lines):
 
 def compare_maps(family, one, two):
   """This library averages RISE's map over 28 x 28 cells and enlarges it: so is the loop's here."""
-  from sane_jax.ops import designs
+  from sane_jax.ops import designs, resampling
 
-  rows = designs.averaging(SIZE, 28)
+  rows = resampling.averaging(SIZE, 28)
   up = designs._interpolation(SIZE, 28)
   same = np.einsum("ch,nhw,dw->ncd", rows, two, rows)
   theirs = np.einsum("hc,ncd,wd->nhw", up, same, up)

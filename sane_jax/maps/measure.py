@@ -78,8 +78,8 @@ def measure(
   """
   cells = designs.design_cells(design, pixels)
   masking = effects.Masking(
-    key, cells, jnp.asarray(pixels), jnp.asarray(fills.fill_images(fill, pixels)),
-    jnp.asarray(np.ravel(whole), jnp.float32),
+    designs.draw(design, key, cells), cells, jnp.asarray(pixels),
+    jnp.asarray(fills.fill_images(fill, pixels)), jnp.asarray(np.ravel(whole), jnp.float32),
   )  # fmt: skip
   moments = effects.zero_moments(design, cells, np.size(whole))
   render, update = effects.RenderMasked(design), effects.AddToMoments(design)
@@ -155,8 +155,9 @@ def masked_images(
 def mask_reference(design, key, pixels, fill) -> tuple[effects.Masking, designs.Design, int, int]:
   """What renders them: their own masks, of a key of their own; the first, and how many."""
   design, first, count = design.reference_masks()
+  cells = designs.design_cells(design, pixels)
   masking = effects.Masking(
-    jax.random.fold_in(key, REFERENCE), designs.design_cells(design, pixels), jnp.asarray(pixels),
+    designs.draw(design, jax.random.fold_in(key, REFERENCE), cells), cells, jnp.asarray(pixels),
     jnp.asarray(fills.fill_images(fill, pixels)), jnp.zeros(0),
   )  # fmt: skip
   return masking, design, first, count

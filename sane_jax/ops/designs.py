@@ -1,8 +1,9 @@
 """Mask designs: which masks are shown, and how the map is read off the scores.
 
 A perturbation explanation is a mask design with a linear readout. Mask `i` is a pure function of
-`(key, i)`; with it come two small feature vectors, `x_i` [p] and `t_i` [q], and all that is ever
-kept of the N masked images are the sums
+`(key, i)`: a few random numbers are drawn, and the mask is made of them. With it come two small
+feature vectors, `x_i` [p] and `t_i` [q], and all that is ever kept of the N masked images are the
+sums
 
     gram     G = Σ_i x_i t_iᵀ   [p q]      (of the masks alone)
     response H = Σ_i x_i y_iᵀ   [p k]      (y_i: unit embedding of masked image i, less that of
@@ -17,7 +18,7 @@ Shapes: `h w` pixels · `c` cells · `p q` features · `k` what y holds (embeddi
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -70,10 +71,14 @@ class Design(Protocol):
     """What masks the reference when both images are masked: a design, its first mask, how many."""
     ...
 
-  def mask(
-    self, key: PRNGKeyArray, cells: Cells, index: Int[Array, ""]
+  def draw(self, key: PRNGKeyArray, cells: Cells, index: Int[Array, ""]) -> Any:
+    """What is random in mask `index`: a pytree of small arrays."""
+    ...
+
+  def show(
+    self, drawn: Any, cells: Cells, index: Int[Array, ""]
   ) -> tuple[Float[Array, "h w"], Float[Array, " p"], Float[Array, " q"]]:
-    """Mask `index` (1 keeps the pixel) with its features x and t."""
+    """Mask `index` (1 keeps the pixel), made of what was drawn, with its features x and t."""
     ...
 
   def readout(
@@ -85,6 +90,23 @@ class Design(Protocol):
   def upsample(self, values: Float[Array, " c"], cells: Cells) -> Float[Array, "h w"]:
     """A map over the image's pixels from one value a cell."""
     ...
+
+
+@functools.partial(jax.jit, static_argnames="design")
+def draw(design: Design, key: PRNGKeyArray, cells: Cells) -> Any:
+  """What is random in each of the N masks: `design.draw` of all, stacked.
+
+  A program of its own, compiled once for a design: it takes the compiler longer than the rest of
+  the kernel, which is compiled anew for each model and size of chunk.
+  """
+  return jax.vmap(lambda index: design.draw(key, cells, index))(jnp.arange(design.num_masks))
+
+
+def mask(
+  design: Design, key: PRNGKeyArray, cells: Cells, index: Int[Array, ""]
+) -> tuple[Float[Array, "h w"], Float[Array, " p"], Float[Array, " q"]]:
+  """Mask `index` (1 keeps the pixel) with its features x and t."""
+  return design.show(design.draw(key, cells, index), cells, index)
 
 
 # --- cells ----------------------------------------------------------------------------------------
@@ -182,14 +204,22 @@ class Rise:
   def reference_masks(self):
     return self, 0, self.num_reference_masks
 
-  def mask(self, key, cells, index):
+  def _step(self, size: int) -> int:
+    return -(-size // self.mask_cells)  # pixels a mask cell, rounded up
+
+  def draw(self, key, cells, index):
     pattern_key, *shift_keys = jax.random.split(jax.random.fold_in(key, index), 3)
-    n = self.mask_cells
-    on = jax.random.bernoulli(pattern_key, self.probability, (n, n)).astype(jnp.float32)
-    sides = []
-    for size, map_cells, shift_key in zip(cells.labels.shape, self.grid, shift_keys, strict=True):
-      step = -(-size // n)  # pixels a mask cell, rounded up: n + 1 of them cover any shift
-      shift = jax.random.randint(shift_key, (), 0, step)
+    on = jax.random.bernoulli(pattern_key, self.probability, (self.mask_cells, self.mask_cells))
+    return on, [
+      jax.random.randint(shift_key, (), 0, self._step(size))
+      for shift_key, size in zip(shift_keys, cells.labels.shape, strict=True)
+    ]
+
+  def show(self, drawn, cells, index):
+    on, shifts = drawn
+    on, n, sides = on.astype(jnp.float32), self.mask_cells, []
+    for size, map_cells, shift in zip(cells.labels.shape, self.grid, shifts, strict=True):
+      step = self._step(size)  # n + 1 of them cover any shift
       whole = jnp.asarray(_interpolation((n + 1) * step, n))
       side = jax.lax.dynamic_slice_in_dim(whole, shift, size)
       sides.append((side, jnp.asarray(resampling.averaging(size, map_cells)) @ side))
@@ -241,7 +271,10 @@ class SlidingWindow:
     # 6 x 6 positions inside the image: a stride of 16 at 112 pixels.
     return dataclasses.replace(self, grid=(6, 6), padding=0.0), 0, 36
 
-  def mask(self, key, cells, index):
+  def draw(self, key, cells, index):
+    return ()
+
+  def show(self, drawn, cells, index):
     hidden = []
     for size, count, position in zip(
       cells.labels.shape, self.grid, (index // self.grid[1], index % self.grid[1]), strict=True
@@ -296,9 +329,11 @@ class Lime:
   def reference_masks(self):
     return self, 1, self.num_reference_masks
 
-  def mask(self, key, cells, index):
-    on = jax.random.bernoulli(jax.random.fold_in(key, index), 0.5, cells.valid.shape)
-    z = ((on | (index == 0)) & cells.valid).astype(jnp.float32)
+  def draw(self, key, cells, index):
+    return jax.random.bernoulli(jax.random.fold_in(key, index), 0.5, cells.valid.shape)
+
+  def show(self, drawn, cells, index):
+    z = ((drawn | (index == 0)) & cells.valid).astype(jnp.float32)
     distance = 1 - jnp.sqrt(z.sum() / cells.valid.sum())
     weight = jnp.sqrt(jnp.exp(-((distance / self.kernel_width) ** 2)))
     t = jnp.concatenate([jnp.ones(1), z])
@@ -351,7 +386,7 @@ class KernelShap:
   def reference_masks(self):
     return self, 1, self.num_reference_masks
 
-  def mask(self, key, cells, index):
+  def draw(self, key, cells, index):
     size_key, order_key = jax.random.split(jax.random.fold_in(key, (index + 1) // 2))
     players = cells.valid.sum()
     sizes = jnp.arange(1, cells.valid.size)
@@ -359,8 +394,10 @@ class KernelShap:
     size = sizes[jax.random.categorical(size_key, jnp.where(sizes < players, kernel, -jnp.inf))]
     order = jnp.where(cells.valid, jax.random.uniform(order_key, cells.valid.shape), jnp.inf)
     chosen = order < jnp.sort(order)[size]
-    chosen = jnp.where(index % 2 == 1, chosen, ~chosen) & cells.valid & (index > 0)
-    z = chosen.astype(jnp.float32)
+    return jnp.where(index % 2 == 1, chosen, ~chosen) & cells.valid & (index > 0)
+
+  def show(self, drawn, cells, index):
+    z = drawn.astype(jnp.float32)
     empty = (index == 0).astype(jnp.float32)
     return z[cells.labels], jnp.concatenate([z, empty[None]]), z
 
@@ -424,14 +461,17 @@ class Hadamard:
   def reference_masks(self):
     return self, 0, self.num_reference_masks
 
-  def mask(self, key, cells, index):
+  def draw(self, key, cells, index):
     n = self.order
     column_key, row_key, sign_key = jax.random.split(jax.random.fold_in(key, index // (2 * n)), 3)
     columns = _permutation(column_key, n)[: cells.valid.size]
     row = _permutation(row_key, n)[(index % (2 * n)) // 2]
     flips = jax.random.bernoulli(sign_key, 0.5, cells.valid.shape)
     # Entry (row, column) of the Sylvester matrix is (-1)^popcount(row & column).
-    z = ((jax.lax.population_count(row & columns) + flips + index) % 2).astype(jnp.float32)
+    return (jax.lax.population_count(row & columns) + flips + index) % 2 == 1
+
+  def show(self, drawn, cells, index):
+    z = drawn.astype(jnp.float32)
     return z[cells.labels], jnp.concatenate([jnp.ones(1), 2 * z - 1]), jnp.ones(1)
 
   def readout(self, cells, gram, response):
@@ -461,7 +501,10 @@ class Random:
   def reference_masks(self):
     return self, 0, 0
 
-  def mask(self, key, cells, index):
+  def draw(self, key, cells, index):
+    return ()
+
+  def show(self, drawn, cells, index):
     return jnp.ones(cells.labels.shape), jnp.ones(1), jnp.ones(1)
 
   def readout(self, cells, gram, response):

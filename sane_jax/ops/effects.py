@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 from scipy import special
 
 from sane_jax.ops import designs
@@ -29,9 +29,9 @@ class Moments(NamedTuple):
 
 
 class Masking(NamedTuple):
-  """What renders masked images: the key of the masks, the regions, the image, what hides it."""
+  """What renders masked images: what was drawn for the masks, the regions, the image, its fill."""
 
-  key: PRNGKeyArray
+  drawn: Any  # a row a mask, see `designs.draw`
   cells: designs.Cells
   image: Float[Array, "h w 3"]
   fill: Float[Array, "f h w 3"]  # masks 2i and 2i + 1 have fill i mod f
@@ -59,13 +59,15 @@ class RenderMasked(NamedTuple):
   def __call__(
     self, masking: Masking, indices: Int[Array, " n"]
   ) -> tuple[Float[Array, "n h w 3"], tuple[Float[Array, "n p"], Float[Array, "n q"]]]:
-    def one(index):
-      mask, x, t = self.design.mask(masking.key, masking.cells, index)
+    drawn = jax.tree.map(lambda a: a[indices], masking.drawn)
+
+    def one(drawn, index):
+      mask, x, t = self.design.show(drawn, masking.cells, index)
       # A mask and its complement share a fill: what the fill itself does to the score cancels.
       fill = masking.fill[(index // 2) % masking.fill.shape[0]]
       return blend(mask, masking.image, fill), (x, t)
 
-    return jax.vmap(one)(indices)
+    return jax.vmap(one)(drawn, indices)
 
 
 def num_blocks(design: designs.Design) -> int:
@@ -82,7 +84,9 @@ def _block_of(design: designs.Design, index: Any) -> Any:
 
 def zero_moments(design: designs.Design, cells: designs.Cells, k: int) -> Moments:
   """Sums over no mask at all, for `k` columns of y."""
-  _, x, t = jax.eval_shape(design.mask, jax.random.key(0), cells, jnp.int32(0))
+  _, x, t = jax.eval_shape(
+    functools.partial(designs.mask, design), jax.random.key(0), cells, jnp.int32(0)
+  )
   blocks = num_blocks(design)
   return Moments(jnp.zeros((blocks, x.shape[0], t.shape[0])), jnp.zeros((blocks, x.shape[0], k)))
 

@@ -23,7 +23,7 @@ ALL = [
 def all_masks(design, key=KEY, cells=None):
   cells = cells or designs.grid_cells(SHAPE, design.grid)
   indices = jnp.arange(design.num_masks)
-  out = jax.vmap(lambda i: design.mask(key, cells, i))(indices)
+  out = jax.vmap(lambda i: designs.mask(design, key, cells, i))(indices)
   return [np.asarray(o, np.float64) for o in out]
 
 
@@ -40,7 +40,7 @@ def test_masks_are_in_range_and_a_function_of_key_and_index(design):
   assert masks.min() >= 0
   assert masks.max() <= 1 + 1e-6
   cells = designs.grid_cells(SHAPE, design.grid)
-  alone = design.mask(KEY, cells, jnp.int32(7))[0]  # not vmapped, not in order
+  alone = designs.mask(design, KEY, cells, jnp.int32(7))[0]  # not vmapped, not in order
   np.testing.assert_allclose(alone, masks[7], atol=1e-6)
   if not isinstance(design, designs.SlidingWindow):
     other, _, _ = all_masks(design, jax.random.key(4))
@@ -225,10 +225,10 @@ def test_chunks_and_blocks_add_up(rng):
     cells = designs.grid_cells(SHAPE, design.grid)
     n = design.num_masks
     indices = jnp.arange(n)
-    _, x, t = jax.vmap(lambda i, d=design, c=cells: d.mask(KEY, c, i))(indices)
+    _, x, t = jax.vmap(lambda i, d=design, c=cells: designs.mask(d, KEY, c, i))(indices)
     y = jnp.asarray(rng.normal(size=(n, 2)), jnp.float32)
     nothing = jnp.zeros((1, 1, 3))
-    masking = effects.Masking(KEY, cells, nothing, nothing[None], jnp.zeros(2))
+    masking = effects.Masking((), cells, nothing, nothing[None], jnp.zeros(2))
     block = [
       0
       if i < design.num_fixed
