@@ -504,9 +504,8 @@ def test_the_share_of_the_reference_s_masks_is_their_scatter(photos, design):
     explainer = sane_jax.Explainer(
       nonlinear_model(), design=design, mode="both", fill="mean+blur", key=key
     )
-    groups = effects_lib.reference_maps(
-      design, matrix, explainer.masked_embeddings(photos[1]), num_fills=2
-    )
+    each = explainer.masked_embeddings(photos[1]) @ matrix.T
+    groups = effects_lib.reference_groups(design, each, num_fills=2)
     maps.append(groups.mean(axis=0))
     variances.append(groups.var(axis=0, ddof=1) / len(groups))
   ratio = np.mean(variances, axis=0) / np.var(maps, axis=0, ddof=1)
@@ -681,7 +680,11 @@ def score_model(counter=None):
 
 @pytest.mark.parametrize(
   ("design", "mode"),
-  [*((design, "fixed") for design in SAMPLING), (sane_jax.Hadamard(32, (4, 4)), "both")],
+  [
+    *((design, "fixed") for design in SAMPLING),
+    (sane_jax.Hadamard(128, (4, 4)), "both"),  # both draws are in the error
+    (sane_jax.SlidingWindow(grid=(3, 3)), "both"),
+  ],
   ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_score_only_model_gives_the_same_maps(design, mode, photos):
@@ -694,8 +697,7 @@ def test_score_only_model_gives_the_same_maps(design, mode, photos):
   ):
     assert relative(b.saliency.cells, a.saliency.cells) < 1e-4
     assert b.score == pytest.approx(a.score, abs=1e-6)
-    if mode == "fixed":
-      np.testing.assert_allclose(b.standard_error, a.standard_error, rtol=1e-2, atol=1e-6)
+    np.testing.assert_allclose(b.standard_error, a.standard_error, rtol=1e-2, atol=1e-6)
 
 
 def test_score_only_reference_side_and_refusals(photos):
@@ -770,6 +772,65 @@ def test_learned_mask_both_is_one_mask_side_by_side(rng):
   assert rows.start <= row < rows.stop
   assert columns.start <= column < columns.stop
   assert side.mean() > 2 * e.saliency_map.mean()
+
+
+# --- effects that cancel --------------------------------------------------------------------------
+
+
+def two_cells(offset=0.0, unit=1.0):
+  """A score of 0.8 where two cells of 4 x 4 are both as they were or both hidden, else of 0.3."""
+
+  def score(queries, reference):
+    shown = queries[:, 3, 3].mean(axis=1) > 0.5, queries[:, 24, 24].mean(axis=1) > 0.5
+    return offset + unit * np.where(shown[0] == shown[1], 0.8, 0.3)
+
+  query = np.full((SIZE, SIZE, 3), 0.9, np.float32)
+  return sane_jax.from_score(score, image_size=SIZE), query
+
+
+@pytest.mark.parametrize(
+  "design", ["hadamard", "kernel_shap", sane_jax.Hadamard(128, (4, 4), 0.0)], ids=str
+)
+@pytest.mark.parametrize("unit", [1.0, 1e-9, 1e9])
+def test_effects_that_cancel_are_not_said_to_be_none(design, unit):
+  model, query = two_cells(unit=unit)
+  options = {} if isinstance(design, sane_jax.Hadamard) else {"grid": (4, 4)}
+  with pytest.warns(UserWarning, match=r"of its own here.*by up to [\d.e+-]+.*sliding_window"):
+    e = sane_jax.Explainer(model, design=design, fill="black", **options).explain(query, query)
+  assert not e.saliency_map.any()
+  assert not e.sure.any()
+  assert f"by up to {0.5 * unit:.2g}" in e.warnings[0]
+  window = sane_jax.SlidingWindow(grid=(4, 4), window=0.25, padding=0.0)
+  w = sane_jax.Explainer(model, design=window, fill="black").explain(query, query)
+  assert w.saliency.cells.max() == pytest.approx(0.5 * unit, rel=1e-3)
+
+
+@by_name([sane_jax.Hadamard(128, (4, 4)), sane_jax.SlidingWindow()])
+def test_masking_both_may_cancel_and_says_so(design):
+  """One region decides, and hidden it looks alike in both: (u1 − u0) · (u1 + u0) / 2 = 0."""
+
+  def embed(_, images):
+    on = images[:, 3, 3].mean(axis=1) > 0.5
+    return jnp.where(on[:, None], jnp.array([[1.0, 0.0]]), jnp.array([[0.6, 0.8]]))
+
+  image = np.full((SIZE, SIZE, 3), 0.9, np.float32)
+  model = sane_jax.from_jax(embed, None, image_size=SIZE)
+  if isinstance(design, sane_jax.Hadamard):
+    design = dataclasses.replace(design, num_reference_masks=32)
+    with pytest.warns(UserWarning, match=r"by up to 0\.4:.*mode='fixed'"):
+      e = sane_jax.Explainer(model, design=design, fill="black", mode="both").explain(image, image)
+    assert not e.saliency_map.any()
+  fixed = sane_jax.Explainer(model, design=design, fill="black").explain(image, image)
+  assert fixed.saliency.cells.max() == pytest.approx(0.4, rel=0.4)
+  assert not fixed.warnings
+
+
+def test_a_score_of_a_small_unit_is_not_flat(photos):
+  """Whether a map is flat is a matter of the score's own size."""
+  tiny = sane_jax.from_score(lambda q, r: 1e-9 * q[:, :14].mean(axis=(1, 2, 3)), image_size=SIZE)
+  e = sane_jax.Explainer(tiny, design=SAMPLING[4], fill="black").explain(*photos[:2])
+  assert e.saliency_map.max() > 1e-11
+  assert not e.warnings
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -149,7 +149,9 @@ def test_the_effects_of_the_images_seen_last_are_kept(monkeypatch):
     def effects(self, photo):
       measured.append(photo.name)
       zeros = np.zeros((1, 2, 5), np.float32)  # 40 bytes
-      return Effects(photo, *[None] * 4, effects_lib.Moments(zeros, zeros), np.zeros(5), 1)
+      return Effects(
+        photo, *[None] * 4, effects_lib.Moments(zeros, zeros, zeros[0]), np.zeros(5), 1
+      )
 
   def ask(names, room):
     measured.clear()

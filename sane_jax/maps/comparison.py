@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from scipy import special
 
 from sane_jax import report
 from sane_jax.datasets import images as images_lib
@@ -23,7 +22,6 @@ from sane_jax.models.model import Model
 from sane_jax.ops import effects, fills, resampling, statistics
 from sane_jax.runs import files
 
-SIGNIFICANCE = 0.05  # chance that any of the cells named as different is none
 SIDE = 384  # longer side in pixels of the photo that maps are shown on
 SUPERPIXEL_GRID = (8, 8)  # where a model's regions are no grid
 # A map whose mean square is by more than this share the draw of masks has no scale of its own.
@@ -194,7 +192,10 @@ def compare(
   warnings = [f"{n}: {w}" for n, e in zip("AB", found, strict=True) for w in e.warnings]
   if not any(left_out):
     warnings.append("neither design draws masks: there is no error, and every difference is exact")
-  scaled = [by_own_scale(v, each) for v, each in zip(values, left_out, strict=True)]
+  scaled = [
+    by_own_scale(v, each, one.strata)
+    for v, each, one in zip(values, left_out, measured, strict=True)
+  ]
   for part, label in zip(scaled, "AB", strict=True):
     if part.noise > NOISE:
       warnings.append(
@@ -212,7 +213,7 @@ def compare(
   difference[np.abs(difference) < ROUNDING] = 0
   error, dof = _difference_error(scaled, paired)
   error[error < ROUNDING] = 0
-  p = statistics.holm(_p_values(difference, error, dof))
+  p = statistics.holm(effects.p_values(difference, error, dof))
   canvas = _canvas(photo)
   pixel_maps = np.stack(
     [
@@ -233,7 +234,7 @@ def compare(
     difference=difference.reshape(grid),
     standard_error=error.reshape(grid),
     p_values=p.reshape(grid),
-    significant=np.nan_to_num(p, nan=1).reshape(grid) <= SIGNIFICANCE,
+    significant=np.nan_to_num(p, nan=1).reshape(grid) <= statistics.SIGNIFICANCE,
     frame=_shares(region, photo.shape),
     scores=(found[0].score, found[1].score),
     scales=(scaled[0].scale, scaled[1].scale),
@@ -408,6 +409,7 @@ class Scaled(NamedTuple):
 
   values: np.ndarray
   left_out: list[np.ndarray]  # [b g] of each independent draw: the query's masks, the reference's
+  strata: list[int]  # of each draw
   errors: np.ndarray
   dof: float
   scale: float
@@ -425,19 +427,26 @@ def leave_out(one: Effects, e: Explanation) -> list[np.ndarray]:
     moments = one.moments._replace(
       response=jnp.matmul(one.moments.response, towards, precision="highest")
     )
-    out.append(np.asarray(effects.leave_one_out(one.design, one.cells, moments))[..., 0])
-  groups = effects.reference_maps(
-    one.design, np.asarray(one.matrix), e.directions, fills.num_fills(one.settings["fill"])
+    left_out = effects.leave_one_out(one.design, one.cells, moments, one.strata)
+    out.append(np.asarray(left_out)[..., 0])
+  groups = effects.reference_groups(
+    one.design, e.directions @ np.asarray(one.matrix).T, fills.num_fills(one.settings["fill"])
   )
   if len(groups):
     out.append((groups.sum(axis=0) - groups) / (len(groups) - 1))
   return out
 
 
-def by_own_scale(values: np.ndarray, left_out: list[np.ndarray]) -> Scaled:
+def by_own_scale(values: np.ndarray, left_out: list[np.ndarray], strata: int = 1) -> Scaled:
   """m / s with s² = ⟨m²⟩ − v; and the same of each leave-one-out map, whose v is larger by that of
-  its own draw / (B − 1)."""
-  spreads = [(len(each) - 1) * each.var(axis=0).mean() if len(each) else 0.0 for each in left_out]
+  its own draw / (B − 1). `strata` are the fills between which the query's replicates take turns."""
+  fills_of = [strata, 1][: len(left_out)]  # of the query's masks, of the reference's
+  spreads = [
+    (len(each) // s - 1) * (each - _stratum_means(each, s)).var(axis=0).mean() * s
+    if len(each)
+    else 0.0
+    for each, s in zip(left_out, fills_of, strict=True)
+  ]
   variance, total = float(sum(spreads)), float((values**2).mean())
   noise = variance / total if total > 0 else 0.0
 
@@ -446,39 +455,28 @@ def by_own_scale(values: np.ndarray, left_out: list[np.ndarray]) -> Scaled:
 
   whole = float(scale(np.asarray(total), variance)) or 1.0
   parts = []
-  for each, spread in zip(left_out, spreads, strict=True):
-    own = scale((each**2).mean(axis=1), variance + spread / max(len(each) - 1, 1))
+  for each, spread, s in zip(left_out, spreads, fills_of, strict=True):
+    own = scale((each**2).mean(axis=1), variance + spread / max(len(each) - s, 1))
     parts.append(each / np.where(own > 0, own, 1)[:, None])
-  errors, dof = _joint_error([_error(part) for part in parts], len(values))
+  terms = [_error(part, s) for part, s in zip(parts, fills_of, strict=True)]
+  errors, dof = effects.joint_error(terms, len(values))
   over = float(values.var())
   return Scaled(
-    values / whole, parts, errors, dof, whole, noise,
+    values / whole, parts, fills_of, errors, dof, whole, noise,
     float(np.clip(1 - variance / over, 0, 1)) if over > 0 else 0.0,
   )  # fmt: skip
 
 
-def _error(left_out: np.ndarray) -> tuple[np.ndarray, float]:
+def _stratum_means(left_out: np.ndarray, strata: int) -> np.ndarray:
+  """Of each row [b g], the mean of those of its stratum."""
+  count = len(left_out) // strata
+  return np.tile(left_out.reshape(count, strata, -1).mean(axis=0), (count, 1))
+
+
+def _error(left_out: np.ndarray, strata: int) -> tuple[np.ndarray, float]:
   """Standard error [g] of what was left out in turn [b g], and its degrees of freedom."""
-  variance, dof = effects.moderated(left_out[..., None], np.ones(left_out.shape[1], bool))
+  variance, dof = effects.moderated(left_out[..., None], np.ones(left_out.shape[1], bool), strata)
   return np.sqrt(variance[:, 0]), float(dof[0])
-
-
-def _joint_error(
-  terms: list[tuple[np.ndarray, float]], count: int
-) -> tuple[np.ndarray, float]:  # fmt: skip
-  """Of a sum of independent terms: errors [count] by Pythagoras, Welch and Satterthwaite's degrees
-  of freedom of the mean squares, one for all cells. Nothing drawn has no error."""
-  if len(terms) == 1:
-    return terms[0]
-  squares = [errors**2 for errors, _ in terms]
-  means = [s.mean() for s in squares]
-  parts = [
-    mean**2 / dof
-    for mean, (_, dof) in zip(means, terms, strict=True)
-    if dof > 0 and np.isfinite(dof)
-  ]
-  dof = sum(means) ** 2 / sum(parts) if sum(parts) > 0 else np.inf
-  return np.sqrt(sum(squares, np.zeros(count))), float(dof)
 
 
 def _same_masks(a: Effects, b: Effects) -> bool:
@@ -489,6 +487,7 @@ def _same_masks(a: Effects, b: Effects) -> bool:
     and keys[0].shape == keys[1].shape
     and (keys[0] == keys[1]).all()
     and a.moments.gram.shape == b.moments.gram.shape
+    and a.strata == b.strata
   )
 
 
@@ -496,17 +495,7 @@ def _difference_error(scaled: list[Scaled], paired: bool) -> tuple[np.ndarray, f
   """Standard error [g] of the difference, and its degrees of freedom."""
   a, b = scaled
   if paired:
-    together = zip(a.left_out, b.left_out, strict=True)
-    return _joint_error([_error(one - other) for one, other in together], len(a.values))
+    together = zip(a.left_out, b.left_out, a.strata, strict=True)
+    return effects.joint_error([_error(x - y, s) for x, y, s in together], len(a.values))
   terms = [(part.errors, part.dof) for part in scaled if part.left_out]
-  return _joint_error(terms, len(a.values))
-
-
-def _p_values(difference: np.ndarray, error: np.ndarray, dof: float) -> np.ndarray:
-  """Two-sided p of each cell; without an error 0 where there is a difference, and NaN unknown."""
-  with np.errstate(divide="ignore", invalid="ignore"):
-    t = np.abs(difference) / error
-  t[difference == 0] = 0
-  p = 2 * (special.stdtr(dof, -t) if 0 < dof < np.inf else special.ndtr(-t))
-  p[~np.isfinite(error)] = np.nan
-  return p
+  return effects.joint_error(terms, len(a.values))

@@ -1,6 +1,7 @@
 """Explanations by effects on embeddings: an image is measured once, and read against anything."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,13 @@ from sane_jax.maps.explanation import (
   ReferenceSide,
   SaliencyMap,
 )
-from sane_jax.ops import designs, effects, fills
+from sane_jax.ops import designs, effects, fills, statistics
 
 if TYPE_CHECKING:
   from sane_jax.maps.explainer import Explainer
+
+# Maps behind two fills that correlate by less have less than half of their variance in common.
+ALIKE = 0.7
 
 
 def check(explainer: "Explainer") -> None:
@@ -102,7 +106,7 @@ def measure_effects(
     )
   return Effects(
     photo, design, explainer.key, settings, measured.cells, measured.moments, whole,
-    explainer.encoder_passes - before, tuple(notes),
+    explainer.encoder_passes - before, tuple(notes), measured.strata,
   )  # fmt: skip
 
 
@@ -139,44 +143,129 @@ def embeddings_of(
 
 
 def saliency_maps(
-  explainer: "Explainer", design: Any, cells: designs.Cells, moments: effects.Moments
-) -> list[SaliencyMap]:
-  """One map for each column of the moments' response, by a design that may have stopped early."""
+  explainer: "Explainer", design: Any, cells: designs.Cells, moments: effects.Moments, strata: int,
+  groups: Sequence[np.ndarray], moved: np.ndarray, scales: np.ndarray,
+) -> list[SaliencyMap]:  # fmt: skip
+  """One map for each column of the moments' response, by a design that may have stopped early.
+
+  Args:
+    strata: between how many fills whole replicates took turns.
+    groups: of each column, maps [g c] whose spread joins the error, of `effects.reference_groups`.
+    moved: how far the masked versions move the score, at most, of each column.
+    scales: what the score's own size is: changes of less than `measure.FLAT` of it are rounding.
+  """
   values = np.asarray(effects.effect_matrix(design, cells, moments))
+  valid = np.asarray(cells.valid)
   if design.num_masks == 0:  # nothing was shown: the map is noise
     key = jax.random.fold_in(explainer.key, measure.NOISE)
     values = np.asarray(jax.random.normal(key, values.shape))
-  if design.num_fixed == design.num_masks > 0:
-    errors = np.zeros_like(values)  # every mask was shown: nothing was sampled
-  else:
-    left_out = effects.leave_one_out(design, cells, moments)
-    errors = effects.standard_error(left_out, np.asarray(cells.valid))
-  return [_saliency_map(design, cells, *pair) for pair in zip(values.T, errors.T, strict=True)]
+  terms: list[list[tuple[np.ndarray, float]]] = [[] for _ in groups]
+  if design.num_fixed < design.num_masks or not design.num_masks:
+    left_out = np.asarray(effects.leave_one_out(design, cells, moments, strata))
+    variance, dof = effects.moderated(left_out, valid, strata)
+    for column, term in enumerate(terms):
+      term.append((np.sqrt(variance[:, column]), float(dof[column])))
+  for term, each in zip(terms, groups, strict=True):
+    if len(each):  # their spread joins that of the query's masks
+      left_out = (each.sum(axis=0) - each) / (len(each) - 1)
+      variance, dof = effects.moderated(left_out[..., None], valid)
+      term.append((np.sqrt(variance[:, 0]), float(dof[0])))
+  by_fill = np.zeros((0, *values.shape))
+  if strata > 1:
+    by_fill = np.asarray(effects.effects_by_fill(design, cells, moments, strata))
+  return [
+    _saliency_map(
+      explainer, design, cells, values[:, column], *effects.joint_error(term, len(valid)),
+      by_fill[..., column], float(moved[column]), float(scales[column]),
+    )
+    for column, term in enumerate(terms)
+  ]  # fmt: skip
 
 
-def _saliency_map(design, cells, values, errors) -> SaliencyMap:
-  notes = ()
-  if np.abs(values).max() < measure.FLAT and design.num_masks:
-    values, errors = np.zeros_like(values), np.zeros_like(errors)
-    notes = ("hiding any region leaves the score as it is: the map is flat",)
+def _saliency_map(
+  explainer, design, cells, values, errors, dof, by_fill, moved: float, scale: float
+) -> SaliencyMap:
+  rounding, valid = measure.FLAT * max(scale, moved), np.asarray(cells.valid)
+  p = np.full(valid.shape, np.nan)
+  small = np.abs(values) <= rounding  # rounding of what may be no effect
+  p[valid] = effects.p_values(np.where(small, 0, values)[valid], errors[valid], dof)
+  p = statistics.holm(p)
+  names = explainer.fill.split("+") if len(by_fill) else []
+  notes: list[str] = []
+  if small.all() and design.num_masks:
+    values, errors, by_fill = (np.zeros_like(a) for a in (values, errors, by_fill))
+    p[valid] = 1
+    notes.append(_why_flat(explainer, moved, rounding))
+  elif np.isfinite(p).any() and np.nanmin(p) > statistics.SIGNIFICANCE:
+    notes.append(
+      "no region's effect is more than what other masks might give (5 % for the whole map), though"
+      f" masked versions move the score by up to {moved:.2g}: take more masks; or effects cancel"
+      f" ({_what_cancels(explainer)})"
+    )
+  if len(by_fill) and not small.all():
+    notes += _fills_differ(names, by_fill, errors[valid], valid)
 
   def pixels(v):
     return np.asarray(design.upsample(jnp.asarray(v), cells))
 
-  return SaliencyMap(pixels(values), pixels(errors), values, errors, notes)
+  return SaliencyMap(
+    pixels(values), pixels(errors), values, errors, p, tuple(zip(names, by_fill, strict=True)),
+    tuple(notes),
+  )  # fmt: skip
+
+
+def _why_flat(explainer: "Explainer", moved: float, rounding: float) -> str:
+  if moved <= rounding:
+    return "hiding any region leaves the score as it is: the map is flat"
+  return (
+    "no region has an effect of its own here, so the map is flat; but masked versions move the"
+    f" score by up to {moved:.2g}: effects cancel ({_what_cancels(explainer)})"
+  )
+
+
+def _what_cancels(explainer: "Explainer") -> str:
+  """Where an effect may hide, and what would show it."""
+  both, window = explainer.mode == "both", isinstance(explainer.design, designs.SlidingWindow)
+  why = [] if window else ["regions that matter together; try design='sliding_window'"]
+  why += ["both images are masked; try mode='fixed'"] if both else []
+  return "; ".join(why) or "see docs/generators.md"
+
+
+def _fills_differ(
+  names: Sequence[str], by_fill: np.ndarray, errors: np.ndarray, valid: np.ndarray
+) -> list[str]:
+  """Says so where a map behind one fill has less than half in common with that behind another.
+
+  Correlations over cells, of what is not noise (Spearman 1904): the map is the mean of F fills' and
+  has a variance of errors², so that of one fill has F² / F times as much.
+  """
+  noise = len(names) * float((errors**2).mean())
+  maps = by_fill[:, valid]
+  found = []
+  for a, b in itertools.combinations(range(len(names)), 2):
+    own = [max(float(maps[i].var()) - noise, 0) for i in (a, b)]
+    if min(own) > noise:  # else it is mostly noise that differs
+      together = float(np.cov(maps[a], maps[b], bias=True)[0, 1])
+      found.append((together / np.sqrt(own[0] * own[1]), names[a].strip(), names[b].strip()))
+  r, a, b = min(found, default=(1.0, "", ""))
+  if r >= ALIKE:
+    return []
+  return [
+    f"the fill decides much of this map: those behind {a} and behind {b} correlate by {r:.2f}"
+    " (noise taken off), and the standard error knows nothing of it; look at both (maps_by_fill)"
+  ]
 
 
 def _read(explainer: "Explainer", e: Effects, directions: list[np.ndarray]) -> list[SaliencyMap]:
   """Maps of an image against each direction [k d], averaged over its k rows."""
   mean = np.stack([d.mean(axis=0) for d in directions], axis=1)  # [d r]
-  out = saliency_maps(explainer, e.design, e.cells, measure.project(e.moments, mean))
-  for index, rows in enumerate(directions):
-    each = effects.reference_maps(e.design, e.matrix, rows, fills.num_fills(explainer.fill))
-    if len(each):  # their spread joins that of the query's masks
-      spread = each.var(axis=0, ddof=1) / len(each)
-      errors = np.sqrt(out[index].cell_errors ** 2 + spread)
-      out[index] = _saliency_map(e.design, e.cells, out[index].cells, errors)
-  return out
+  matrix, count = np.asarray(e.matrix), fills.num_fills(explainer.fill)
+  each = [effects.reference_groups(e.design, rows @ matrix.T, count) for rows in directions]
+  moved = [measure.largest_change(e.design, e.moments, rows.T).max() for rows in directions]
+  return saliency_maps(
+    explainer, e.design, e.cells, measure.project(e.moments, mean), e.strata, each,
+    np.array(moved), np.ones(len(directions)),
+  )  # fmt: skip
 
 
 # --- explanations ---------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sane_jax.maps.explanation import Effects, Embedding, Explanation, Photo
 from sane_jax.maps.generators import make_design, name_of, stoppable
 from sane_jax.models import model as model_lib
 from sane_jax.models.model import Model
-from sane_jax.ops import learned_mask
+from sane_jax.ops import fills, learned_mask
 
 MODES = ("fixed", "both")
 
@@ -51,7 +51,9 @@ class Explainer:
     num_masks: masked images an image; the design's own number by default.
     fill: what is shown where a mask hides: 'mean', 'black', 'grey', 'white', 'blur', a colour in
       [0, 1], or an image; the design's own by default. Names joined by +, as in 'mean+blur', take
-      turns from one pair of masks to the next: the map is then no single fill's.
+      turns: the map is their mean. With `hadamard` whole replicates of 128 masks take turns where
+      there are two or more for each fill, as with `num_masks=512`, and each fill's own map is
+      there too (`Explanation.maps_by_fill`); with fewer, and other designs, pairs of masks do.
     key: seed or typed JAX key. All masks are a function of it: the same key, the same answer.
     mode: 'fixed' perturbs the query alone, 'both' the reference as well.
     chunk_size: at most this many masked images exist at once; 'fastest' finds it by trying.
@@ -59,7 +61,8 @@ class Explainer:
     on_progress: called with (images done, images in all) while a long pass runs.
     attributes: ranks attributes for each explanation, see `load_attributes`.
     tolerance: stops as soon as the map's standard error, median over cells, is at most this share
-      of its largest value; looked at after each replicate of the design, from the second on.
+      of its largest value; looked at after each replicate of the design (of each fill, where whole
+      replicates take turns), from the fourth on.
       `num_masks` is then the most that is spent, by default 8 times the design's own number;
       `Explanation.settings` says how many it took, and that many give the same map again.
     dtype: precision of the model, such as 'bfloat16' on an accelerator; sums and maps stay float32.
@@ -101,7 +104,8 @@ class Explainer:
         raise ValueError(
           f"tolerance needs a model that gives embeddings; {model.name} gives nothing but scores"
         )
-      self.design = stoppable(self.design, tolerance, num_masks)
+      count = fills.num_fills(self.design.default_fill if fill is None else fill)
+      self.design = stoppable(self.design, tolerance, num_masks, count)
     self.fill = self.design.default_fill if fill is None else fill
     self.mode = mode
     self.ranker = attributes

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sane_jax import report
 from sane_jax.maps import export, reasons
-from sane_jax.ops import designs, effects, resampling
+from sane_jax.ops import designs, effects, resampling, statistics
 from sane_jax.ops import matches as matching
 from sane_jax.runs import files
 
@@ -66,13 +66,27 @@ class Embedding:
 
 
 class SaliencyMap(NamedTuple):
-  """A signed map with its standard error, over pixels [h w] and over cells [c]."""
+  """A signed map with its standard error, over pixels [h w] and over cells [c].
+
+  Attributes:
+    p_values: [c], of no effect: by Student's t, after Holm's correction for the number of cells.
+      NaN where no error is known.
+    by_fill: (fill, cells [c]) for each of several fills, where each has masks of its own.
+    notes: what a reader should know.
+  """
 
   values: Float[np.ndarray, "h w"]
   errors: Float[np.ndarray, "h w"]
   cells: Float[np.ndarray, " c"]
   cell_errors: Float[np.ndarray, " c"]
+  p_values: Float[np.ndarray, " c"]
+  by_fill: tuple[tuple[str, np.ndarray], ...] = ()
   notes: tuple[str, ...] = ()
+
+  @property
+  def sure(self) -> Bool[np.ndarray, " c"]:
+    """Cells whose effect is not the draw of masks; in 5 % of maps, at most, any is a false one."""
+    return np.nan_to_num(self.p_values, nan=1) <= statistics.SIGNIFICANCE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +99,7 @@ class Effects:
     settings: all that fixes the measurement, as in `Explainer.settings`.
     cells: the regions they switch.
     moments: sums over the masks, a block a replicate.
+    strata: between how many fills whole replicates took turns; 1 where pairs of masks did.
     whole: unit embedding [d] of the unmasked image.
     passes: encoder passes spent.
     notes: what a reader should know.
@@ -99,6 +114,7 @@ class Effects:
   whole: np.ndarray
   passes: int
   notes: tuple[str, ...] = ()
+  strata: int = 1
 
   @functools.cached_property
   def matrix(self) -> jax.Array:
@@ -163,9 +179,28 @@ class Explanation:
   def standard_error(self) -> Float[np.ndarray, "h w"]:
     """[h w], of the saliency map, from replicates of the design; 0 where nothing was sampled.
 
-    NaN where there is no second replicate to compare with, and for learned masks.
+    Of the draw of masks alone: not of what fills differ by, nor of a ridge's bias. NaN where there
+    is no second replicate to compare with, and for learned masks.
     """
     return self.saliency.errors
+
+  @property
+  def sure(self) -> Bool[np.ndarray, "h w"]:
+    """[h w], where the effect of the pixel's cell is not the draw of masks.
+
+    By Student's t and Holm's correction: in 5 % of maps, at most, any cell is named wrongly. None
+    is where no error is known.
+    """
+    return self.saliency.sure[self.query_cells]
+
+  @property
+  def maps_by_fill(self) -> dict[str, Float[np.ndarray, " c"]]:
+    """The map [c] behind each fill alone, where several took turns; empty where they share masks.
+
+    With `hadamard` each fill has masks of its own from two replicates a fill on: 512 masks behind
+    'mean+blur'. The map is the mean of these. How far they differ is no part of the standard error.
+    """
+    return dict(self.saliency.by_fill)
 
   @property
   def reference_side(self) -> ReferenceSide:

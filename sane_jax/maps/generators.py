@@ -54,8 +54,10 @@ def name_of(design: Any) -> str:
   return next(name for name, cls in DESIGNS.items() if cls is type(design))
 
 
-def stoppable(design: Any, tolerance: float, num_masks: int | None) -> Any:
+def stoppable(design: Any, tolerance: float, num_masks: int | None, num_fills: int = 1) -> Any:
   """A design that may stop after any of its replicates.
+
+  Where whole replicates take turns between `num_fills` fills, it has as many of each.
 
   Raises:
     ValueError: a tolerance out of range, or a design that has no replicates.
@@ -78,6 +80,10 @@ def stoppable(design: Any, tolerance: float, num_masks: int | None) -> Any:
       f"tolerance needs two replicates or more, of {design.replicate_size} masks each; given"
       f" num_masks={design.num_masks}"
     )
+  if num_fills > 1 and isinstance(design, designs.Hadamard):
+    turn = num_fills * design.replicate_size
+    if design.num_masks >= 2 * turn:
+      design = dataclasses.replace(design, num_masks=design.num_masks // turn * turn)
   return design
 
 

@@ -19,7 +19,7 @@ from sane_jax.maps import explainer as explainer_lib
 from sane_jax.maps import generators, index_arrays, index_build
 from sane_jax.maps.explanation import Embedding, Explanation, Photo, ReferenceSide, SaliencyMap
 from sane_jax.maps.index_arrays import SHARD
-from sane_jax.ops import designs, effects
+from sane_jax.ops import designs, effects, statistics
 
 
 class ExplanationIndex:
@@ -385,7 +385,8 @@ class ExplanationIndex:
       if "spread" in self._index.arrays:
         error[:] = self.standard_errors(one, [other])[0]
       pixels = [np.asarray(design.upsample(jnp.asarray(v), cells)) for v in (values, error)]
-      return SaliencyMap(pixels[0], pixels[1], values, error)
+      p = statistics.holm(effects.p_values(values, error, np.inf))
+      return SaliencyMap(pixels[0], pixels[1], values, error, p)
 
     def reference_side() -> ReferenceSide:
       one, other = self.effect_matrix(query, reference), self.effect_matrix(reference, query)

@@ -184,9 +184,13 @@ def error_factor(measured: Effects, columns: int) -> np.ndarray:
   of a map's cell is (B − 1)/B Σ_b (δ_bc · e)². Its mean over cells is eᵀ S e with S = F Fᵀ kept to
   the k largest of its eigenvalues; what the others hold is spread evenly over those.
   """
-  left_out = np.asarray(effects.leave_one_out(measured.design, measured.cells, measured.moments))
-  count, cells, d = left_out.shape
-  deltas = (left_out - left_out.mean(axis=0)).reshape(-1, d) * np.sqrt((count - 1) / count / cells)
+  left_out = effects.leave_one_out(
+    measured.design, measured.cells, measured.moments, measured.strata
+  )
+  total, cells, d = left_out.shape
+  count = total // measured.strata
+  each = np.asarray(left_out).reshape(count, measured.strata, cells, d)
+  deltas = (each - each.mean(axis=0)).reshape(-1, d) * np.sqrt((count - 1) / count / cells)
   values, vectors = np.linalg.eigh(deltas.T @ deltas)
   values = np.maximum(values[::-1], 0)
   kept = values[:columns]

@@ -123,7 +123,7 @@ def _learn(
     missing = np.full(masks.shape[-2:], np.nan)
     return SaliencyMap(
       1 - large[pair, side], np.full(model.image_size, np.nan),
-      1 - masks[pair, side].ravel(), missing.ravel(),
+      1 - masks[pair, side].ravel(), missing.ravel(), missing.ravel(),
     )  # fmt: skip
 
   def reference_side(pair: int) -> ReferenceSide:

@@ -16,8 +16,11 @@ from jaxtyping import Float
 from sane_jax.maps import engine as engine_lib
 from sane_jax.ops import designs, effects, fills
 
-# Scores that differ by less than float32's rounding do not differ.
+# Scores that differ by less than float32's rounding, as a share of their size, do not differ.
 FLAT = 1e-6
+# Replicates before a tolerance may be reached: of two the error is rough, and stopping where it
+# happens to look small would make it too small.
+FEWEST = 4
 
 # Streams of random numbers beside the masks': mask i folds i into the key, counted from 0, and so
 # meets neither.
@@ -34,6 +37,7 @@ class Measured(NamedTuple):
       each number of `whole`.
     lost: how many masked images have an embedding of zero norm; their cosine was taken as 0.
     design: the masks that were shown: fewer than asked for where a tolerance was reached sooner.
+    strata: between how many fills whole replicates took turns, see `effects.num_strata`.
     reached: with a tolerance, the relative error at the end; else None.
   """
 
@@ -41,6 +45,7 @@ class Measured(NamedTuple):
   moments: effects.Moments
   lost: int
   design: designs.Design
+  strata: int = 1
   reached: float | None = None
 
 
@@ -66,9 +71,9 @@ def measure(
     fill: what hides it, as in `fills.fill_images`.
     whole: what the model gives for the unmasked image: a unit embedding [d], one in each of several
       spaces [t d], whose columns then stand side by side, or scores [r].
-    tolerance: stops as soon as the relative error is at most this; looked at after each replicate,
-      from the second on. The relative error of a map is the median over its cells of the standard
-      error, divided by the map's largest value.
+    tolerance: stops as soon as the relative error is at most this; looked at after each replicate
+      (of each fill, where whole replicates take turns), from the fourth on. The relative error of a
+      map is the median over its cells of the standard error, divided by the map's largest value.
     directions: one array a map that has to be that precise: references' unit embeddings, averaged
       over their rows. By default the effects on all axes, taken together, are looked at.
     score: (images, features) -> scores [n r], on the host, in place of the embedding.
@@ -77,12 +82,15 @@ def measure(
     ModelError: NaN or infinity.
   """
   cells = designs.design_cells(design, pixels)
+  hidden = fills.fill_images(fill, pixels)
   masking = effects.Masking(
-    designs.draw(design, key, cells), cells, jnp.asarray(pixels),
-    jnp.asarray(fills.fill_images(fill, pixels)), jnp.asarray(np.ravel(whole), jnp.float32),
+    designs.draw(design, key, cells), cells, jnp.asarray(pixels), jnp.asarray(hidden),
+    jnp.asarray(np.ravel(whole), jnp.float32),
   )  # fmt: skip
   moments = effects.zero_moments(design, cells, np.size(whole))
-  render, update = effects.RenderMasked(design), effects.AddToMoments(design)
+  strata = effects.num_strata(design, len(hidden))
+  render = effects.RenderMasked(design, effects.fill_turn(design, len(hidden)))
+  update = effects.AddToMoments(design)
 
   def show(moments: effects.Moments, first: int, count: int) -> tuple[effects.Moments, int]:
     return engine_lib.run(engine, render, update, masking, moments, count, first=first, score=score)
@@ -90,31 +98,36 @@ def measure(
   if design.num_masks == 0:
     return Measured(cells, moments, 0, design)
   if tolerance is None:
-    return Measured(cells, *show(moments, 0, design.num_masks), design)
+    return Measured(cells, *show(moments, 0, design.num_masks), design, strata)
   towards = np.eye(np.size(whole), dtype=np.float32)
   if directions is not None:
     towards = np.stack([rows.mean(axis=0) for rows in directions], axis=1)
   fixed, size = design.num_fixed, design.replicate_size
   done, lost, reached = 0, 0, np.inf
+  start = fixed + max(FEWEST, 2 * strata) * size
   while done < design.num_masks and not reached <= tolerance:
-    count = min(size if done else fixed + 2 * size, design.num_masks - done)
+    count = min(strata * size if done else start, design.num_masks - done)
     moments, more = show(moments, done, count)
     done, lost = done + count, lost + more
     blocks = min(-(-(done - fixed) // size), effects.num_blocks(design) - (fixed > 0))
-    reached = _relative_error(design, cells, moments, towards, blocks, together=directions is None)
+    reached = _relative_error(
+      design, cells, moments, towards, blocks, strata, together=directions is None
+    )
   kept = (fixed > 0) + -(-(done - fixed) // size)
-  moments = effects.Moments(moments.gram[:kept], moments.response[:kept])
+  moments = moments._replace(gram=moments.gram[:kept], response=moments.response[:kept])
   stopped = dataclasses.replace(design, num_masks=done)  # pyright: ignore[reportArgumentType]
-  return Measured(cells, moments, lost, stopped, reached)
+  return Measured(cells, moments, lost, stopped, strata, reached)
 
 
-def _relative_error(design, cells, moments, towards, blocks: int, *, together: bool) -> float:
+def _relative_error(
+  design, cells, moments, towards, blocks: int, strata: int, *, together: bool
+) -> float:
   """The largest, over maps, of the median standard error by the largest value."""
   moments = project(moments, towards)
   values = np.asarray(effects.effect_matrix(design, cells, moments))
-  left_out = effects.leave_one_out(design, cells, moments)[:blocks]
+  left_out = effects.leave_one_out(design, cells, moments, strata, blocks)[:blocks]
   valid = np.asarray(cells.valid)
-  errors = effects.standard_error(left_out, valid)[valid]
+  errors = np.sqrt(effects.moderated(left_out, valid, strata)[0])[valid]
   values = values[valid]
   if together:  # length over all axes
     errors, values = (np.linalg.norm(x, axis=1, keepdims=True) for x in (errors, values))
@@ -125,8 +138,27 @@ def _relative_error(design, cells, moments, towards, blocks: int, *, together: b
 
 def project(moments: effects.Moments, towards: Float[np.ndarray, "d r"]) -> effects.Moments:
   """The moments of scores against r directions, from those of embeddings."""
-  response = jnp.matmul(moments.response, jnp.asarray(towards), precision="highest")
-  return moments._replace(response=response)
+  response, sample = (
+    jnp.matmul(y, jnp.asarray(towards), precision="highest")
+    for y in (moments.response, moments.sample)
+  )
+  return moments._replace(response=response, sample=sample)
+
+
+def largest_change(
+  design: designs.Design, moments: effects.Moments, towards: Float[np.ndarray, "d r"]
+) -> Float[np.ndarray, " r"]:
+  """How far the masked versions move the score against each of r directions, at most.
+
+  Of all masks where none is drawn, else of the first 64: which cells' effects may not show, for
+  interactions cancel in them.
+  """
+  y = moments.sample
+  if design.num_fixed == design.num_masks > 0:  # a block of one row a mask
+    y = moments.response.sum(axis=0)
+  return np.abs(np.asarray(project(moments._replace(sample=y), towards).sample)).max(
+    axis=0, initial=0
+  )
 
 
 # --- masked references ----------------------------------------------------------------------------

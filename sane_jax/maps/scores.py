@@ -9,8 +9,15 @@ import numpy as np
 from sane_jax.maps import engine as engine_lib
 from sane_jax.maps import measure
 from sane_jax.maps.effects import saliency_maps
-from sane_jax.maps.explanation import Embedding, Explanation, Photo, ReferenceSide
+from sane_jax.maps.explanation import (
+  Embedding,
+  Explanation,
+  Photo,
+  ReferenceSide,
+  SaliencyMap,
+)
 from sane_jax.models import model as model_lib
+from sane_jax.ops import effects, fills
 
 if TYPE_CHECKING:
   from sane_jax.maps.explainer import Explainer
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
 def explain_many(
   explainer: "Explainer", query: Any, references: Sequence[Any]
 ) -> list[Explanation]:
-  """N passes for each reference, N·K when both are masked."""
+  """N passes for each reference and one of the whole; (N + 1) K more when both are masked."""
   return _explain(explainer, query, references, contrast=False)
 
 
@@ -58,16 +65,21 @@ def _explain(
 
   def score(images, features):
     return np.stack(
-      [np.mean([scores(explainer, images, r) for r in versions], axis=0) for versions in shown],
-      axis=1,
+      [scores(explainer, images, version) for versions in shown for version in versions], axis=1
     )
 
-  measured = _measure(explainer, photo, whole, score)
-  moments, spent = measured.moments, explainer.encoder_passes - before
+  size, zero = len(shown[0]), whole  # a column for each masked version of a reference
+  if size > 1:
+    zero = score(photo.pixels[None], None)[0]
+  measured = _measure(explainer, photo, zero, score)
+  spent = explainer.encoder_passes - before
+  towards = np.kron(np.eye(len(others), dtype=np.float32), np.eye(size, dtype=np.float32))
+  towards = towards.reshape(len(towards), len(others), size)  # which columns are of a reference
+  scales = np.abs(whole)
   if contrast:
-    moments = moments._replace(response=moments.response[..., :1] - moments.response[..., 1:])
-    whole = whole[:1] - whole[1:]
-  maps = saliency_maps(explainer, measured.design, measured.cells, moments)
+    towards = towards[:, :1] - towards[:, 1:]
+    whole, scales = whole[:1] - whole[1:], scales.max(keepdims=True)
+  maps = _maps(explainer, measured, towards, scales)
   return [
     Explanation(
       query=photo,
@@ -95,12 +107,32 @@ def _reference_side(explainer: "Explainer", query: Photo, reference: Photo) -> R
   whole = scores(explainer, query.pixels[None], reference.pixels)
 
   def score(images, features):
-    return np.array([[scores(explainer, shown, image).mean()] for image in images], np.float32)
+    return np.stack([scores(explainer, shown, image) for image in images])
 
-  measured = _measure(explainer, reference, whole, score)
-  saliency = saliency_maps(explainer, measured.design, measured.cells, measured.moments)[0]
+  zero = whole if len(shown) == 1 else score(reference.pixels[None], None)[0]
+  measured = _measure(explainer, reference, zero, score)
+  towards = np.eye(len(shown), dtype=np.float32)[:, None]
+  saliency = _maps(explainer, measured, towards, np.abs(whole))[0]
   labels = np.asarray(measured.cells.labels)
   return ReferenceSide(saliency, labels, None, None, explainer.encoder_passes - before)
+
+
+def _maps(
+  explainer: "Explainer", measured: measure.Measured, towards: np.ndarray, scales: np.ndarray
+) -> list[SaliencyMap]:
+  """Maps of the columns' means [k r m]: the m masked versions of each of r references."""
+  design, cells, moments = measured.design, measured.cells, measured.moments
+  matrix, count = (
+    np.asarray(effects.effect_matrix(design, cells, moments)),
+    fills.num_fills(explainer.fill),
+  )
+  each = np.moveaxis(towards, 1, 0)  # [r k m]
+  groups = [effects.reference_groups(design, (matrix @ rows).T, count) for rows in each]
+  moved = np.array([measure.largest_change(design, moments, rows).max() for rows in each])
+  return saliency_maps(
+    explainer, design, cells, measure.project(moments, towards.mean(axis=2)), measured.strata,
+    groups, moved, scales,
+  )  # fmt: skip
 
 
 def _measure(explainer: "Explainer", photo: Photo, whole: np.ndarray, score) -> measure.Measured:

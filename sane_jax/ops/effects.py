@@ -19,13 +19,18 @@ from sane_jax.ops import designs
 
 # A norm under this is no direction: the cosine is then 0 by definition.
 SMALLEST_NORM = 1e-12
+SAMPLE = 64  # masks whose y is kept itself
 
 
 class Moments(NamedTuple):
-  """Sums over masks, a block a replicate; block 0 holds the masks that are not drawn, if any."""
+  """Sums over masks, a block a replicate; block 0 holds the masks that are not drawn, if any.
+
+  `sample` is y of the first masks: how far masked versions move the score, which sums don't tell.
+  """
 
   gram: Float[Array, "blocks p q"]
   response: Float[Array, "blocks p k"]
+  sample: Float[Array, "s k"]
 
 
 class Masking(NamedTuple):
@@ -34,7 +39,7 @@ class Masking(NamedTuple):
   drawn: Any  # a row a mask, see `designs.draw`
   cells: designs.Cells
   image: Float[Array, "h w 3"]
-  fill: Float[Array, "f h w 3"]  # masks 2i and 2i + 1 have fill i mod f
+  fill: Float[Array, "f h w 3"]  # they take turns, see `fill_turn`
   whole: Float[Array, " k"]  # what the model gives for the whole image, the zero of y
 
 
@@ -52,9 +57,14 @@ def blend(
 
 
 class RenderMasked(NamedTuple):
-  """Renders masked images of the given mask indices with the masks' features (x, t)."""
+  """Renders masked images of the given mask indices with the masks' features (x, t).
+
+  `turn` masks in a row are behind one fill. It is even: a mask and its complement share a fill, and
+  what the fill itself does to the score cancels.
+  """
 
   design: designs.Design
+  turn: int = 2
 
   def __call__(
     self, masking: Masking, indices: Int[Array, " n"]
@@ -63,11 +73,28 @@ class RenderMasked(NamedTuple):
 
     def one(drawn, index):
       mask, x, t = self.design.show(drawn, masking.cells, index)
-      # A mask and its complement share a fill: what the fill itself does to the score cancels.
-      fill = masking.fill[(index // 2) % masking.fill.shape[0]]
+      fill = masking.fill[(index // self.turn) % masking.fill.shape[0]]
       return blend(mask, masking.image, fill), (x, t)
 
     return jax.vmap(one)(drawn, indices)
+
+
+def num_strata(design: designs.Design, num_fills: int) -> int:
+  """Between how many fills whole replicates take turns: all of them, or 1 where pairs of masks do.
+
+  Within a part of a Hadamard replicate cells are not orthogonal: were its masks dealt out to
+  several fills, what the fills differ by in one cell would be noise in the others. So whole
+  replicates take turns where there are as many for each fill, two or more: with one there would be
+  no spread to see between masks of the same fill.
+  """
+  rounds, rest = divmod(design.num_masks, num_fills * design.replicate_size)
+  whole = isinstance(design, designs.Hadamard) and rest == 0 and rounds >= 2
+  return num_fills if whole else 1
+
+
+def fill_turn(design: designs.Design, num_fills: int) -> int:
+  """How many masks in a row are behind one of several fills."""
+  return design.replicate_size if num_strata(design, num_fills) > 1 else 2
 
 
 def num_blocks(design: designs.Design) -> int:
@@ -87,8 +114,11 @@ def zero_moments(design: designs.Design, cells: designs.Cells, k: int) -> Moment
   _, x, t = jax.eval_shape(
     functools.partial(designs.mask, design), jax.random.key(0), cells, jnp.int32(0)
   )
-  blocks = num_blocks(design)
-  return Moments(jnp.zeros((blocks, x.shape[0], t.shape[0])), jnp.zeros((blocks, x.shape[0], k)))
+  blocks, kept = num_blocks(design), min(SAMPLE, design.num_masks)
+  return Moments(
+    jnp.zeros((blocks, x.shape[0], t.shape[0])), jnp.zeros((blocks, x.shape[0], k)),
+    jnp.zeros((kept, k)),
+  )  # fmt: skip
 
 
 class AddToMoments(NamedTuple):
@@ -127,7 +157,8 @@ def _add_to_moments(design, moments, features, y, indices):
     old = jax.lax.dynamic_slice(total, start, part.shape)
     return jax.lax.dynamic_update_slice(total, old + part, start)
 
-  return Moments(add(moments.gram, t), add(moments.response, y))
+  sample = moments.sample.at[indices].set(y, mode="drop")
+  return Moments(add(moments.gram, t), add(moments.response, y), sample)
 
 
 class StoreFrom(NamedTuple):
@@ -218,23 +249,47 @@ def effect_matrix(
   return design.readout(cells, moments.gram.sum(axis=0), moments.response.sum(axis=0))
 
 
-@functools.partial(jax.jit, static_argnames="design")
+@functools.partial(jax.jit, static_argnames=("design", "strata"))
 def leave_one_out(
-  design: designs.Design, cells: designs.Cells, moments: Moments
-) -> Float[Array, "replicates c k"]:
-  """E with each replicate left out in turn."""
+  design: designs.Design, cells: designs.Cells, moments: Moments, strata: int = 1,
+  shown: Any = None,
+) -> Float[Array, "replicates c k"]:  # fmt: skip
+  """E with each replicate left out in turn.
+
+  With several `strata` (see `num_strata`) replicates of the same fill make up for the one that is
+  left out, so that the fills keep their equal parts. `shown` is how many replicates were, where not
+  all of them.
+  """
   first = int(design.num_fixed > 0)
+  gram, response = moments.gram.sum(axis=0), moments.response.sum(axis=0)
+  own = (moments.gram[first:], moments.response[first:])
+  count = own[0].shape[0]
+  made_up = own
+  if strata > 1:
+    each = (count if shown is None else shown) // strata  # replicates of a fill
+    mates = (jnp.arange(count)[:, None] - jnp.arange(count)) % strata == 0
+    share = (mates - each * jnp.eye(count)) / (each - 1)
+    made_up = [-jnp.tensordot(share, a, 1, precision="highest") for a in own]
 
-  def without(gram, response):
-    return design.readout(
-      cells, moments.gram.sum(axis=0) - gram, moments.response.sum(axis=0) - response
-    )
+  def without(g, h):
+    return design.readout(cells, gram - g, response - h)
 
-  return jax.vmap(without)(moments.gram[first:], moments.response[first:])
+  return jax.vmap(without)(*made_up)
+
+
+@functools.partial(jax.jit, static_argnames=("design", "strata"))
+def effects_by_fill(
+  design: designs.Design, cells: designs.Cells, moments: Moments, strata: int
+) -> Float[Array, "f c k"]:
+  """E of each fill alone, where whole replicates take turns between `strata` fills."""
+  grams, responses = (
+    a.reshape(-1, strata, *a.shape[1:]).sum(axis=0) for a in (moments.gram, moments.response)
+  )
+  return jax.vmap(lambda g, h: design.readout(cells, g, h))(grams, responses)
 
 
 def moderated(
-  left_out: Float[Array | np.ndarray, "replicates c k"], valid: np.ndarray
+  left_out: Float[Array | np.ndarray, "replicates c k"], valid: np.ndarray, strata: int = 1
 ) -> tuple[Float[np.ndarray, "c k"], Float[np.ndarray, " k"]]:
   """Variance of E from its leave-one-out values, and its degrees of freedom a column.
 
@@ -246,53 +301,87 @@ def moderated(
 
       (d₀ s₀² + (B − 1) v_c) / (d₀ + B − 1),
 
-  and E_c / its root is Student's t with d₀ + B − 1 degrees of freedom. 0 in cells that are not
-  valid. NaN, of 0 degrees of freedom, with fewer than two replicates: there is no spread to see.
+  and E_c / its root is Student's t with d₀ + B − 1 degrees of freedom, at most the B − 1 of all
+  valid cells together. With several `strata`, replicate b being of stratum b mod strata, v_c is the
+  sum of theirs, and B − 1 becomes Welch and Satterthwaite's (Σ v)² / Σ v² (B − 1) with v the mean
+  over cells and B the replicates of each stratum: what strata differ by is no draw.
+
+  0 in cells that are not valid. NaN, of 0 degrees of freedom, with fewer than two replicates (of a
+  stratum): there is no spread to see.
   """
   values = np.asarray(left_out, np.float64)
-  count, cells, k = values.shape
+  _, cells, k = values.shape
+  values = values.reshape(-1, strata, cells, k)
+  count, own = len(values), len(values) - 1
   if count < 2:
     return np.full((cells, k), np.nan), np.zeros(k)
-  own = count - 1
-  variance = own / count * ((values - values.mean(axis=0)) ** 2).sum(axis=0)
+  parts = own / count * ((values - values.mean(axis=0)) ** 2).sum(axis=0)[:, valid]
   out, dof = np.zeros((cells, k)), np.zeros(k)
   for column in range(k):
-    v = variance[valid, column]
-    prior_dof, prior = _variance_prior(v, own)
+    v = parts[..., column].sum(axis=0)
+    means = parts[..., column].mean(axis=1)
+    each = own * means.sum() ** 2 / (means**2).sum() if means.any() else float(strata * own)
+    prior_dof, prior = _variance_prior(v, each)
     if np.isfinite(prior_dof):
-      prior = (prior_dof * prior + own * v) / (prior_dof + own)
-    out[valid, column], dof[column] = prior, prior_dof + own
+      prior = (prior_dof * prior + each * v) / (prior_dof + each)
+    # All cells together know no more than their number of degrees of freedom: limma's bound.
+    out[valid, column], dof[column] = prior, min(prior_dof + each, each * max(v.size, 1))
   return out, dof
 
 
-def standard_error(
-  left_out: Float[Array | np.ndarray, "replicates c k"], valid: np.ndarray
-) -> Float[np.ndarray, "c k"]:
-  """Root of the `moderated` variance."""
-  return np.sqrt(moderated(left_out, valid)[0])
+def joint_error(
+  terms: list[tuple[Float[np.ndarray, " c"], float]], count: int
+) -> tuple[Float[np.ndarray, " c"], float]:
+  """Standard error [c] of a sum of independent terms, each a (standard error, degrees of freedom).
+
+  Errors by Pythagoras; degrees of freedom by Welch and Satterthwaite, of the mean squares, one for
+  all `count` cells. Nothing drawn has no error.
+  """
+  if len(terms) == 1:
+    return terms[0]
+  squares = [errors**2 for errors, _ in terms]
+  means = [s.mean() for s in squares]
+  parts = [
+    mean**2 / dof
+    for mean, (_, dof) in zip(means, terms, strict=True)
+    if dof > 0 and np.isfinite(dof)
+  ]
+  dof = sum(means) ** 2 / sum(parts) if sum(parts) > 0 else np.inf
+  return np.sqrt(sum(squares, np.zeros(count))), float(dof)
 
 
-def reference_maps(
-  design: designs.Design,
-  effects: Float[Array | np.ndarray, "c d"],
-  directions: Float[Array | np.ndarray, "k d"],
-  num_fills: int = 1,
+def p_values(
+  values: Float[np.ndarray, " c"], errors: Float[np.ndarray, " c"], dof: float
+) -> Float[np.ndarray, " c"]:
+  """Two-sided p [c] of no effect, by Student's t; not yet corrected for the number of cells.
+
+  Without an error 0 where there is an effect; NaN where the error is unknown.
+  """
+  with np.errstate(divide="ignore", invalid="ignore"):
+    t = np.abs(values) / errors
+  t[values == 0] = 0
+  p = 2 * (special.stdtr(dof, -t) if 0 < dof < np.inf else special.ndtr(-t))
+  p[~np.isfinite(errors)] = np.nan
+  return p
+
+
+def reference_groups(
+  design: designs.Design, each: Float[np.ndarray, "k c"], num_fills: int = 1
 ) -> Float[np.ndarray, "groups c"]:
-  """Maps against each few neighbours of K masked references, which were drawn like the masks are.
+  """Means of each few neighbours of the maps against K masked references, which were drawn.
 
-  Their mean is the map in which both images are perturbed, their spread by the root of their number
-  what the draw of the reference's masks adds to its error. A group has a pair of each fill: some
+  The spread of the means by the root of their number is what the draw of the reference's masks adds
+  to the error of the map in which both images are perturbed. A group has a pair of each fill: some
   designs draw complements in turn, and fills alternate. Where a design draws without replacement
   the spread is rather too large. Empty where nothing was drawn, or too little to see a spread.
   """
-  size = 2 * num_fills if len(directions) >= 4 * num_fills else 2
-  if len(directions) < 4 or design.num_fixed == design.num_masks:
-    return np.zeros((0, len(effects)), np.float32)
-  each = np.asarray(directions) @ np.asarray(effects).T
+  size = 2 * num_fills if len(each) >= 4 * num_fills else 2
+  if len(each) < 4 or design.num_fixed == design.num_masks:
+    return np.zeros((0, each.shape[1]), np.float32)
   return each[: len(each) // size * size].reshape(-1, size, each.shape[1]).mean(axis=1)
 
 
-def _variance_prior(variance: np.ndarray, dof: int) -> tuple[float, float]:
+def _variance_prior(variance: np.ndarray, dof: float) -> tuple[float, float]:
   """(d₀, s₀²) of the scaled inverse-χ² from which the cells' variances come."""
   variance = variance[variance > 0]
   if variance.size < 3:

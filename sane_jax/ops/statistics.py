@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+SIGNIFICANCE = 0.05  # chance that any of the cells of a map that are named is a false one
+
 
 class Mean(NamedTuple):
   """A mean with its 95 % bootstrap interval."""
