@@ -66,6 +66,7 @@ def once(tmp_path_factory, name: str, make: Callable[[pathlib.Path], object]) ->
   base = tmp_path_factory.getbasetemp()
   base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
   base = pathlib.Path(os.environ.get("SANE_JAX_SHARED_RUNS", base))
+  base.mkdir(parents=True, exist_ok=True)
   with (base / f"{name}.lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     folder = base / name
