@@ -40,6 +40,9 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.baseline = ""  # generator that the others are compared with; the first by default
   config.modes = ("fixed", "both")  # fixed: the query is perturbed; both: the reference, too
+  # How maps of hard-edged cells are drawn before they are judged. cells: as they are, which
+  # deletion favours; smooth: interpolated, so that no generator's regions are the judge's.
+  config.drawings = ("smooth", "cells")
   # What deleted pixels become; the masks' own fill is mean, LIME's black, a learned mask's blur.
   config.backgrounds = ("mean", "blur")
   return config

@@ -189,6 +189,8 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.modes = ("fixed", "both")  # fixed: the query is perturbed; both: the reference, too
   evaluation.saliency_pairs = 200  # pairs for the generators: one costs thousands of passes
   evaluation.background = "white"  # what deleted pixels become
+  # How maps of hard-edged cells are drawn before they are judged: smooth, or cells, as they are.
+  evaluation.drawing = "smooth"
   evaluation.sanity_pairs = 50  # pairs for the sanity checks
   # Layers of the similarity model from the output to the input, destroyed one after the other.
   evaluation.layers = ("dense", "trunk/layer3", "trunk/layer2", "trunk/layer1", "trunk/conv1")

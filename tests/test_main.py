@@ -390,9 +390,17 @@ def test_evaluation_tabulates_and_resumes(folder):
   out = folder / "runs/generators/generators"
   table = (out / "table.md").read_text()
   assert table.count("| hadamard:num_masks=32,grid=[4,4] |") == 4  # two modes, two backgrounds
-  assert table.count("| random |") == 2
+  assert table.count("| hadamard:num_masks=32,grid=[4,4], hard cells |") == 4
+  assert table.count("| random |") == table.count("| random, hard cells |") == 2
+  assert table.count("| learned_mask:num_steps=3,cells=4 |") == 4
+  assert "cells=4, hard cells" not in table  # it is smooth
   document = json.loads((out / "results.json").read_text())
-  rows = {(r["generator"], r["mode"], r["background"]): r for r in document["rows"]}
+  drawn = {(r["generator"], r["mode"], r["background"], r["drawing"]): r for r in document["rows"]}
+  smooth, hard = (
+    drawn["hadamard:num_masks=32,grid=[4,4]", "fixed", "mean", how] for how in ("smooth", "cells")
+  )
+  assert smooth["insertion"] != hard["insertion"]
+  rows = {key[:3]: row for key, row in drawn.items() if key[3] == "smooth"}
   hadamard = rows["hadamard:num_masks=32,grid=[4,4]", "fixed", "mean"]
   assert len(hadamard["insertion"]) == 6
   assert hadamard["passes"] == 34

@@ -48,6 +48,28 @@ def test_curves_equal_brute_force(explainer, photos, background):
   np.testing.assert_allclose(got.insertion[:, -1], [e.score for e in es], atol=1e-6)
 
 
+def test_a_map_of_cells_may_be_judged_drawn_smoothly(explainer, photos):
+  """Bilinear between the middles of cells; a map that is smooth anyway is judged as it is."""
+  es = explainer.explain_many(photos[0], photos[1:3])
+  smooth = sane_jax.insertion_deletion(explainer, es, background="white", drawing="smooth")
+  middles = (np.arange(4) + 0.5) * SIZE / 4 - 0.5
+  for row, e in enumerate(es):
+    cells = e.saliency.cells.reshape(4, 4)
+    by_rows = np.array([np.interp(np.arange(SIZE), middles, column) for column in cells.T])
+    drawn = np.array([np.interp(np.arange(SIZE), middles, line) for line in by_rows.T])
+    target = encoders.nonlinear_unit_float64(encoders.nonlinear_params(), photos[row + 1][None])[0]
+    want = curves_by_hand(photos[0].astype(np.float64), drawn, target, np.ones_like(photos[0]))
+    np.testing.assert_allclose(smooth.deletion[row], want[1], atol=1e-3)  # but for ties
+  rise = sane_jax.Explainer(explainer.model, design="rise", num_masks=20).explain(*photos[:2])
+  for one, other in zip(
+    *(sane_jax.insertion_deletion(explainer, [rise], drawing=d) for d in ("cells", "smooth")),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(one, other)
+  with pytest.raises(ValueError, match="drawing is 'smooth' or 'cells'; given 'soft'"):
+    sane_jax.insertion_deletion(explainer, es, drawing="soft")
+
+
 def test_reference_and_both(explainer, photos):
   e = explainer.explain(photos[0], photos[1])
   back = np.full_like(photos[0], 1.0)

@@ -11,10 +11,10 @@ import numpy as np
 import tqdm
 
 from sane_jax.datasets import photos as photos_lib
-from sane_jax.maps.curves import insertion_deletion
+from sane_jax.maps.curves import DRAWINGS, insertion_deletion
 from sane_jax.maps.explainer import MODES, Explainer
 from sane_jax.maps.explanation import Photo
-from sane_jax.maps.generators import parse_generator
+from sane_jax.maps.generators import SMOOTH, parse_generator
 from sane_jax.maps.tasks import check_generator
 from sane_jax.models import model as model_lib
 from sane_jax.ops import fills
@@ -34,6 +34,7 @@ class Row(NamedTuple):
   generator: str
   mode: str
   background: str
+  drawing: str  # of maps of hard-edged cells, see `insertion_deletion`
   passes: float  # a pair, had it no neighbours to share masks with
   insertion: np.ndarray  # AUC × 100 of each pair
   deletion: np.ndarray
@@ -45,14 +46,16 @@ def check(config: Any) -> None:
     raise ValueError(
       "give the pairs: --config.pairs_file=FILE, a pair a line: query reference [label]"
     )
-  if not config.generators or not config.modes:
-    raise ValueError("give at least one generator and one mode")
+  if not (config.generators and config.modes and config.drawings):
+    raise ValueError("give at least one generator, one mode and one drawing")
   for spec in config.generators:
     check_generator(spec)
   for mode in config.modes:
     check_choice("modes", mode, MODES)
   for background in config.backgrounds:
     fills.check_fill(background)
+  for drawing in config.drawings:
+    check_choice("drawings", drawing, DRAWINGS)
   check_choice("baseline", config.baseline or config.generators[0], config.generators)
 
 
@@ -120,14 +123,20 @@ def _pairs(config: Any, explainer: Explainer) -> tuple[list[tuple[Photo, Photo]]
 
 
 def _measure(config, explainer, spec, mode, pairs, folder, bar) -> list[Row]:
-  results: dict[str, list[dict[str, np.ndarray]]] = {b: [] for b in config.backgrounds}
+  # What is smooth anyway is judged once.
+  drawings = [d for d in config.drawings if d == "smooth" or parse_generator(spec)[0] not in SMOOTH]
+  cases = [(b, d) for b in config.backgrounds for d in drawings or ["smooth"]]
+  results: dict[tuple[str, str], list[dict[str, np.ndarray]]] = {case: [] for case in cases}
   passes: list[float] = []
   effects: dict[bytes, Any] = {}
   for begin in range(0, len(pairs), GROUP):
     group = pairs[begin : begin + GROUP]
     explanations = None
-    for background in config.backgrounds:
-      digest = hashlib.sha256(json.dumps([explainer.settings, background]).encode())
+    for background, drawing in cases:
+      what = [explainer.settings, background]
+      if drawing == "smooth" and parse_generator(spec)[0] not in SMOOTH:
+        what.append(drawing)  # files of maps as they are keep their names
+      digest = hashlib.sha256(json.dumps(what).encode())
       for photo in (p for pair in group for p in pair):
         digest.update(photo.pixels.tobytes())
       path = folder / "curves" / f"{digest.hexdigest()[:32]}.npz"
@@ -135,18 +144,18 @@ def _measure(config, explainer, spec, mode, pairs, folder, bar) -> list[Row]:
       if arrays is None:
         if explanations is None:
           explanations = _explain(explainer, group, effects)
-        curves = insertion_deletion(explainer, explanations, background=background)
+        curves = insertion_deletion(explainer, explanations, background=background, drawing=drawing)
         spent = [e.encoder_passes for e in explanations]
         arrays = {**curves._asdict(), "passes": np.asarray(spent)}
         npz.write_arrays(path, arrays)
       passes += arrays.pop("passes").tolist()
-      results[background].append(areas(Curves(**arrays)))
+      results[background, drawing].append(areas(Curves(**arrays)))
     bar.update(len(group))
   spent = float(np.mean(passes))
   rows = []
-  for background, parts in results.items():
+  for (background, drawing), parts in results.items():
     scores = [np.concatenate([a[kind] for a in parts]) for kind in ("insertion", "deletion")]
-    rows.append(Row(spec, mode, background, spent, *scores))
+    rows.append(Row(spec, mode, background, drawing, spent, *scores))
   return rows
 
 
@@ -170,7 +179,7 @@ def table(rows: list[Row], background: str, baseline: str, queries: np.ndarray) 
   """Markdown table of the rows seen against one background.
 
   Intervals are of 95 %, over queries with all their pairs. The last three columns are paired
-  differences to the generator `baseline` in its first mode.
+  differences to the generator `baseline` in its first mode, drawn smoothly where it can be.
   """
 
   def cell(values: np.ndarray) -> str:
@@ -178,7 +187,8 @@ def table(rows: list[Row], background: str, baseline: str, queries: np.ndarray) 
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
   rows = [row for row in rows if row.background == background]
-  floor = next((row for row in rows if row.generator == baseline), None)
+  floors = [row for row in rows if row.generator == baseline]
+  floor = next((row for row in floors if row.drawing == "smooth"), floors[0] if floors else None)
   lines = [
     "| generator | perturbed | passes | insertion ↑ | deletion ↓ | insertion − deletion"
     f" | to {baseline}: insertion | deletion | insertion − deletion |",
@@ -192,7 +202,8 @@ def table(rows: list[Row], background: str, baseline: str, queries: np.ndarray) 
       above = [cell(a - b) for a, b in zip(cells, base, strict=True)]
     where = {"fixed": "query", "both": "both"}[row.mode]
     shown = " | ".join([*map(cell, cells), *above])
-    lines.append(f"| {row.generator} | {where} | {row.passes:,.0f} | {shown} |")
+    hard = ", hard cells" if row.drawing == "cells" else ""
+    lines.append(f"| {row.generator}{hard} | {where} | {row.passes:,.0f} | {shown} |")
   return "\n".join(lines)
 
 
@@ -209,7 +220,9 @@ def _write(
   parts = [
     f"{len(queries)} pairs of {len(np.unique(queries))} queries, {config.model} at"
     f" {config.image_size} pixels. AUC × 100, mean over pairs with its 95 % bootstrap interval over"
-    " queries; the last columns are paired. Passes: for one pair alone.\n"
+    " queries; the last columns are paired. Passes: for one pair alone. Maps of hard-edged cells"
+    " are judged drawn smoothly and, in rows that say so, as they are: deletion favours hard"
+    " cells.\n"
   ]
   for background in config.backgrounds:
     parts.append(
@@ -219,14 +232,15 @@ def _write(
   out = io.StringIO()
   writer = csv.writer(out)
   writer.writerow(
-    ["generator", "mode", "background", "passes", "measure", "mean", "low", "high", "pairs"]
-  )
+    ["generator", "mode", "background", "passes", "measure", "mean", "low", "high", "pairs",
+     "drawing"]
+  )  # fmt: skip
   for row in rows:
     for kind in ("insertion", "deletion"):
       values = getattr(row, kind)
       writer.writerow(
         [row.generator, row.mode, row.background, f"{row.passes:.0f}", kind,
-         *(f"{v:.4f}" for v in mean(values, queries)), len(values)]
+         *(f"{v:.4f}" for v in mean(values, queries)), len(values), row.drawing]
       )  # fmt: skip
   files.write_bytes(folder / "table.csv", out.getvalue().encode())
   document = {

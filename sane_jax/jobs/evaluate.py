@@ -17,7 +17,7 @@ from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, outfits_drawn
 from sane_jax.datasets.collection import Collection
 from sane_jax.maps import index_arrays, sanity_checks
-from sane_jax.maps.curves import insertion_deletion
+from sane_jax.maps.curves import DRAWINGS, insertion_deletion
 from sane_jax.maps.explainer import MODES, Explainer
 from sane_jax.maps.explanation import Photo
 from sane_jax.maps.generators import parse_generator
@@ -31,6 +31,10 @@ from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
 from sane_jax.runs.settings import check_choice, check_range
 
+_DRAWN = {
+  "smooth": "drawn smoothly",
+  "cells": "judged as they are, and deletion favours hard edges",
+}
 FLOOR = "random"
 BASELINE = "confidence"
 
@@ -84,6 +88,7 @@ def check(config: Any) -> None:
   for mode in settings.modes:
     check_choice("evaluation.modes", mode, MODES)
   fills.check_fill(settings.background)
+  check_choice("evaluation.drawing", settings.drawing, DRAWINGS)
   check_design(config.index.design, config.index.num_masks, config.index.fill)
   for name in ("saliency_pairs", "sanity_pairs"):
     check_range(f"evaluation.{name}", settings[name], 0)
@@ -140,7 +145,12 @@ def run(config: Any) -> None:
   for case, path in cases.items():
     make = functools.partial(_make_generator, case, fill, config.seed)
     work.append(
-      (path, functools.partial(measure_curves, e, seen, model_of, make, settings.background))
+      (
+        path,
+        functools.partial(
+          measure_curves, e, seen, model_of, make, settings.background, settings.drawing
+        ),
+      )
     )
   variables = destroyed_variables(e, sane, model_of, settings.layers)
   make = functools.partial(
@@ -159,7 +169,7 @@ def run(config: Any) -> None:
     _attribute_table(e, config.ranking.representatives),
     *_truth_tables(e, config.attributes.truth),
     _recognition_table({what: workdir / name for what, name in models.items() if name}),
-    _saliency_table(e, seen, cases, settings.background),
+    _saliency_table(e, seen, cases, settings.background, settings.drawing),
     *_sanity_tables(e, sane, broken, index, config.seed),
   ]
   made = [table for table in made if table is not None]
@@ -409,7 +419,7 @@ def _photos(e: Evaluation, explainer: Explainer, pair: int) -> tuple[Photo, Phot
 
 
 def _saliency_table(
-  e: Evaluation, pairs: np.ndarray, cases: dict[Case, pathlib.Path], background: str
+  e: Evaluation, pairs: np.ndarray, cases: dict[Case, pathlib.Path], background: str, drawing: str
 ) -> Table | None:
   """Insertion and deletion of pixels, for every generator and both modes."""
   if not cases:
@@ -431,7 +441,7 @@ def _saliency_table(
     note=(
       f"{len(pairs)} pairs, half of them matching. AUC × 100 of the score while pixels are shown or"
       f" hidden by saliency, on a {background} background, each curve from 0 to 1; the"
-      " last column is paired."
+      f" last column is paired. Maps of hard-edged cells are {_DRAWN[drawing]}."
     ),
     columns=(
       "generator", "perturbed", "passes", "insertion ↑", "deletion ↓", "difference ↑",
@@ -449,7 +459,7 @@ def _make_generator(case: Case, fill: str | None, key: int, model: Model) -> Exp
 
 def measure_curves(
   e: Evaluation, pairs: np.ndarray, model_of: Callable[[int, int], Model],
-  make: Callable[[Model], Explainer], background: str,
+  make: Callable[[Model], Explainer], background: str, drawing: str,
 ) -> dict[str, np.ndarray]:  # fmt: skip
   """AUCs and passes of one generator, each [p]."""
   out: dict[str, np.ndarray] = {
@@ -459,7 +469,7 @@ def measure_curves(
     explainer = make(model_of(*types))
     photos = [_photos(e, explainer, pair) for pair in pairs[chosen]]
     explanations = explainer.explain_pairs(photos)
-    curves = insertion_deletion(explainer, explanations, background=background)
+    curves = insertion_deletion(explainer, explanations, background=background, drawing=drawing)
     for kind, values in areas(curves).items():
       out[kind][chosen] = values
     out["passes"][chosen] = [x.encoder_passes for x in explanations]

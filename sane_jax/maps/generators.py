@@ -10,6 +10,7 @@ import numpy as np
 from sane_jax.ops import designs, learned_mask
 
 DESIGNS = {**designs.DESIGNS, "learned_mask": learned_mask.LearnedMask}
+SMOOTH = ("rise", "sliding_window", "learned_mask")  # maps are interpolated between cells
 # With a tolerance, at most this many times the design's own number of masks.
 MOST = 8
 

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import cachetools
 import numpy as np
 
+from sane_jax.maps.generators import SMOOTH
 from sane_jax.maps.index import ExplanationIndex
 from sane_jax.ops import resampling
 from sane_jax.web.guard import Refusal
 
 KEY = 20  # hexadecimal digits of an image's key
-_SMOOTH = ("rise", "sliding_window")  # maps are interpolated between cells
 UPLOAD = "u-"  # with which keys of uploads begin
 
 
@@ -49,7 +49,7 @@ class View(NamedTuple):
 
   @property
   def smooth(self) -> bool:
-    return self.design in _SMOOTH
+    return self.design in SMOOTH
 
 
 class Measured(NamedTuple):
