@@ -19,7 +19,7 @@ from sane_jax.models import resnet
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "scale.md"
 MASKS = 256  # the default's; one more pass sees the image whole
 CELLS = 64
-SPREAD = 8  # columns of the standard error's factor
+SPREAD = 32  # columns of the standard error's factor
 MASKED_REFERENCES = 30  # of the mode that perturbs both images
 IMAGES = {"a million": 10**6, "a billion": 10**9}
 PEAKS = {"H100 SXM": 989, "A100": 312, "TPU v6e": 918, "TPU v5e": 197}  # TFLOP/s a chip

@@ -28,7 +28,7 @@ from PIL import Image
 from sane_jax.maps import index_arrays
 
 ROOT = pathlib.Path(__file__).parents[1]
-GRID, AXES, SPREAD = (8, 8), 1280, 8
+GRID, AXES, SPREAD = (8, 8), 1280, 32
 
 
 def draw_index(folder: pathlib.Path, count: int, dtype: str, photos: int = 200) -> None:
@@ -48,14 +48,15 @@ def draw_index(folder: pathlib.Path, count: int, dtype: str, photos: int = 200) 
       "fill": "mean+blur", "mode": "fixed", "key": [0, 0], "jax": "",
     },
     "images": {"fit": "crop", "crop_fraction": 0.875, "interpolation": "bicubic"},
-    "probe": [0.0] * AXES, "grid": list(GRID), "dtype": dtype, "spread": SPREAD, "masked": False,
+    "probe": [0.0] * AXES, "grid": list(GRID), "dtype": dtype, "spread": SPREAD, "rest": True,
+    "masked": False,
     "num_types": 1, "ids": ids,
     "sources": [str(pictures / f"{number % photos:03d}.jpg") for number in range(count)],
     "left_out": {},
   }  # fmt: skip
   index = index_arrays.open_index(
     folder / "index", queries=np.arange(count), types=np.zeros(count, int), num_types=1, grid=GRID,
-    embedding_size=AXES, dtype=dtype, spread=SPREAD,
+    embedding_size=AXES, dtype=dtype, spread=SPREAD, rest=True,
   )  # fmt: skip
   centers = rng.normal(size=(50, AXES)).astype(np.float32)
   for shard in tqdm.tqdm(index_arrays.missing_shards(index, "effects"), desc="drawing the index"):
@@ -69,6 +70,7 @@ def draw_index(folder: pathlib.Path, count: int, dtype: str, photos: int = 200) 
     spread = rng.normal(size=(size, 1, AXES, SPREAD), scale=1e-4).astype(np.float32)
     index_arrays.write_shard(index, "embeddings", shard, embeddings[:, None])
     index_arrays.write_shard(index, "spread", shard, spread)
+    index_arrays.write_shard(index, "rest", shard, np.full((size, 1), 1e-4, np.float32))
     index_arrays.write_shard(index, "effects", shard, effects)
   (folder / "index" / "index.json").write_text(json.dumps(manifest))
 

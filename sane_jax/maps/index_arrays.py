@@ -10,7 +10,9 @@ Files, all zarr3 in shards of 64 images: `embeddings` [n t d] float32 of all row
 [m t c d] of the m queries, float16, or int8 with `scales` [m t c] float16 (a cell's effects are
 scale · integer). An index may hold two more: `masked` [n t d] float32, the mean embedding of the
 masked image, which takes the place of e[r] where both images are perturbed; and `spread`
-[m t d k] float16, of which ‖e[r] · spread‖ is the standard error of the map.
+[m t d k] float16 with `rest` [m t] float32: the standard error of the map, pooled over cells, is
+(‖e[r] · spread‖² + rest²)^½ (see `effects.ErrorFactor`; indexes from before 2026-11-28 have no
+rest, and their errors are 0.6 to 1.6 times as large as they should be).
 
 `finished` counts the whole rows of each shard. Rows are written, then counted: whatever interrupts
 the writer, nothing half is taken for whole. An index grows by rows at its end.
@@ -69,7 +71,7 @@ class EffectIndex(NamedTuple):
 def open_index(
   folder: str | pathlib.Path, *, queries: np.ndarray, types: np.ndarray, num_types: int,
   grid: tuple[int, int], embedding_size: int, dtype: str = "float16", spread: int = 0,
-  masked: bool = False, cache_bytes: int = 0,
+  rest: bool = False, masked: bool = False, cache_bytes: int = 0,
 ) -> EffectIndex:  # fmt: skip
   """The index in `folder`, made if there is none; longer than it was if there are more rows.
 
@@ -81,6 +83,7 @@ def open_index(
     embedding_size: d.
     dtype: of the effects, 'float16' or 'int8'.
     spread: k, columns of the standard error's factor; none where 0.
+    rest: whether what those columns leave is kept as a number.
     masked: whether mean masked embeddings are kept.
     cache_bytes: of what was read, kept in memory. 0 where other processes write.
 
@@ -101,6 +104,8 @@ def open_index(
     wanted["masked"] = ((n, t, d), (SHARD, t, d), "float32")
   if spread:
     wanted["spread"] = ((m, t, d, spread), (1, 1, d, spread), "float16")
+  if rest:
+    wanted["rest"] = ((m, t), (SHARD, t), "float32")
   # Without a cache each process reads what the others wrote.
   context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
   try:
@@ -212,7 +217,8 @@ def open_described(folder: Any, manifest: Mapping[str, Any], cache_bytes: int = 
     folder, queries=np.asarray(manifest.get("query_rows", range(len(types))), int),
     types=np.asarray(types, int), num_types=manifest["num_types"], grid=tuple(manifest["grid"]),
     embedding_size=manifest.get("embedding_size") or len(manifest["probe"]),
-    dtype=manifest["dtype"], spread=manifest["spread"], masked=manifest["masked"],
+    dtype=manifest["dtype"], spread=manifest["spread"], rest=bool(manifest.get("rest")),
+    masked=manifest["masked"],
     cache_bytes=cache_bytes,
   )  # fmt: skip
 

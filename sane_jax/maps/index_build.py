@@ -26,7 +26,7 @@ from sane_jax.models.model import ModelError
 from sane_jax.ops import effects
 from sane_jax.runs import processes
 
-SPREAD = 8  # columns of the standard error's factor
+SPREAD = 32  # columns of the standard error's factor
 PROBE = 1e-3  # an embedding that moved by more is another model's
 READ_AHEAD = 16  # images decoded before they are needed
 # What the effects rest on; `mode` and the version of JAX do not change them.
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]  # called with (images done, images in all
 
 def build(
   folder: str | os.PathLike[str], explainer: explainer_lib.Explainer,
-  images: Sequence[Any] | Mapping[str, Any], *, dtype: str, spread: int,
+  images: Sequence[Any] | Mapping[str, Any], *, dtype: str, spread: int | None,
   on_progress: Progress | None = None,
 ) -> None:  # fmt: skip
   """Measures the images that the index in `folder` lacks; see `ExplanationIndex.build`."""
@@ -56,10 +56,11 @@ def build(
     raise ValueError("an index needs at least one image; given none")
   manifest = index_arrays.read_manifest(location)
   if manifest is None:
-    manifest = _new_manifest(explainer, dtype, spread)
+    manifest = _new_manifest(explainer, dtype, SPREAD if spread is None else spread)
   else:
     check_same(location, manifest, explainer)
-    for what, ours in (("dtype", dtype), ("spread", manifest["spread"] and spread)):
+    spread = manifest["spread"] if spread is None else manifest["spread"] and spread
+    for what, ours in (("dtype", dtype), ("spread", spread)):
       if manifest[what] != ours:
         raise ValueError(
           f"the index in {location} has {what}={manifest[what]!r}, and {what}={ours!r} is asked"
@@ -93,7 +94,12 @@ def build(
     if manifest["masked"]:
       out["masked"] = explainer.masked_embeddings(photo).mean(axis=0)
     if manifest["spread"]:
-      out["spread"] = error_factor(measured, manifest["spread"])
+      columns, rest = error_factor(measured, manifest["spread"])
+      if manifest.get("rest"):
+        out["rest"] = np.array(rest, np.float32)
+      elif columns.any():  # an older index: the columns stand for the rest as well
+        columns = columns * np.sqrt(1 + len(columns) * rest**2 / (columns**2).sum())
+      out["spread"] = columns
     return {name: values[None] for name, values in out.items()}
 
   names = [name for name in index.arrays if name not in ("scales", "effects")]
@@ -138,8 +144,8 @@ def _new_manifest(explainer: explainer_lib.Explainer, dtype: str, spread: int) -
     },
     # A single replicate has no spread to keep.
     "probe": _probe(explainer), "grid": list(design.grid), "dtype": dtype,
-    "spread": spread if replicates > 1 else 0, "masked": explainer.mode == "both", "num_types": 1,
-    "ids": [], "sources": [], "left_out": {},
+    "spread": spread if replicates > 1 else 0, "rest": spread > 0 and replicates > 1,
+    "masked": explainer.mode == "both", "num_types": 1, "ids": [], "sources": [], "left_out": {},
   }  # fmt: skip
 
 
@@ -177,27 +183,12 @@ def check_same(
     )
 
 
-def error_factor(measured: Effects, columns: int) -> np.ndarray:
-  """F [d k] with ‖e · F‖ the standard error, pooled over cells, of the map against e.
-
-  With δ_bc the effect of cell c without replicate b, less its mean over b, the jackknife's variance
-  of a map's cell is (B − 1)/B Σ_b (δ_bc · e)². Its mean over cells is eᵀ S e with S = F Fᵀ kept to
-  the k largest of its eigenvalues; what the others hold is spread evenly over those.
-  """
+def error_factor(measured: Effects, columns: int) -> effects.ErrorFactor:
+  """The standard error, pooled over cells, of an image's map against any reference."""
   left_out = effects.leave_one_out(
     measured.design, measured.cells, measured.moments, measured.strata
   )
-  total, cells, d = left_out.shape
-  count = total // measured.strata
-  each = np.asarray(left_out).reshape(count, measured.strata, cells, d)
-  deltas = (each - each.mean(axis=0)).reshape(-1, d) * np.sqrt((count - 1) / count / cells)
-  values, vectors = np.linalg.eigh(deltas.T @ deltas)
-  values = np.maximum(values[::-1], 0)
-  kept = values[:columns]
-  kept = kept * (values.sum() / kept.sum() if kept.sum() > 0 else 1)
-  factor = np.zeros((d, columns), np.float32)
-  factor[:, : len(kept)] = vectors[:, ::-1][:, :columns] * np.sqrt(kept)
-  return factor
+  return effects.error_factor(np.asarray(left_out), measured.strata, columns)
 
 
 # --- data sets ------------------------------------------------------------------------------------

@@ -365,6 +365,46 @@ def p_values(
   return p
 
 
+class ErrorFactor(NamedTuple):
+  """Of the standard error, pooled over cells, of the map against any direction e [d]:
+
+      SE² = ‖e · columns‖² + rest² ‖e‖².
+
+  Attributes:
+    columns: [d k], the directions in which the draw of masks moves maps most.
+    rest: of all others, taken to be alike; 0 in indexes from before it was kept apart, whose
+      columns were enlarged for it.
+  """
+
+  columns: Float[np.ndarray, "d k"]
+  rest: float
+
+  def __call__(self, e: Float[np.ndarray, " d"]) -> float:
+    return float(np.sqrt(((e @ self.columns) ** 2).sum() + self.rest**2 * (e**2).sum()))
+
+
+def error_factor(left_out: Float[np.ndarray, "replicates c d"], strata: int, k: int) -> ErrorFactor:
+  """The standard error for all directions, from E with each replicate left out in turn.
+
+  With δ_bc the effect of cell c without replicate b, less its mean over b (of its stratum, see
+  `moderated`), the jackknife's variance of a map's cell is (B − 1)/B Σ_b (δ_bc · e)². Its mean over
+  cells is eᵀ S e. Kept are the k largest eigenvalues of S, and the sum of the others divided by d.
+  """
+  total, cells, d = left_out.shape
+  count = total // strata
+  each = np.asarray(left_out).reshape(count, strata, cells, d)
+  deltas = (each - each.mean(axis=0)).reshape(-1, d) * np.sqrt((count - 1) / count / cells)
+  factor = np.zeros((d, k), np.float32)
+  if len(deltas) < d:  # the same eigenvalues from the smaller product
+    values, vectors = np.linalg.eigh(deltas @ deltas.T)
+    columns = deltas.T @ vectors[:, ::-1][:, :k]
+  else:
+    values, vectors = np.linalg.eigh(deltas.T @ deltas)
+    columns = vectors[:, ::-1][:, :k] * np.sqrt(np.maximum(values[::-1][:k], 0))
+  factor[:, : columns.shape[1]] = columns
+  return ErrorFactor(factor, float(np.sqrt(np.maximum(values[::-1][k:], 0).sum() / d)))
+
+
 def reference_groups(
   design: designs.Design, each: Float[np.ndarray, "k c"], num_fills: int = 1
 ) -> Float[np.ndarray, "groups c"]:

@@ -69,7 +69,7 @@ def error_of(side: Measured | None, direction: np.ndarray) -> float | None:
   """The standard error of a map against a direction [d], pooled over cells; None without."""
   if side is None or side.factor is None:
     return None
-  return float(np.linalg.norm(direction @ side.factor))
+  return side.factor(direction)
 
 
 def correspond(query: Measured | None, reference: Measured | None) -> Correspondence | None:

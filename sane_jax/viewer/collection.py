@@ -21,6 +21,7 @@ import numpy as np
 from sane_jax.maps.generators import SMOOTH
 from sane_jax.maps.index import ExplanationIndex
 from sane_jax.ops import resampling
+from sane_jax.ops.effects import ErrorFactor
 from sane_jax.web.guard import Refusal
 
 KEY = 20  # hexadecimal digits of an image's key
@@ -59,7 +60,7 @@ class Measured(NamedTuple):
     matrix: E [c d].
     embedding: unit embedding [d] of the whole image.
     masked: mean embedding [d] of its masked versions; None where it is not known.
-    factor: F [d k] of the standard error; None where it is not known.
+    factor: of the standard error; None where it is not known.
     grid: (rows, columns) of the cells.
     passes: encoder passes that it took while the server ran; 0 from an index.
   """
@@ -67,13 +68,18 @@ class Measured(NamedTuple):
   matrix: np.ndarray
   embedding: np.ndarray
   masked: np.ndarray | None
-  factor: np.ndarray | None
+  factor: ErrorFactor | None
   grid: tuple[int, int]
   passes: int
 
   @property
   def nbytes(self) -> int:
-    arrays = (self.matrix, self.embedding, self.masked, self.factor)
+    arrays = (
+      self.matrix,
+      self.embedding,
+      self.masked,
+      self.factor.columns if self.factor else None,
+    )
     return sum(array.nbytes for array in arrays if array is not None)
 
 
