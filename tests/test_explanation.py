@@ -92,9 +92,9 @@ def test_the_snippet_makes_the_same_map(options, photos, tmp_path, monkeypatch):
   for name, photo in zip(("a.png", "b.png"), photos, strict=False):
     Image.fromarray(np.round(photo * 255).astype(np.uint8)).save(name)
   names = {}
-  if options.get("fill") == "image":
+  picture = options.get("fill") == "image"
+  if picture:
     options = {**options, "fill": photos[2]}
-    names["fill"] = photos[2]
   names["sane_jax"] = sane_jax
   names["model"] = sane_jax.from_jax(
     encoders.nonlinear, encoders.nonlinear_params(), image_size=SIZE
@@ -107,7 +107,8 @@ def test_the_snippet_makes_the_same_map(options, photos, tmp_path, monkeypatch):
   again = eval(last, names)
   np.testing.assert_array_equal(again.saliency_map, e.saliency_map)
   assert again.settings == e.settings
-  if "fill" in names:
+  if picture:
+    assert "another one can't make this map" in e.snippet()
     assert hashlib.sha256(photos[2].tobytes()).hexdigest() in e.snippet()
 
 

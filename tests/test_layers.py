@@ -77,7 +77,7 @@ def test_where_a_path_leads_is_decided_in_files():
   # Those ask themselves, or their files are of this machine whatever the settings say.
   but = {
     "files", "benchmark", "records", "efficientnet_lite0", "index_arrays",
-    "export", "model",
+    "export", "onnx_file",
   }  # fmt: skip
   found = [
     f"{path.name}: {line.strip()}"

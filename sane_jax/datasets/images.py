@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sane_jax.ops import arrays
 from sane_jax.runs import files
 
 # Formats of photos, and no others: some of Pillow's (EPS) start an interpreter on the file.
@@ -74,7 +75,7 @@ def read_image(source: Any, *, max_pixels: int = 100_000_000) -> np.ndarray:
     name = f"the PIL image of mode {source.mode} and size {source.width} x {source.height}"
     return _to_rgb(_decode(source, name, max_pixels), name)
   try:
-    array = np.asarray(source)
+    array = arrays.to_numpy(source)
   except Exception as error:  # ragged lists, arrays on a device, JAX tracers: each its own type
     raise ImageError(
       f"the {type(source).__name__} given as an image is no array ({_text(error)}); give a path, a"
@@ -343,8 +344,6 @@ def _check_range(array: np.ndarray, name: str) -> None:
   """Raises ImageError unless the values are of a type and in a range that `_to_unit` takes."""
   if array.dtype == bool or array.dtype.type in (np.uint8, np.uint16):
     return
-  if array.dtype.name == "bfloat16":  # no kind of float to numpy
-    array = array.astype(np.float32)
   if not np.issubdtype(array.dtype, np.floating):
     raise ImageError(
       f"{name}: type {array.dtype} has no known range; give uint8 in 0..255, uint16 in 0..65535,"

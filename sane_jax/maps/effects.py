@@ -1,6 +1,7 @@
 """Explanations by effects on embeddings: an image is measured once, and read against anything."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sane_jax.maps import engine as engine_lib
 from sane_jax.maps import measure
 from sane_jax.maps.explanation import (
   Effects,
@@ -84,14 +86,15 @@ def measure_effects(
           f" has {name}={value!r}: measure them anew from the image"
         )
     return image
-  photo, before = explainer.photo(image), explainer.encoder_passes
+  photo, before = explainer.photo(image), engine_lib.spent(explainer.engine)
   whole = explainer.embed([photo])[0]
   check_space(explainer, whole, directions)
+  unsteady = engine_lib.steadiness_note(explainer.engine, photo.pixels, whole)
   measured = measure.measure(
     explainer.engine, explainer.design, explainer.key, photo.pixels, explainer.fill, whole,
     tolerance=tolerance, directions=directions,
   )  # fmt: skip
-  design, notes = measured.design, []
+  design, notes = measured.design, [unsteady] if unsteady else []
   if tolerance is not None and measured.reached is not None:
     settings["num_masks"] = design.num_masks
     if measured.reached > tolerance:
@@ -106,7 +109,7 @@ def measure_effects(
     )
   return Effects(
     photo, design, explainer.key, settings, measured.cells, measured.moments, whole,
-    explainer.encoder_passes - before, tuple(notes), measured.strata,
+    engine_lib.spent(explainer.engine) - before, tuple(notes), measured.strata,
   )  # fmt: skip
 
 
@@ -285,7 +288,7 @@ class _Side:
 
 def _side(explainer: "Explainer", reference: Any) -> _Side:
   """A reference: its whole embedding, and those that the query's effects are read against."""
-  before, both = explainer.encoder_passes, explainer.mode == "both"
+  before, both = engine_lib.spent(explainer.engine), explainer.mode == "both"
   if isinstance(reference, Embedding):
     notes = ("the reference is an embedding, which can't be masked: only the query was",)
     unit = reference.unit
@@ -301,7 +304,8 @@ def _side(explainer: "Explainer", reference: Any) -> _Side:
   if both:
     perturbed = masked_embeddings(explainer, photo, len(whole))
     directions = perturbed if len(perturbed) else directions
-  passes = explainer.encoder_passes - before + (measured.passes if measured is not None else 0)
+  spent = engine_lib.spent(explainer.engine) - before
+  passes = spent + (measured.passes if measured is not None else 0)
   return _Side(photo, whole, directions, measured, passes)
 
 
@@ -309,18 +313,6 @@ def _explanation(
   explainer: "Explainer", measured: Effects, side: _Side, saliency: SaliencyMap,
   rather_than: Photo | Embedding | None = None,
 ) -> Explanation:  # fmt: skip
-  def reference_side() -> ReferenceSide:
-    before = explainer.encoder_passes
-    other = measure_effects(explainer, side.effects or side.shown)
-    query = _side(explainer, measured)
-    saliency = _read(explainer, other, [query.directions])[0]
-    labels = np.asarray(other.cells.labels)
-    spent = explainer.encoder_passes - before
-    if measured.design.num_masks == 0:
-      return ReferenceSide(saliency, labels, None, None, spent)
-    valid = (np.asarray(measured.cells.valid), np.asarray(other.cells.valid))
-    return ReferenceSide(saliency, labels, (measured.matrix, other.matrix), valid, spent)
-
   return Explanation(
     query=measured.photo,
     reference=side.shown,
@@ -331,7 +323,11 @@ def _explanation(
     settings=measured.settings | {"mode": explainer.mode},
     warnings=[*measured.notes, *side.notes, *saliency.notes],
     passes=measured.passes + side.passes,
-    make_reference_side=reference_side if isinstance(side.shown, Photo) else None,
+    make_reference_side=(
+      functools.partial(_reference_side, explainer, measured, side)
+      if isinstance(side.shown, Photo)
+      else None
+    ),
     contrast=rather_than,
     ranker=explainer.ranker,
     key=explainer.key,
@@ -339,3 +335,17 @@ def _explanation(
     directions=side.directions,
     effects=measured,
   )
+
+
+def _reference_side(explainer: "Explainer", measured: Effects, side: _Side) -> ReferenceSide:
+  """The map on the reference, whose own effects are read against the query's embedding."""
+  before = engine_lib.spent(explainer.engine)
+  other = measure_effects(explainer, side.effects or side.shown)
+  query = _side(explainer, measured)
+  saliency = _read(explainer, other, [query.directions])[0]
+  labels = np.asarray(other.cells.labels)
+  spent = engine_lib.spent(explainer.engine) - before
+  if measured.design.num_masks == 0:
+    return ReferenceSide(saliency, labels, None, None, spent)
+  valid = (np.asarray(measured.cells.valid), np.asarray(other.cells.valid))
+  return ReferenceSide(saliency, labels, (measured.matrix, other.matrix), valid, spent)

@@ -5,8 +5,10 @@ The engine is where images enter the encoder, so it is also where passes are cou
 
 import dataclasses
 import functools
+import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sane_jax.models import model as model_lib
-from sane_jax.ops import effects
+from sane_jax.models import outputs as outputs_lib
+from sane_jax.ops import effects, programs
 
 # One call into the jitted loop lasts about this long: progress is shown, Ctrl-C heard, in between.
 SECONDS_PER_CALL = 1.0
@@ -43,6 +46,20 @@ class Engine:
   passes: int = 0
   embedding_size: int | None = None
   on_progress: Callable[[int, int], None] | None = None
+  lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False)
+  here: Any = dataclasses.field(default_factory=threading.local, repr=False)
+
+
+def add_passes(engine: Engine, images: int) -> None:
+  """Counts images that went through the encoder: of all threads, and of this one's explanations."""
+  with engine.lock:
+    engine.passes += images
+  engine.here.passes = spent(engine) + images
+
+
+def spent(engine: Engine) -> int:
+  """Passes that this thread has spent on explanations: those of others are none of its own."""
+  return getattr(engine.here, "passes", 0)
 
 
 def make_engine(
@@ -160,8 +177,10 @@ def halving(engine: Engine, work: Callable[[], Any]) -> Any:
   while True:
     try:
       return work()
-    except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error) or engine.chunk == 1:
+    except (jax.errors.JaxRuntimeError, outputs_lib.OutOfMemory) as error:
+      if engine.chunk == 1 or not outputs_lib.is_out_of_memory(error):
+        raise
+      if isinstance(error, outputs_lib.OutOfMemory) and error.images == 1:
         raise
       engine.chunk //= 2
       warnings.warn(
@@ -201,16 +220,31 @@ def _run(engine, render, update, args, total, count, first, score) -> tuple[Any,
     if engine.on_progress is not None and time.monotonic() - started > 0.5:
       engine.on_progress(done, count)
   if score is None:
-    engine.passes += int(state.passes)  # a score function counts its own
+    add_passes(engine, int(state.passes))  # a score function counts its own
   if int(state.not_finite):
     raise model_lib.ModelError(
       f"{engine.model.name} gave NaN or infinity for {int(state.not_finite)} of {count} images;"
-      " check its weights and the range it expects (images come in [0, 1])"
+      f" {_why_not_finite(engine)}"
     )
   total = state.total
   if engine.mesh is not None:  # results meet later: keep all on one device
     total = jax.device_put(total, _first_device(engine))
   return total, int(state.without_direction)
+
+
+def _why_not_finite(engine: Engine) -> str:
+  """What to look at where a whole image has an embedding and a masked one has none."""
+  if engine.model.embed is not None:
+    grey = np.full((1, *engine.model.image_size, 3), 0.5, np.float32)
+    if not np.isfinite(_raw(engine, grey)).all():
+      return ONE_COLOUR
+  return "check its weights and the range it expects (images come in [0, 1])"
+
+
+ONE_COLOUR = (
+  "it gives none for an image of one colour either, which is what a mask that hides all leaves: add"
+  " a small number to the deviation of the image that it divides by, or take fill='blur'"
+)
 
 
 def split(engine: Engine, tree: Any, size: int) -> tuple[Any, Any]:
@@ -266,10 +300,19 @@ def _run_on_host(engine, render, update, args, state, start, chunks, size, score
 # --- whole images ---------------------------------------------------------------------------------
 
 
-_embed = jax.jit(lambda embed, params, images: embed(params, images), static_argnums=0)
+_embed = programs.jit_for_each(lambda embed, params, images: embed(params, images))
 
 
-def embed_images(engine: Engine, images: np.ndarray) -> np.ndarray:
+def _raw(engine: Engine, batch: np.ndarray) -> np.ndarray:
+  """What the model gives for a batch in one piece; counted by the caller."""
+  if engine.model.on_host:
+    return model_lib.call_on_host(engine.model, batch)
+  return np.asarray(_embed(engine.model.embed, on_one_device(engine), batch), np.float32)
+
+
+def embed_images(
+  engine: Engine, images: np.ndarray, *, names: Sequence[str] | None = None
+) -> np.ndarray:
   """Unit embeddings [n d] of whole images [n h w 3]; one pass each.
 
   [n k d] of a model of k conditions: a unit embedding in each.
@@ -282,24 +325,98 @@ def embed_images(engine: Engine, images: np.ndarray) -> np.ndarray:
   def embed(first: int) -> np.ndarray:
     # Singly, or in full chunks: two batch sizes to compile, whatever the number of images.
     size = engine.chunk if len(images) - first >= engine.chunk else 1
-    batch = np.array(images[first : first + size], np.float32)
-    if model.on_host:
-      return model_lib.call_on_host(model, batch)
-    return np.asarray(_embed(model.embed, on_one_device(engine), batch), np.float32)
+    return _raw(engine, np.array(images[first : first + size], np.float32))
 
   while done < len(images):
     raw = halving(engine, functools.partial(embed, done))
     size = len(raw)
-    engine.passes += size
+    add_passes(engine, size)
     engine.embedding_size = raw.shape[-1]
     norms = np.linalg.norm(raw, axis=-1, keepdims=True)
     for bad, what in ((~np.isfinite(norms), "NaN or infinity in"), (norms == 0, "zero norm for")):
       if bad.any():
         raise model_lib.ModelError(
-          f"{model.name}: {what} the embedding of {int(bad.sum())} of {size} whole images, which"
-          " has no cosine with anything; check its weights and the range it expects (images come"
-          " in [0, 1])"
+          f"{model.name}: {what} the embedding of {int(bad.sum())} of {size} whole images"
+          f"{_named(bad, names, done)}, which has no cosine with anything; check its weights and"
+          " the range it expects (images come in [0, 1])"
         )
     out.append(raw / norms)
     done += size
   return np.concatenate(out)
+
+
+def _named(bad: np.ndarray, names: Sequence[str] | None, first: int) -> str:
+  """Which photos are meant, by name where they have one, or by place."""
+  rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[:5] + first
+  named = [(names[i] if names else "") or f"number {i + 1}" for i in map(int, rows)]
+  return f" ({', '.join(named)})"
+
+
+# --- models that give an image now this answer, now that ------------------------------------------
+
+
+# What was found of each model, '' where nothing was: it is tried once, by whichever explainer.
+_NOTES: weakref.WeakKeyDictionary[model_lib.Model, str] = weakref.WeakKeyDictionary()
+
+
+def steadiness_note(
+  engine: Engine, image: np.ndarray, alone: np.ndarray, reference: np.ndarray | None = None
+) -> str:
+  """A warning where the model gives an image another answer beside another image, or each time.
+
+  Costs 2 passes once a model, and one more where there is something to say. They are counted for
+  the engine and for no explanation.
+
+  Args:
+    image: [h w 3].
+    alone: its unit embedding [d]; with a reference [h w 3] its score [1].
+  """
+  model = engine.model
+  if model.steady:
+    return ""
+  if model in _NOTES:
+    return _NOTES[model]
+
+  def again(images: np.ndarray) -> np.ndarray:
+    with engine.lock:
+      engine.passes += len(images)
+    if reference is not None:
+      return model_lib.call_on_host(model, images, reference)[0]
+    first = _raw(engine, images)[0]
+    return first / np.maximum(np.linalg.norm(first, axis=-1, keepdims=True), effects.SMALLEST_NORM)
+
+  def differs(other: np.ndarray) -> bool:
+    scale = max(float(np.linalg.norm(alone)), 2e-3)
+    return not np.linalg.norm(other - alone) <= rounding * scale
+
+  rounding, single = _rounding(model), image[None].astype(np.float32)
+  # A model that is given single images may take no others.
+  batch = single if engine.chunk == 1 else np.concatenate([single, 1 - single[:, ::-1]])
+  try:
+    note = ""
+    if differs(again(batch)):
+      note = RANDOM if engine.chunk == 1 or differs(again(single)) else BATCH_DEPENDENT
+      note = f"{model.name} {note}"
+  except (jax.errors.JaxRuntimeError, outputs_lib.OutOfMemory) as error:
+    if not outputs_lib.is_out_of_memory(error):
+      raise
+    return ""
+  return _NOTES.setdefault(model, note)
+
+
+RANDOM = (
+  "gives the same image another answer each time, as by dropout that is always on: maps of a random"
+  " model say nothing; make it give one answer"
+)
+BATCH_DEPENDENT = (
+  "gives an image another answer beside another image than alone, as by normalising over the batch:"
+  " maps of a batch-dependent model say nothing; make it take each image by itself, or give"
+  " chunk_size=1"
+)
+
+
+def _rounding(model: model_lib.Model) -> float:
+  """How far unit embeddings may be apart that are the same: products of other shapes round."""
+  types = [getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(model.params)]
+  halves = any(t is not None and "float" in str(t) and t.itemsize < 4 for t in types)
+  return 5e-2 if halves or getattr(model.embed, "halves", False) else 5e-3

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from sane_jax.datasets import images as images_lib
-from sane_jax.maps import effects, learned, reasons, scores
+from sane_jax.maps import effects, learned, pictures, reasons, scores
 from sane_jax.maps import engine as engine_lib
 from sane_jax.maps.explanation import Effects, Embedding, Explanation, Photo
 from sane_jax.maps.generators import make_design, name_of, stoppable
 from sane_jax.models import model as model_lib
 from sane_jax.models.model import Model
-from sane_jax.ops import fills, learned_mask
+from sane_jax.ops import arrays, fills, learned_mask
 
 MODES = ("fixed", "both")
 
@@ -50,11 +50,13 @@ class Explainer:
       `learned_mask`, `random`) or a design object such as `Hadamard(num_masks=256)`.
     num_masks: masked images an image; the design's own number by default.
     fill: what is shown where a mask hides: 'mean', 'black', 'grey', 'white', 'blur', a colour in
-      [0, 1], or an image; the design's own by default. Names joined by +, as in 'mean+blur', take
-      turns: the map is their mean. With `hadamard` whole replicates of 128 masks take turns where
-      there are two or more for each fill, as with `num_masks=512`, and each fill's own map is
-      there too (`Explanation.maps_by_fill`); with fewer, and other designs, pairs of masks do.
-    key: seed or typed JAX key. All masks are a function of it: the same key, the same answer.
+      [0, 1], or an image (an array, a PIL image, a `pathlib.Path`), which is fitted to the model as
+      photos are; the design's own by default. Names joined by +, as in 'mean+blur', take turns: the
+      map is their mean. With `hadamard` whole replicates of 128 masks take turns where there are
+      two or more for each fill, as with `num_masks=512`, and each fill's own map is there too
+      (`Explanation.maps_by_fill`); with fewer, and other designs, pairs of masks do.
+    key: seed, typed JAX key, or a key's words. All masks are a function of it: the same key, the
+      same answer.
     mode: 'fixed' perturbs the query alone, 'both' the reference as well.
     chunk_size: at most this many masked images exist at once; 'fastest' finds it by trying.
     devices: JAX devices that share each chunk; all local ones by default.
@@ -69,7 +71,8 @@ class Explainer:
     **options: further fields of the design, such as `grid=(7, 7)`.
 
   Attributes:
-    encoder_passes: images that went through the encoder since the explainer was made.
+    encoder_passes: images that went through the encoder since the explainer was made. 2 of them,
+      once a model, try whether it gives an image one answer, and are of no explanation.
   """
 
   def __init__(
@@ -106,18 +109,41 @@ class Explainer:
         )
       count = fills.num_fills(self.design.default_fill if fill is None else fill)
       self.design = stoppable(self.design, tolerance, num_masks, count)
-    self.fill = self.design.default_fill if fill is None else fill
+    self.fill = self.design.default_fill if fill is None else self._fill(fill)
     self.mode = mode
     self.ranker = attributes
-    self.key = jax.random.key(key) if isinstance(key, int | np.integer) else key
-    if not jax.numpy.issubdtype(self.key.dtype, jax.dtypes.prng_key):
-      self.key = jax.random.wrap_key_data(self.key)  # from jax.random.PRNGKey
+    self.key = _key(key)
     self.engine = engine_lib.make_engine(model, chunk=chunk_size, devices=devices)
     self.engine.on_progress = on_progress
-    self._method = SCORES if model.embed is None else EFFECTS
-    if isinstance(self.design, learned_mask.LearnedMask):
-      self._method = LEARNED
     self._method.check(self)  # what can't be is refused before any mask is spent
+
+  def _fill(self, fill: Any) -> Any:
+    """A name as it is; a colour [3] as an array; a picture [h w 3] as the model sees it."""
+    if isinstance(fill, str):
+      return pictures.find(fill)
+    if not isinstance(fill, Photo | Image.Image | os.PathLike):
+      fill = arrays.to_numpy(fill)
+      if fill.ndim < 2:
+        return fill.astype(np.float32)
+    return pictures.keep(self.photo(fill).pixels)
+
+  @property
+  def _method(self) -> Method:
+    if isinstance(self.design, learned_mask.LearnedMask):
+      return LEARNED
+    return SCORES if self.model.embed is None else EFFECTS
+
+  def __getstate__(self) -> dict[str, Any]:
+    """All but what belongs to this process: the devices, and who is shown the progress."""
+    return {k: v for k, v in self.__dict__.items() if k != "engine"} | {"chunk": self.engine.chunk}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """Here it runs on all local devices, and has spent no pass."""
+    chunk = state.pop("chunk")
+    self.__dict__.update(state)
+    self.engine = engine_lib.make_engine(self.model, chunk=chunk)
+    if not isinstance(self.fill, str) and self.fill.ndim == 3:
+      pictures.keep(self.fill)
 
   @property
   def has_effects(self) -> bool:
@@ -135,9 +161,7 @@ class Explainer:
     options |= dataclasses.asdict(self.design)
     fill = self.fill
     if not isinstance(fill, str):
-      array = np.asarray(fill, np.float32)
-      digest = hashlib.sha256(array.tobytes()).hexdigest()
-      fill = array.tolist() if array.ndim == 1 else f"image with SHA-256 {digest}"
+      fill = fill.tolist() if fill.ndim == 1 else pictures.name(fill)
     return {
       "model": self.model.name,
       "image_size": list(self.model.image_size),
@@ -175,7 +199,9 @@ class Explainer:
   def embed(self, images: Sequence[Any]) -> np.ndarray:
     """Unit embeddings [n d] of whole images; one encoder pass each."""
     engine_lib.require_embeddings(self.model, "embed")
-    return engine_lib.embed_images(self.engine, np.stack([self.photo(i).pixels for i in images]))
+    photos = [self.photo(image) for image in images]
+    pixels = np.stack([photo.pixels for photo in photos])
+    return engine_lib.embed_images(self.engine, pixels, names=[photo.name for photo in photos])
 
   def masked_embeddings(self, image: Any) -> np.ndarray:
     """Unit embeddings [k d] of the K masked versions of a reference, as mode 'both' shows them."""
@@ -254,8 +280,18 @@ class Explainer:
   def explain_pairs(self, pairs: Sequence[tuple[Any, Any]]) -> list[Explanation]:
     """Explains many pairs; a learned mask learns all of theirs in one loop."""
     if self._method.explain_pairs is None:
-      return [self.explain(query, reference) for query, reference in pairs]
+      return [
+        self._explain_pair(query, reference, f"pair {i} of {len(pairs)}")
+        for i, (query, reference) in enumerate(pairs, start=1)
+      ]
     return _say(self._method.explain_pairs(self, pairs))
+
+  def _explain_pair(self, query: Any, reference: Any, which: str) -> Explanation:
+    try:
+      return self.explain(query, reference)
+    except ValueError as error:
+      error.args = (f"{which}: {error}", *error.args[1:])
+      raise
 
   def contrast(self, query: Any, a: Any, b: Any) -> Explanation:
     """Why `query` matches `a` rather than `b`: the map of s(query, a) − s(query, b).
@@ -263,6 +299,31 @@ class Explainer:
     `score` is that difference; the explanation's reference is `a` and its contrast `b`.
     """
     return _say([self._method.contrast(self, query, a, b)])[0]
+
+
+def _key(key: Any) -> jax.Array:
+  """A typed key of a seed, of a key, or of a key's words, as `jax.random.PRNGKey` gives them.
+
+  Raises:
+    ValueError: none of these, or several keys.
+  """
+  what = "key is a seed, one key of jax.random.key, or its words (two of threefry2x32, four of rbg)"
+  if jax.numpy.issubdtype(getattr(key, "dtype", np.int32), jax.dtypes.prng_key):
+    if key.shape:
+      raise ValueError(f"{what}; given {key.shape} keys: take one of them, keys[0]")
+    return key
+  words = arrays.to_numpy(key)
+  if words.dtype.kind not in "iu" or words.ndim > 1:
+    raise ValueError(f"{what}; given {key!r}")
+  default = jax.random.key(0)
+  if not words.ndim:
+    return jax.random.key(int(words))
+  kinds = {2: "threefry2x32", 4: "rbg"}
+  kinds[jax.random.key_data(default).size] = str(jax.random.key_impl(default))
+  if words.size not in kinds or words.min() < 0 or words.max() >= 2**32:
+    raise ValueError(f"{what}; given {key!r}")
+  words = jax.numpy.asarray(words.astype(np.uint32))
+  return jax.random.wrap_key_data(words, impl=kinds[words.size])
 
 
 def _say(explanations: list[Explanation]) -> list[Explanation]:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from sane_jax import report
 from sane_jax.maps import export, reasons
-from sane_jax.ops import designs, effects, resampling, statistics
+from sane_jax.ops import arrays, designs, effects, resampling, statistics
 from sane_jax.ops import matches as matching
 from sane_jax.runs import files
 
@@ -51,7 +51,7 @@ class Embedding:
     Raises:
       ValueError: it is no vector of finite numbers, or of zero length.
     """
-    vector = np.asarray(self.vector, np.float64)
+    vector = np.asarray(arrays.to_numpy(self.vector), np.float64)
     what = f"the reference embedding {self.name!r}" if self.name else "the reference embedding"
     if vector.ndim != 1 or not len(vector):
       raise ValueError(
@@ -339,7 +339,7 @@ class Explanation:
     return export.view(self)
 
   def snippet(self) -> str:
-    """Python that reproduces the explanation, given the `model` (and an image as the `fill`)."""
+    """Python that reproduces the explanation, given the `model`; with a picture as fill, here."""
     return export.snippet(self)
 
   def plot(self):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sane_jax import report
-from sane_jax.maps import generators
+from sane_jax.maps import generators, pictures
 from sane_jax.ops import designs, matches, resampling
 from sane_jax.runs import files
 
@@ -155,22 +155,32 @@ def save(e: "Explanation", folder: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def snippet(e: "Explanation") -> str:
-  """Python that reproduces the explanation, given the `model` (and an image as the `fill`)."""
+  """Python that reproduces the explanation, given the `model`.
+
+  A picture as the fill is given by its hash: the program that used it has it, and others are told
+  to give it.
+  """
   settings = e.settings
-  before, fill, key = [], repr(settings["fill"]), str(settings["key"][-1])
-  if fill.startswith("'image with"):
-    before.append(f"# fill: the array [h w 3], float32, that is the {settings['fill']}")
-    fill = "fill"
-  elif isinstance(settings["fill"], list):
-    fill = repr(tuple(settings["fill"]))
+  before, after, fill = [], [], settings["fill"]
+  if pictures.is_name(fill):
+    after.append(
+      "# The fill is a picture. This program still has it; another one can't make this map without:"
+      " give fill=array [h w 3] there."
+    )
+  elif isinstance(fill, list):
+    fill = tuple(fill)
   kind = "threefry2x32" if e.key is None else str(jax.random.key_impl(e.key))
-  if any(settings["key"][:-1]) or kind != "threefry2x32":
+  words = settings["key"]
+  key = str(words[-1]) if kind == "threefry2x32" and not any(words[:-1]) else repr(tuple(words))
+  if kind not in ("threefry2x32", "rbg"):
     before += ["import jax", "import numpy as np"]
-    key = f"jax.random.wrap_key_data(np.array({settings['key']}, np.uint32), impl={kind!r})"
+    key = f"jax.random.wrap_key_data(np.array({words}, np.uint32), impl={kind!r})"
   known = [f.name for f in dataclasses.fields(generators.DESIGNS[settings["design"]])]
   options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k in known}
   given = [f"{k}={v!r}" for k, v in {"design": settings["design"], **options}.items()]
-  given += [f"fill={fill}", f"mode={settings['mode']!r}", f"key={key}"]
+  given += [f"fill={fill!r}", f"mode={settings['mode']!r}", f"key={key}"]
+  # Which the explainer was given with a model of full precision.
+  given += [f"dtype={d!r}" for d in ("bfloat16", "float16") if settings["model"].endswith(f", {d}")]
   sides = {"query": e.query, "reference": e.reference, "contrast": e.contrast}
   shown = [
     repr(shown.name or side)
@@ -183,6 +193,7 @@ def snippet(e: "Explanation") -> str:
   return "\n".join([
     *before,
     f"explainer = sane_jax.Explainer(model, {', '.join(given)})",
+    *after,
     f"explainer.{call}({', '.join(shown)})",
   ])  # fmt: skip
 

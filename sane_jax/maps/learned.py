@@ -1,7 +1,7 @@
 """Explanations by learned masks: one optimisation for all the pairs that are given together."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -84,12 +84,14 @@ def _learn(
   explainer: "Explainer", photos: Sequence[tuple[Photo, Photo | Embedding]]
 ) -> list[Explanation]:
   settings, both = explainer.design, explainer.mode == "both"
-  model, engine, before = explainer.model, explainer.engine, explainer.encoder_passes
+  model, engine = explainer.model, explainer.engine
+  before = engine_lib.spent(engine)
   queries, references = zip(*photos, strict=True)
   targets = embeddings_of(explainer, references)
   wholes = explainer.embed(queries)
   check_space(explainer, wholes[0], [target[None] for target in targets])
-  whole_passes = explainer.encoder_passes - before
+  whole_passes = engine_lib.spent(engine) - before
+  unsteady = engine_lib.steadiness_note(engine, queries[0].pixels, wholes[0])
   # Of an embedding nothing is shown, and with mode 'fixed' of no reference.
   shown = [r if isinstance(r, Photo) else q for q, r in zip(queries, references, strict=True)]
 
@@ -111,7 +113,7 @@ def _learn(
     state = learned_mask.optimize(
       model.embed, params, settings, problem, state, jnp.int32(steps), both=both
     )
-    engine.passes += steps * len(photos) * (1 + both)
+    engine_lib.add_passes(engine, steps * len(photos) * (1 + both))
     if engine.on_progress is not None:
       engine.on_progress(int(state.step), settings.num_steps)
   masks = np.asarray(state.masks)
@@ -126,14 +128,13 @@ def _learn(
       1 - masks[pair, side].ravel(), missing.ravel(), missing.ravel(),
     )  # fmt: skip
 
-  def reference_side(pair: int) -> ReferenceSide:
-    if both:
-      return ReferenceSide(saliency(pair, 1), labels, None, None, 0)
-    before = explainer.encoder_passes
+  def other_side(pair: int) -> Callable[[], ReferenceSide] | None:
     query, reference = photos[pair]
-    assert isinstance(reference, Photo)
-    swapped = _learn(explainer, [(reference, query)])[0]
-    return ReferenceSide(swapped.saliency, labels, None, None, explainer.encoder_passes - before)
+    if not isinstance(reference, Photo):
+      return None
+    if both:
+      return functools.partial(ReferenceSide, saliency(pair, 1), labels, None, None, 0)
+    return functools.partial(_reference_side, explainer, query, reference)
 
   return [
     Explanation(
@@ -144,14 +145,23 @@ def _learn(
       grid=grid,
       query_cells=labels,
       settings=explainer.settings,
-      warnings=[] if np.isfinite(masks[pair]).all() else ["the mask holds NaN"],
+      warnings=[
+        *([unsteady] if unsteady else []),
+        *([] if np.isfinite(masks[pair]).all() else ["the mask holds NaN"]),
+      ],
       passes=whole_passes // len(photos) + settings.num_steps * (1 + both),
-      make_reference_side=(
-        functools.partial(reference_side, pair) if isinstance(reference, Photo) else None
-      ),
+      make_reference_side=other_side(pair),
       ranker=explainer.ranker,
       key=explainer.key,
       embeddings=(wholes[pair], targets[pair]),
     )
     for pair, (query, reference) in enumerate(photos)
   ]
+
+
+def _reference_side(explainer: "Explainer", query: Photo, reference: Photo) -> ReferenceSide:
+  """The map on the reference: a mask of its own, over it."""
+  before = engine_lib.spent(explainer.engine)
+  swapped = _learn(explainer, [(reference, query)])[0]
+  spent = engine_lib.spent(explainer.engine) - before
+  return ReferenceSide(swapped.saliency, swapped.query_cells, None, None, spent)

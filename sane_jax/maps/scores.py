@@ -42,13 +42,23 @@ def measure_effects(explainer: "Explainer", image: Any) -> Any:
 
 def scores(explainer: "Explainer", queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
   """Scores [b] of queries [b h w 3] with one reference; b passes."""
-  model = explainer.model
-  found = model_lib.call_on_host(model, queries, reference)[:, 0]
-  explainer.engine.passes += len(queries)
-  if not np.isfinite(found).all():
+  model, engine = explainer.model, explainer.engine
+  parts, done = [], 0
+
+  def some() -> np.ndarray:
+    return model_lib.call_on_host(model, queries[done : done + engine.chunk], reference)[:, 0]
+
+  while done < len(queries):
+    parts.append(engine_lib.halving(engine, some))
+    engine_lib.add_passes(engine, len(parts[-1]))
+    done += len(parts[-1])
+  found = np.concatenate(parts)
+  if not (finite := np.isfinite(found)).all():
+    flat = (queries == queries[:, :1, :1]).all(axis=(1, 2, 3))
+    why = "check its weights and the range it expects (images come in [0, 1])"
     raise model_lib.ModelError(
-      f"{model.name} gave NaN or infinity for {int((~np.isfinite(found)).sum())} of"
-      f" {len(found)} images; check its weights and the range it expects (images come in [0, 1])"
+      f"{model.name} gave NaN or infinity for {int((~finite).sum())} of {len(found)} images;"
+      f" {engine_lib.ONE_COLOUR if flat[~finite].all() else why}"
     )
   return found
 
@@ -59,8 +69,10 @@ def _explain(
   if any(isinstance(reference, Embedding) for reference in references):
     engine_lib.require_embeddings(explainer.model, "a reference embedding")
   photo, others = explainer.photo(query), [explainer.photo(r) for r in references]
-  before = explainer.encoder_passes
+  engine = explainer.engine
+  before = engine_lib.spent(engine)
   whole = np.array([scores(explainer, photo.pixels[None], o.pixels)[0] for o in others])
+  unsteady = engine_lib.steadiness_note(engine, photo.pixels, whole[:1], others[0].pixels)
   shown = [_shown(explainer, other) for other in others]
 
   def score(images, features):
@@ -72,7 +84,7 @@ def _explain(
   if size > 1:
     zero = score(photo.pixels[None], None)[0]
   measured = _measure(explainer, photo, zero, score)
-  spent = explainer.encoder_passes - before
+  spent = engine_lib.spent(engine) - before
   towards = np.kron(np.eye(len(others), dtype=np.float32), np.eye(size, dtype=np.float32))
   towards = towards.reshape(len(towards), len(others), size)  # which columns are of a reference
   scales = np.abs(whole)
@@ -89,7 +101,7 @@ def _explain(
       grid=explainer.design.grid,
       query_cells=np.asarray(measured.cells.labels),
       settings=explainer.settings,
-      warnings=list(saliency.notes),
+      warnings=[*([unsteady] if unsteady else []), *saliency.notes],
       passes=spent if contrast else spent // len(others),
       make_reference_side=functools.partial(_reference_side, explainer, photo, other),
       contrast=others[1] if contrast else None,
@@ -102,7 +114,7 @@ def _explain(
 
 def _reference_side(explainer: "Explainer", query: Photo, reference: Photo) -> ReferenceSide:
   """The map on the reference: its masked versions come second in the score, one at a time."""
-  before = explainer.encoder_passes
+  before = engine_lib.spent(explainer.engine)
   shown = _shown(explainer, query)
   whole = scores(explainer, query.pixels[None], reference.pixels)
 
@@ -114,7 +126,8 @@ def _reference_side(explainer: "Explainer", query: Photo, reference: Photo) -> R
   towards = np.eye(len(shown), dtype=np.float32)[:, None]
   saliency = _maps(explainer, measured, towards, np.abs(whole))[0]
   labels = np.asarray(measured.cells.labels)
-  return ReferenceSide(saliency, labels, None, None, explainer.encoder_passes - before)
+  spent = engine_lib.spent(explainer.engine) - before
+  return ReferenceSide(saliency, labels, None, None, spent)
 
 
 def _maps(

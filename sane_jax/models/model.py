@@ -5,20 +5,17 @@
 """
 
 import dataclasses
-import functools
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from sane_jax.runs import files
-
-
-class ModelError(ValueError):
-  """The model gave what is no embedding and no score: what came, and what was expected."""
+from sane_jax.models import outputs
+from sane_jax.models.outputs import ModelError
+from sane_jax.ops import arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +33,8 @@ class Model:
     fit: how a photo of another shape becomes `image_size`: 'crop', 'stretch' or 'pad'.
     crop_fraction: share of the largest centred window that 'crop' keeps.
     interpolation: of the resizing, 'bilinear' or 'bicubic'.
+    steady: whether it is known to give an image the same answer each time, whatever else is in the
+      batch; that of other models is tried once.
   """
 
   name: str
@@ -47,6 +46,7 @@ class Model:
   fit: str = "crop"
   crop_fraction: float = 1.0
   interpolation: str = "bilinear"
+  steady: bool = False
 
   def __post_init__(self):
     size = self.image_size
@@ -68,9 +68,23 @@ def _size(image_size: Any) -> tuple[int, int]:
     ) from None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Picked:
+  """One of several outputs of `embed`. Equal to its like, so that one compilation serves all."""
+
+  embed: Callable[..., Any]
+  output: str | int | None
+  name: str
+
+  def __call__(self, params: Any, images: Any) -> Any:
+    given = self.embed(params, images)
+    return outputs.pick(given, images.shape[0], self.name, output=self.output)
+
+
 def from_jax(
-  embed_fn: Callable[..., Any], params: Any, *, image_size: Any, name: str = "", **fitting: Any
-) -> Model:
+  embed_fn: Callable[..., Any], params: Any, *, image_size: Any, output: str | int | None = None,
+  name: str = "", **fitting: Any,
+) -> Model:  # fmt: skip
   """A JAX function and its parameters as a model.
 
   Args:
@@ -78,6 +92,8 @@ def from_jax(
       and, for the learned mask, differentiable.
     params: any pytree of arrays.
     image_size: one side or (height, width).
+    output: which of several outputs holds the embeddings, by name or place; by default the only one
+      that is [b d].
     name: for reports; the function's name by default.
     **fitting: `fit`, `crop_fraction` and `interpolation`; see `Model`.
 
@@ -88,8 +104,18 @@ def from_jax(
   size = _size(image_size)
   model = Model(name, size, embed_fn, params, **fitting)
   images = jax.ShapeDtypeStruct((2, *size, 3), np.float32)
+
+  def pick(params: Any, images: Any) -> Any:
+    nonlocal model
+    given = embed_fn(params, images)
+    if output is not None or len(getattr(given, "shape", ())) != 2:
+      model = dataclasses.replace(model, embed=_Picked(embed_fn, output, name))
+    return outputs.pick(given, 2, name, output=output)
+
   try:
-    out = jax.eval_shape(embed_fn, params, images)
+    out = jax.eval_shape(pick, params, images)
+  except ModelError:
+    raise
   except Exception as error:
     raise ModelError(
       f"{name} could not be traced on images of shape {images.shape}:"
@@ -98,7 +124,8 @@ def from_jax(
     ) from error
   shape = getattr(out, "shape", None)
   if shape is None or len(shape) != 2 or shape[0] != 2:
-    raise ModelError(_wrong_output(name, "embeddings of shape (2, d)", shape, images.shape))
+    expected = "embeddings of shape (2, d)"
+    raise ModelError(outputs.wrong_shape(name, expected, shape, images.shape))
   if not jax.numpy.issubdtype(out.dtype, jax.numpy.floating):
     raise ModelError(f"{name} gives {out.dtype} embeddings; floating-point ones are expected")
   return model
@@ -145,15 +172,30 @@ def at_precision(model: Model, dtype: str) -> Model:
   )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class _HostFunction:
+  """A callable of images, as a model's `embed`."""
+
+  function: Callable[[np.ndarray], Any]
+  output: str | int | None
+  name: str
+
+  def __call__(self, _: Any, images: np.ndarray) -> Any:
+    return outputs.pick(self.function(images), len(images), self.name, output=self.output)
+
+
 def from_numpy(
-  fn: Callable[[np.ndarray], Any], *, image_size: Any, name: str = "", **fitting: Any
-) -> Model:
+  fn: Callable[[np.ndarray], Any], *, image_size: Any, output: str | int | None = None,
+  name: str = "", **fitting: Any,
+) -> Model:  # fmt: skip
   """Any Python callable as a model: images [b h w 3] float32 in [0, 1] -> embeddings [b d].
 
-  It is called with batches of at most the explainer's chunk size and must not mind their size.
+  It is called with batches of at most the explainer's chunk size and must not mind their size. It
+  may give an array of any library; of several, `output` names the one, by default the only [b d].
   """
   name = name or getattr(fn, "__name__", type(fn).__name__)
-  return Model(name, _size(image_size), lambda _, x: fn(x), on_host=True, **fitting)
+  embed = _HostFunction(fn, output, name)
+  return Model(name, _size(image_size), embed, on_host=True, **fitting)
 
 
 def from_score(
@@ -168,115 +210,114 @@ def from_score(
   return Model(name, _size(image_size), None, score=fn, on_host=True, **fitting)
 
 
+def _statistics(mean: Any, std: Any) -> tuple[np.ndarray, np.ndarray] | None:
+  """What is taken from the channels and what they are divided by then, [3] each; None for neither.
+
+  Raises:
+    ModelError: other shapes, what is not finite, no positive divisor, statistics of 0..255.
+  """
+  if mean is None and std is None:
+    return None
+  pair = []
+  for what, given, otherwise in (("mean", mean, 0.0), ("std", std, 1.0)):
+    try:
+      values = np.ravel(np.asarray(arrays.to_numpy(otherwise if given is None else given), float))
+    except Exception as error:  # of whatever was given
+      raise ModelError(f"{what} is three numbers or one; given {given!r}: {error}") from error
+    if values.size not in (1, 3) or not np.isfinite(values).all():
+      raise ModelError(f"{what} is three finite numbers, one a channel, or one; given {given!r}")
+    pair.append(np.broadcast_to(values, 3))
+  shift, scale = pair
+  if shift.max() > 1 or scale.max() > 2:
+    # A network of pixels in 0..255 with its mean alone divides by 1, which is 1/255 here.
+    if shift.max() > 1 or not shift.any():
+      shift = shift / 255
+    right = [tuple(round(float(n), 6) for n in values) for values in (shift, scale / 255)]
+    raise ModelError(
+      f"mean={mean!r} and std={std!r} are of pixels in 0..255, and images come in [0, 1]; give"
+      f" mean={right[0]}, std={right[1]}"
+    )
+  if not (scale > 0).all():
+    raise ModelError(f"std divides the channels and is above 0; given {std!r}")
+  return shift.astype(np.float32), scale.astype(np.float32)
+
+
 def from_torch(
   module: Any,
   *,
   image_size: Any,
-  mean: Sequence[float] | None = None,
-  std: Sequence[float] | None = None,
-  device: str | None = None,
+  mean: Any = None,
+  std: Any = None,
+  device: Any = None,
+  output: str | int | None = None,
   name: str = "",
   **fitting: Any,
 ) -> Model:
-  """A PyTorch module as a model: images [b 3 h w] float32 -> embeddings [b d].
+  """A PyTorch module as a model: images [b 3 h w] -> embeddings [b d].
 
   Args:
-    module: put in evaluation mode; run without gradients.
+    module: a module, scripted, exported or compiled ones as well; or a function that embeds by
+      some, such as `model.encode_image`. For each call, and no longer, it is in evaluation mode and
+      without gradients. Images come in the precision and on the device of its parameters.
     image_size: one side or (height, width).
-    mean: per-channel mean taken from the pixels (in [0, 1]) before they enter; None for none.
-    std: per-channel divisor after that. ImageNet's mean is (0.485, 0.456, 0.406), its std (0.229,
-      0.224, 0.225).
+    mean: taken from the pixels (in [0, 1]) before they enter: three numbers, one a channel, or one
+      for all, in any array; None for none.
+    std: likewise, what they are divided by after that. ImageNet's mean is (0.485, 0.456, 0.406),
+      its std (0.229, 0.224, 0.225).
     device: where the module is put; it stays where it is by default.
+    output: which of several outputs holds the embeddings, by name or place, as 'pooler_output'; by
+      default the only one that is [b d].
+
+  Raises:
+    ModelError: no module; a mean or std that can't be, or of pixels in 0..255.
   """
-  import torch  # an extra: only users of torch models have it
+  from sane_jax.models import torch_module
 
-  module = module.eval()
-  if device is not None:
-    module = module.to(device)
-  place = next((p.device for p in module.parameters()), torch.device(device or "cpu"))
-  shift = torch.tensor(mean or (0.0, 0.0, 0.0), device=place).view(1, 3, 1, 1)
-  scale = torch.tensor(std or (1.0, 1.0, 1.0), device=place).view(1, 3, 1, 1)
-
-  def embed(_, images):
-    with torch.inference_mode():
-      # NHWC memory seen as NCHW is torch's channels_last, its faster layout: nothing is copied.
-      batch = torch.from_numpy(np.require(images, requirements="W")).to(place).permute(0, 3, 1, 2)
-      if mean is not None or std is not None:
-        batch = (batch - shift) / scale
-      return module(batch).float().cpu().numpy()
-
-  name = name or type(module).__name__
-  return Model(name, _size(image_size), embed, on_host=True, **fitting)
+  encoder = torch_module.make(
+    module, statistics=_statistics(mean, std), device=device, output=output, name=name
+  )
+  return Model(encoder.name, _size(image_size), encoder, on_host=True, **fitting)
 
 
 def from_onnx(
   path: str | os.PathLike[str],
   *,
   image_size: Any = None,
-  mean: Sequence[float] | None = None,
-  std: Sequence[float] | None = None,
+  mean: Any = None,
+  std: Any = None,
   output: str | None = None,
+  channels_first: bool | None = None,
   name: str = "",
   **fitting: Any,
 ) -> Model:
   """An ONNX file as a model, run by ONNX Runtime.
 
   Args:
-    path: a model with one image input, [b 3 h w] or [b h w 3], float32.
+    path: a model with one image input, [b 3 h w] or [b h w 3], of floats, or of uint8 in 0..255.
     image_size: only where the file leaves height and width open.
     mean, std: as for `from_torch`.
-    output: name of the output with the embeddings [b d]; the first by default.
+    output: name of the output with the embeddings [b d]; by default the first, or the only one that
+      the file says to be [b d].
+    channels_first: whether the input is [b 3 h w], where the file does not tell.
 
   Raises:
-    ModelError: unreadable file, more than one input, open size without `image_size`.
+    ModelError: unreadable file, more than one input, open size without `image_size` or another
+      than the file's, an input of another type.
   """
-  import onnxruntime  # an extra
+  from sane_jax.models import onnx_file
 
   path = os.fspath(path)
-  try:
-    local = os.fspath(files.local_copy(path))
-  except (OSError, ValueError) as error:
-    raise ModelError(f"no ONNX file at {path!r}: {error}") from error
-  if not os.path.isfile(local):
-    raise ModelError(f"no ONNX file at {path!r}; give the path of a .onnx file")
-  try:
-    session = onnxruntime.InferenceSession(local, providers=onnxruntime.get_available_providers())
-  except Exception as error:
-    raise ModelError(f"ONNX Runtime can't load {path!r}: {error}") from error
-  inputs = session.get_inputs()
-  if len(inputs) != 1 or len(inputs[0].shape) != 4 or 3 not in (inputs[0].shape[1::2]):
-    given = ", ".join(f"{i.name}{i.shape}" for i in inputs)
-    raise ModelError(f"{path!r} takes {given}; one input [b 3 h w] or [b h w 3] is expected")
-  shape, channels_first = inputs[0].shape, inputs[0].shape[1] == 3
-  sides = shape[2:] if channels_first else shape[1:3]
-  if image_size is None:
+  size = None if image_size is None else _size(image_size)
+  encoder = onnx_file.OnnxEncoder(path, _statistics(mean, std), output, channels_first, size)
+  sides = tuple(encoder.sides)
+  if size is None:
     if not all(isinstance(n, int) for n in sides):
       raise ModelError(f"{path!r} leaves the image size open; give image_size=(height, width)")
-    image_size = sides
-  outputs = [o.name for o in session.get_outputs()]
-  if output is not None and output not in outputs:
-    raise ModelError(f"{path!r} has no output {output!r}; it has {', '.join(outputs)}")
-  shift = np.asarray(mean or (0, 0, 0), np.float32)
-  scale = np.asarray(std or (1, 1, 1), np.float32)
-  feed, wanted = inputs[0].name, [output or outputs[0]]
-  fixed_batch = shape[0] if isinstance(shape[0], int) else None
-
-  def embed(_, images):
-    if mean is not None or std is not None:
-      images = (images - shift) / scale
-    if channels_first:
-      images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    if fixed_batch in (None, len(images)):
-      return session.run(wanted, {feed: images})[0]
-    if fixed_batch != 1:
-      raise ModelError(
-        f"{path!r} takes batches of {fixed_batch} alone; export it with a dynamic batch axis"
-      )
-    each = [np.asarray(session.run(wanted, {feed: image[None]})[0]) for image in images]
-    return np.concatenate(each)
-
+    size = sides
+  if any(isinstance(n, int) and n != m for n, m in zip(sides, size, strict=True)):
+    raise ModelError(f"{path!r} takes images of {sides}, not of image_size={size}; leave it out")
   name = name or os.path.splitext(os.path.basename(path))[0]
-  return Model(name, _size(image_size), embed, on_host=True, **fitting)
+  return Model(name, _size(size), encoder, on_host=True, **fitting)
 
 
 def _load_efficientnet_lite0(image_size: int) -> Model:
@@ -290,6 +331,7 @@ def _load_efficientnet_lite0(image_size: int) -> Model:
     params,
     crop_fraction=image_size / (image_size + 32),
     interpolation="bicubic",
+    steady=True,
   )
 
 
@@ -354,9 +396,11 @@ def _load_file(path: str, image_size: int | None, condition: Any) -> Model:
     if condition is not None:
       raise ModelError(f"{path} has one space; condition={condition!r} is for type-aware models")
     resnet: Any = weights.make_resnet(description)
-    embed = _pooled_features(resnet)
     # As these networks are evaluated: 224 pixels of 256.
-    return from_jax(embed, variables, image_size=size, name=name, crop_fraction=size / (size + 32))
+    return from_jax(
+      _PooledFeatures(resnet), variables, image_size=size, name=name,
+      crop_fraction=size / (size + 32), steady=True,
+    )  # fmt: skip
   if description["kind"] != "similarity":
     raise ModelError(f"{path} is a model of kind {description['kind']!r}, which compares no images")
   net: Any = weights.make_similarity_model(description)
@@ -366,23 +410,27 @@ def _load_file(path: str, image_size: int | None, condition: Any) -> Model:
     name = f"{name} in space {condition if isinstance(condition, str) else index}"
   # The mask goes with the parameters: another space is not another program.
   params = {"variables": variables, "mask": mask}
-  return from_jax(_similarity_embedding(net), params, image_size=size, name=name)
+  embed = _SimilarityEmbedding(net)
+  return from_jax(embed, params, image_size=size, name=name, steady=True)
 
 
-# Cached, so that files of one architecture share a function, and thereby what was compiled for it.
-@functools.cache
-def _pooled_features(net: Any) -> Callable[..., Any]:
-  return lambda params, images: net.apply(params, images, method="pooled")
+# Equal where the network is, so that files of one architecture share what was compiled.
+@dataclasses.dataclass(frozen=True)
+class _PooledFeatures:
+  net: Any
+
+  def __call__(self, params: Any, images: Any) -> Any:
+    return self.net.apply(params, images, method="pooled")
 
 
-@functools.cache
-def _similarity_embedding(net: Any) -> Callable[..., Any]:
-  from sane_jax.models import embedding
+@dataclasses.dataclass(frozen=True)
+class _SimilarityEmbedding:
+  net: Any
 
-  def embed(params, images):
-    return embedding.in_condition(net.apply(params["variables"], images), params["mask"])
+  def __call__(self, params: Any, images: Any) -> Any:
+    from sane_jax.models import embedding
 
-  return embed
+    return embedding.in_condition(self.net.apply(params["variables"], images), params["mask"])
 
 
 def find_condition(description: Mapping[str, Any], count: int, condition: Any) -> int | None:
@@ -440,39 +488,18 @@ def call_on_host(model: Model, images: np.ndarray, reference: np.ndarray | None 
   The model is given copies: what it does to them harms no one.
 
   Raises:
+    OutOfMemory: the model's memory does not hold them.
     ModelError: the model raised, or returned something of another shape.
   """
   try:
     if reference is None:
-      outputs = model.embed(model.params, images.copy())  # pyright: ignore[reportOptionalCall]
+      given = model.embed(model.params, images.copy())  # pyright: ignore[reportOptionalCall]
     else:
-      outputs = model.score(images.copy(), reference.copy())  # pyright: ignore[reportOptionalCall]
+      given = model.score(images.copy(), reference.copy())  # pyright: ignore[reportOptionalCall]
   except ModelError:
     raise
   except Exception as error:
-    raise ModelError(
-      f"{model.name} raised {type(error).__name__} on images of shape {images.shape}, float32 in"
-      f" [0, 1]: {error}. Is image_size={model.image_size} what it takes?"
-    ) from error
-  return _host_outputs(model, outputs, len(images))
-
-
-def _host_outputs(model: Model, outputs: Any, batch: int) -> np.ndarray:
-  scores = model.embed is None
-  expected = f"scores of shape ({batch},)" if scores else f"embeddings of shape ({batch}, d)"
-  try:
-    array = np.asarray(outputs, np.float32)
-  except (TypeError, ValueError) as error:
-    raise ModelError(
-      f"{model.name} gave {type(outputs).__name__}, which is no array; {expected} are expected"
-    ) from error
-  if array.shape[:1] != (batch,) or array.ndim != (1 if scores else 2) or array.size == 0:
-    shape = (batch, *model.image_size, 3)
-    raise ModelError(_wrong_output(model.name, expected, array.shape, shape))
-  return array[:, None] if scores else array
-
-
-def _wrong_output(name: str, expected: str, shape: Any, images: tuple[int, ...]) -> str:
-  what = f"shape {tuple(shape)}" if shape is not None else "no array"
-  more = " Pool or flatten the features first." if shape is not None and len(shape) > 2 else ""
-  return f"{name} gave {what} for images of shape {images}; {expected} are expected.{more}"
+    raise outputs.error_of(error, model.name, images, model.image_size) from error
+  if reference is not None:
+    return outputs.scores_of(given, len(images), model.name, model.image_size)[:, None]
+  return outputs.embeddings_of(given, len(images), model.name, model.image_size)

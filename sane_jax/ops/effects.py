@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 from scipy import special
 
-from sane_jax.ops import designs
+from sane_jax.ops import designs, programs
 
 # A norm under this is no direction: the cosine is then 0 by definition.
 SMALLEST_NORM = 1e-12
@@ -206,10 +206,7 @@ def reduce_outputs(
   )
 
 
-@functools.partial(
-  jax.jit, static_argnames=("embed", "render", "update", "chunk", "mesh"), donate_argnames="state"
-)
-def stream(
+def _stream(
   embed: Callable, params: Any, render: Callable, update: Callable, args: Any, state: Reduction,
   start: Int[Array, ""], num_chunks: Int[Array, ""], *, chunk: int, mesh: Mesh | None = None,
 ) -> Reduction:  # fmt: skip
@@ -237,6 +234,10 @@ def stream(
 
   return jax.lax.fori_loop(0, num_chunks, body, state)
 
+
+stream = programs.jit_for_each(
+  _stream, static_argnames=("render", "update", "chunk", "mesh"), donate_argnames="state"
+)
 
 # --- from sums to maps ----------------------------------------------------------------------------
 

@@ -42,13 +42,17 @@ def fill_image(fill: Any, image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray
   """
   if isinstance(fill, str):
     if fill not in FILLS:
-      raise ValueError(f"no fill {fill!r}; there is {', '.join(FILLS)}, a colour, or an image")
+      raise ValueError(
+        f"no fill {fill!r}; there is {', '.join(FILLS)}, a colour, or an image: an array, or a"
+        " pathlib.Path"
+      )
     return FILLS[fill](np.asarray(image, np.float32))
   array = np.asarray(fill, np.float32)
   if array.shape not in ((3,), image.shape) or not ((array >= 0) & (array <= 1)).all():
+    given = f"values from {array.min():g} to {array.max():g}" if array.size else "no values"
     raise ValueError(
       f"a fill is a colour (r, g, b) or an image of shape {image.shape}, in [0, 1]; given shape"
-      f" {array.shape} with values from {array.min():g} to {array.max():g}"
+      f" {array.shape} with {given}"
     )
   return np.broadcast_to(array, image.shape)
 

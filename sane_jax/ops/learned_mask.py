@@ -4,7 +4,6 @@ The one generator that follows gradients; it needs a model that JAX can differen
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from sane_jax.ops import effects
+from sane_jax.ops import effects, programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +78,7 @@ def _total_variation(mask):
   return (jnp.abs(down) ** 3).mean() + (jnp.abs(across) ** 3).mean()
 
 
-@functools.partial(jax.jit, static_argnames=("embed", "settings", "both"), donate_argnames="state")
-def optimize(
+def _optimize(
   embed: Callable[..., Any], params: Any, settings: LearnedMask, problem: Problem, state: State,
   num_steps: Int[Array, ""], *, both: bool,
 ) -> State:  # fmt: skip
@@ -114,3 +112,8 @@ def optimize(
     return State(masks, optimizer_state, state.step + 1)
 
   return jax.lax.fori_loop(0, num_steps, body, state)
+
+
+optimize = programs.jit_for_each(
+  _optimize, static_argnames=("settings", "both"), donate_argnames="state"
+)

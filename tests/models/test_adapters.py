@@ -1,5 +1,7 @@
 """Models from elsewhere give the embeddings that they give on their own."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -105,6 +107,87 @@ def test_from_onnx(tmp_path, images, channels_first, batch):
   np.testing.assert_allclose(got, unit(mean), atol=1e-5)
   e = sane_jax.Explainer(model, design="hadamard", num_masks=64, grid=(4, 4)).explain(*images[:2])
   assert e.encoder_passes == 66
+
+
+def layout_file(path, shape, kind, outputs=("embedding",), channels_first=True):
+  """Sines of the channels' means; an image of other channels does not go through."""
+  onnx = pytest.importorskip("onnx")
+  pytest.importorskip("onnxruntime")
+  helper, types = onnx.helper, onnx.TensorProto
+  weights = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+  axes = [2, 3] if channels_first else [1, 2]
+  nodes = [
+    helper.make_node("Cast", ["image"], ["float"], to=types.FLOAT),
+    helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+    helper.make_node("MatMul", ["mean", "weights"], ["wide"]),
+    helper.make_node("Cast", ["wide"], ["embedding"], to=kind if kind != types.UINT8 else 1),
+    helper.make_node("Unsqueeze", ["mean", "last"], ["maps"]),
+    helper.make_node("Identity", ["wide"], ["other"]),
+  ]
+  sides = {"embedding": (kind if kind != types.UINT8 else 1, ["b", 5]),
+           "maps": (1, ["b", 3, 1]), "other": (1, ["b", 5])}  # fmt: skip
+  graph = helper.make_graph(
+    nodes, "g", [helper.make_tensor_value_info("image", kind, shape)],
+    [helper.make_tensor_value_info(name, *sides[name]) for name in outputs],
+    [
+      onnx.numpy_helper.from_array(weights, "weights"),
+      onnx.numpy_helper.from_array(np.asarray(axes, np.int64), "axes"),
+      onnx.numpy_helper.from_array(np.asarray([2], np.int64), "last"),
+    ],
+  )  # fmt: skip
+  model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+  onnx.save(model, path)
+  return weights
+
+
+@pytest.mark.onnx
+@pytest.mark.parametrize(
+  ("shape", "kind", "first"),
+  [
+    (["batch_size", "num_channels", "height", "width"], "FLOAT", True),
+    (["batch_size", "height", "width", "num_channels"], "FLOAT16", False),
+    (["N", "C", "H", "W"], "DOUBLE", True),
+    (["a", "b", "c_", "d"], "FLOAT", True),  # nothing tells but that another layout fails
+    (["a", "b", "c_", "d"], "FLOAT16", False),
+    (["b", 3, 32, 32], "FLOAT16", True),
+    (["b", 32, 32, 3], "UINT8", False),
+  ],
+)
+def test_from_onnx_of_any_axes_and_type(tmp_path, images, shape, kind, first):
+  onnx = pytest.importorskip("onnx")
+  weights = layout_file(
+    tmp_path / "net.onnx", shape, getattr(onnx.TensorProto, kind), channels_first=first
+  )
+  pixels = np.round(images * 255) / 255
+  model = sane_jax.from_onnx(tmp_path / "net.onnx", image_size=32)
+  got = engine.embed_images(engine.make_engine(model, chunk=2), pixels.astype(np.float32))
+  want = unit(pixels.mean(axis=(1, 2)) @ weights)
+  np.testing.assert_allclose(got, want, atol=2e-3 if kind == "FLOAT16" else 1e-5)
+  again = pickle.loads(pickle.dumps(model))
+  again = engine.embed_images(engine.make_engine(again, chunk=2), pixels.astype(np.float32))
+  np.testing.assert_array_equal(again, got)
+
+
+@pytest.mark.onnx
+def test_from_onnx_takes_the_output_that_is_one(tmp_path, images):
+  onnx = pytest.importorskip("onnx")
+  path, kind = tmp_path / "net.onnx", onnx.TensorProto.FLOAT
+  weights = layout_file(path, ["b", 3, 32, 32], kind, ("maps", "embedding"))
+  got = engine.embed_images(engine.make_engine(sane_jax.from_onnx(path)), images)
+  np.testing.assert_allclose(got, unit(images.mean(axis=(1, 2)) @ weights), atol=1e-5)
+  layout_file(path, ["b", 3, 32, 32], kind, ("maps", "embedding", "other"))
+  with pytest.raises(sane_jax.ModelError, match="output= one of embedding, other"):
+    sane_jax.from_onnx(path)
+  with pytest.raises(
+    sane_jax.ModelError, match=r"images of \(32, 32\), not of image_size=\(24, 24"
+  ):
+    sane_jax.from_onnx(path, image_size=24, output="other")
+  layout_file(path, ["b", 32, 32, 3], onnx.TensorProto.UINT8, channels_first=False)
+  with pytest.raises(sane_jax.ModelError, match="normalises by itself: leave mean and std out"):
+    sane_jax.from_onnx(path, mean=0.5, std=0.5)
+  layout_file(path, ["b", 3, 32, 32], onnx.TensorProto.INT32)
+  with pytest.raises(sane_jax.ModelError, match=r"tensor\(int32\); images are given as"):
+    sane_jax.from_onnx(path)
 
 
 @pytest.mark.onnx
