@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sane_jax.maps import engine as engine_lib
 from sane_jax.maps import explainer as explainer_lib
 from sane_jax.maps import generators, index_build
 from sane_jax.maps import index as index_lib
@@ -241,7 +242,7 @@ class Measuring:
       if task.cancelled:
         raise Cancelled
 
-    before, began, masked = explainer.encoder_passes, time.monotonic(), None
+    before, began, masked = engine_lib.spent(explainer.engine), time.monotonic(), None
     with explainer.progress(show):
       measured = explainer.effects(photo)
       if task.cancelled:
@@ -252,7 +253,7 @@ class Measuring:
     factor = index_build.error_factor(measured, index_build.SPREAD) if blocks > 1 else None
     found = Measured(
       np.asarray(measured.matrix), measured.whole, masked, factor, explainer.design.grid,
-      explainer.encoder_passes - before,
+      engine_lib.spent(explainer.engine) - before,
     )  # fmt: skip
     self._collection.measured.put((task.image, view.key), found)
     task.done = task.total
