@@ -66,10 +66,34 @@ def view(e: "Explanation") -> report.PairView:
     metrics=e.metrics,
     settings=e.settings,
     command=snippet(e),
-    warnings=e.warnings,
+    warnings=[*e.warnings, *_no_errors(e)],
     contrast_name=None if e.contrast is None else (e.contrast.name or "contrast"),
     contrast=None if e.contrast is None else e.contrast.uint8,
+    sure=e.sure if np.isfinite(e.saliency.p_values).any() else None,
+    reference_sure=(
+      None
+      if side is None or not np.isfinite(side.saliency.p_values).any()
+      else side.saliency.sure[side.labels]
+    ),
+    sure_cells=_sure_cells(e),
   )
+
+
+def _sure_cells(e: "Explanation") -> tuple[int, int] | None:
+  """How many cells are sure, of how many; None without an error."""
+  known = np.isfinite(e.saliency.p_values)
+  return (int(e.saliency.sure.sum()), int(known.sum())) if known.any() else None
+
+
+def _no_errors(e: "Explanation") -> list[str]:
+  """Says why a map of masks that were drawn has no error bars."""
+  count = e.settings.get("num_masks")
+  if not count or np.isfinite(e.saliency.cell_errors).any():
+    return []
+  return [
+    f"there are no error bars: {count} masks are one replicate of this design, and its spread can't"
+    f" be seen; num_masks={2 * count} has them"
+  ]
 
 
 def _page_cells(shape: tuple[int, int], grid: tuple[int, int]):
@@ -89,8 +113,8 @@ def attribute_records(attributes: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def record(e: "Explanation") -> dict[str, Any]:
-  """Everything but the arrays, for JSON."""
-  named = {}
+  """Everything but the arrays, for JSON; of several fills, each one's map over cells."""
+  named, by_fill = {}, {name: v.tolist() for name, v in e.maps_by_fill.items()}
   if e.ranker is not None:
     named = {
       "sentence": e.sentence,
@@ -103,6 +127,8 @@ def record(e: "Explanation") -> dict[str, Any]:
     "reference": e.reference.name,
     **({"contrast": e.contrast.name} if e.contrast is not None else {}),
     "score": e.score,
+    "sure_cells": _sure_cells(e),
+    **({"by_fill": by_fill} if by_fill else {}),
     "encoder_passes": e.encoder_passes,
     "seconds": e.seconds,
     "metrics": dict(e.metrics),
@@ -128,6 +154,8 @@ def save(e: "Explanation", folder: str | os.PathLike[str]) -> pathlib.Path:
     "saliency_map": e.saliency_map,
     "standard_error": e.standard_error,
     "cell_values": e.saliency.cells,
+    "cell_errors": e.saliency.cell_errors,
+    "cell_p_values": e.saliency.p_values,
     "query_cells": e.query_cells,
   }
   if shown.reference is None:

@@ -5,6 +5,7 @@ const SaneCard = (() => {
   const NO_VALUE = -128;
   const NO_ERROR = 255;
   const VEIL = 178; // of 255: dark enough to point, light enough to see where one is
+  const EFFECT = "Effect on the score, averaged over what else is hidden";
   const STEPS = 16; // keyboard steps across an image that has no cells
 
   const part = (root, role) => root.querySelector(`[data-role="${role}"]`);
@@ -34,12 +35,13 @@ const SaneCard = (() => {
   }
 
   async function unpackSide(side) {
-    const [map, error, cells] = await Promise.all([
+    const [map, error, cells, sure] = await Promise.all([
       unpack(side.map, Int8Array),
       unpack(side.error, Uint8Array),
       unpack(side.cells, Uint16Array),
+      unpack(side.sure, Uint8Array),
     ]);
-    return { ...side, map, error, cells, centers: cells && centersOf(cells, side.width) };
+    return { ...side, map, error, sure, cells, centers: cells && centersOf(cells, side.width) };
   }
 
   /** The centroid of each cell, as [x, y]. */
@@ -264,10 +266,11 @@ const SaneCard = (() => {
       if (best !== null) this.card.show(this, best, centers.get(best).map(Math.round));
     }
 
-    /** Saliency and standard error of a cell, or of a pixel where there are no cells. */
+    /** Saliency, standard error and sureness (null: not known) of a cell, or of a pixel where there are no cells. */
     values(cell, [x, y]) {
       if (cell !== null) {
-        return [this.side.cellMeans?.[cell] ?? null, this.side.cellErrors?.[cell] ?? null];
+        const { cellMeans, cellErrors, cellSure } = this.side;
+        return [cellMeans?.[cell] ?? null, cellErrors?.[cell] ?? null, cellSure?.[cell] ?? null];
       }
       const { limit, errorLimit } = this.card.data;
       const at = y * this.side.width + x;
@@ -276,13 +279,13 @@ const SaneCard = (() => {
       return [
         code === NO_VALUE ? null : (code / 127) * limit,
         error === NO_ERROR ? null : (error / 254) * errorLimit,
+        this.side.sure ? Boolean(this.side.sure[at]) : null,
       ];
     }
 
     draw() {
       const { mode, opacity, on } = this.card.view;
-      const { map, error, width, height } = this.side;
-      const { limit, errorLimit } = this.card.data;
+      const { map, error, sure, width, height } = this.side;
       const values = mode === "error" ? error : map;
       this.overlay.width = width;
       this.overlay.height = height;
@@ -293,12 +296,7 @@ const SaneCard = (() => {
       const table = mode === "error" ? colors.error : colors.saliency;
       for (let i = 0; i < values.length; i++) {
         if (values[i] === (mode === "error" ? NO_ERROR : NO_VALUE)) continue;
-        if (mode === "beyond") {
-          // Where no error is known nothing is known to be beyond it.
-          if (!error || error[i] === NO_ERROR) continue;
-          const twice = (2 * error[i] * errorLimit) / 254;
-          if (Math.abs(values[i] * limit) / 127 <= twice) continue;
-        }
+        if (mode === "sure" && !sure?.[i]) continue; // where no error is known nothing is sure
         const row = 4 * (mode === "error" ? values[i] : values[i] + 127);
         for (let k = 0; k < 3; k++) image.data[4 * i + k] = table[row + k];
         image.data[4 * i + 3] = Math.round(table[row + 3] * opacity);
@@ -434,10 +432,10 @@ const SaneCard = (() => {
         ? ["0", format(errorLimit / 2), format(errorLimit)]
         : [format(-limit), "0", format(limit, { signed: true })];
       const caption = isError
-        ? "Standard error (SE) of the score change"
-        : mode === "beyond"
-          ? "Score change, only where its magnitude is above 2 standard errors (SE)"
-          : "Score change: warm raises the score, cool lowers it";
+        ? "Standard error (SE) of the effect, over the draw of masks"
+        : mode === "sure"
+          ? `${EFFECT}; only where it is sure: not the draw of masks, by 5 % for the whole map`
+          : `${EFFECT}: warm raises it, cool lowers it`;
       ["bar-low", "bar-middle", "bar-high"].forEach((role, i) => {
         part(this.root, role).textContent = ends[i];
       });
@@ -489,11 +487,11 @@ const SaneCard = (() => {
       if (this.active?.stage === stage && this.active.cell === cell && cell !== null) return;
       this.clearMarks();
       this.active = { stage, cell };
-      const [value, error] = stage.values(cell, point);
+      const [value, error, sure] = stage.values(cell, point);
       const side = stage.noun[0].toUpperCase() + stage.noun.slice(1);
       const pieces = [
         ["strong", cell === null ? `${side} pixel ${point[0]}, ${point[1]}` : `${side} region ${cell}`],
-        ["span", this.valueText(value, error, cell === null ? 2 : 3)],
+        ["span", this.valueText(value, error, sure, cell === null ? 2 : 3)],
       ];
       if (cell === null) {
         stage.cross(point);
@@ -509,11 +507,11 @@ const SaneCard = (() => {
     }
 
     // A pixel's value comes from 8 bits, which carry two digits; a cell's comes whole.
-    valueText(value, error, digits) {
+    valueText(value, error, sure, digits) {
       if (value === null) return ": no value. ";
-      const doubt = error !== null && Math.abs(value) <= 2 * error ? ", within 2 SE of 0" : "";
+      const doubt = sure === false ? ", not sure" : "";
       const spread = error === null ? "" : ` ± ${format(error, { digits: 2 })}`;
-      return `: score change ${format(value, { signed: true, digits })}${spread}${doubt}. `;
+      return `: effect ${format(value, { signed: true, digits })}${spread}${doubt}. `;
     }
 
     /** The images that regions of this one match, each with the correspondence of the two. */

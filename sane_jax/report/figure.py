@@ -201,7 +201,7 @@ def _paint(image: np.ndarray, saliency_map: np.ndarray, limit: float) -> np.ndar
 
 
 def _draw_bar(axes: "Axes", limit: float) -> None:
-  """Draws the overlay's colours with the score changes that they stand for."""
+  """Draws the overlay's colours with the effects that they stand for."""
   rgba = saliency_colors(np.linspace(-1, 1, 255))
   alpha = _OPACITY * rgba[:, 3:]
   colors = rgba[:, :3] * alpha + _BAR_GROUND * (1 - alpha)
@@ -211,7 +211,7 @@ def _draw_bar(axes: "Axes", limit: float) -> None:
   for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
     label.set_horizontalalignment(side)
   axes.tick_params(length=2, pad=2)
-  axes.set_xlabel("score change", fontsize=8, labelpad=1)
+  axes.set_xlabel("effect on the score", fontsize=8, labelpad=1)
 
 
 def _draw_activation_bar(axes: "Axes") -> None:
@@ -226,11 +226,12 @@ def _draw_activation_bar(axes: "Axes") -> None:
 
 def _notes(pair: PairView) -> str:
   """How sure the map is, and what it cost."""
-  median_error, beyond = error_summary(pair)
+  median_error, sure = error_summary(pair)
   notes = []
-  if median_error is not None and beyond is not None:
+  if median_error is not None:
     notes.append(f"median standard error (SE) {format_number(median_error)}")
-    notes.append(f"{100 * beyond:.0f} % of pixels beyond 2 SE")
+  if sure is not None:
+    notes.append(f"{sure} cells sure")
   return " · ".join([*notes, f"{pair.encoder_passes:,} encoder passes"])
 
 

@@ -101,6 +101,9 @@ class PairView(NamedTuple):
     attribute_margin: total of the first less that of the second.
     sentence: why the two match, in words.
     kind: what sort of pair this is, a short line.
+    sure: [h w] bool, where the effect is not the draw of masks; None where that is not known.
+    reference_sure: [h2 w2] bool, the same over the reference.
+    sure_cells: how many of the query's cells are sure, and of how many; None where not known.
   """
 
   query_name: str
@@ -128,6 +131,9 @@ class PairView(NamedTuple):
   sentence: str = ""
   kind: str = ""
   match_threshold: float = matches.LEAST_MATCH
+  sure: np.ndarray | None = None
+  reference_sure: np.ndarray | None = None
+  sure_cells: Sequence[int] | None = None
 
 
 def check_pair(pair: PairView) -> None:
@@ -159,9 +165,11 @@ def check_pair(pair: PairView) -> None:
     ("saliency_map", pair.query),
     ("standard_error", pair.query),
     ("query_cells", pair.query),
+    ("sure", pair.query),
     ("reference_saliency_map", pair.reference),
     ("reference_standard_error", pair.reference),
     ("reference_cells", pair.reference),
+    ("reference_sure", pair.reference),
   ):
     if getattr(pair, field) is None:
       if field in ("saliency_map", "standard_error"):
@@ -174,6 +182,8 @@ def check_pair(pair: PairView) -> None:
       fail(f"{field} must be {list(image.shape[:2])} as its image, got {list(array.shape)}")
     if array.dtype.kind not in _NUMERIC:
       fail(f"{field} must hold numbers, got {array.dtype}")
+    if field.endswith("sure") and array.dtype != bool:
+      fail(f"{field} must be bool, got {array.dtype}")
     if field.endswith("cells"):
       if array.dtype.kind not in "iu" or not np.can_cast(array.dtype, np.int64):
         fail(f"{field} must be integers, got {array.dtype}")
@@ -392,6 +402,7 @@ def _side(
   saliency_map: np.ndarray | None,
   standard_error: np.ndarray | None,
   cells: np.ndarray | None,
+  sure: np.ndarray | None,
   limit: float,
   error_limit: float,
 ) -> dict[str, Any]:
@@ -399,7 +410,8 @@ def _side(
   side = {"height": image.shape[0], "width": image.shape[1]}
   side["map"] = None if saliency_map is None else pack_signed(saliency_map, limit)
   side["error"] = None if standard_error is None else pack_positive(standard_error, error_limit)
-  side["cells"] = side["cellMeans"] = side["cellErrors"] = None
+  side["sure"] = None if sure is None else _pack(np.asarray(sure).astype(np.uint8))
+  side["cells"] = side["cellMeans"] = side["cellErrors"] = side["cellSure"] = None
   if cells is not None:
     cells = np.asarray(cells)
     side["cells"] = _pack(np.where(cells < 0, _NO_CELL, cells).astype(np.uint16))
@@ -409,6 +421,8 @@ def _side(
       # The mean over a cell errs by at most the mean of its pixels' errors, and neighbours in a
       # cell err together, so the bound is close.
       side["cellErrors"] = _cell_means(standard_error, cells)
+    if sure is not None:  # a page's cell may hold several of the map's
+      side["cellSure"] = [share is not None and share >= 0.5 for share in _cell_means(sure, cells)]
   return side
 
 
@@ -423,13 +437,15 @@ def _pair_data(pair: PairView) -> dict[str, Any]:
     for attribute in pair.attributes[:_MOST_ATTRIBUTES]
   ]
   data["query"] = _side(
-    pair.query, pair.saliency_map, pair.standard_error, pair.query_cells, limit, error_limit
-  )
+    pair.query, pair.saliency_map, pair.standard_error, pair.query_cells, pair.sure, limit,
+    error_limit,
+  )  # fmt: skip
   data["reference"] = _side(
     _BLANK if pair.reference is None else pair.reference,
     pair.reference_saliency_map,
     pair.reference_standard_error,
     pair.reference_cells,
+    pair.reference_sure,
     limit,
     error_limit,
   )
@@ -472,18 +488,15 @@ def data_url(image: np.ndarray, *, thumbnail: bool = False) -> str:
   return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def error_summary(pair: PairView) -> tuple[float | None, float | None]:
-  """The median standard error of the query's map, and the share of its pixels beyond two of them.
+def error_summary(pair: PairView) -> tuple[float | None, str | None]:
+  """The median standard error of the query's map, and how many of its cells are sure, in words.
 
-  None for both where no standard error is known.
+  None where it is not known.
   """
-  saliency = np.asarray(pair.saliency_map, np.float64)
   error = np.asarray(pair.standard_error, np.float64)
-  known = np.isfinite(saliency) & np.isfinite(error)
-  if not known.any():
-    return None, None
-  beyond = np.abs(saliency[known]) > 2 * error[known]
-  return float(np.median(error[known])), float(beyond.mean())
+  known = np.isfinite(np.asarray(pair.saliency_map, np.float64)) & np.isfinite(error)
+  sure = None if pair.sure_cells is None else f"{pair.sure_cells[0]} of {pair.sure_cells[1]}"
+  return (float(np.median(error[known])) if known.any() else None), sure
 
 
 def _ranking(pair: PairView) -> dict[str, Any]:
@@ -598,10 +611,10 @@ def _card(number: int, pair: PairView) -> dict[str, Any]:
   """What the template needs of one pair."""
   check_pair(pair)
   limit = largest(pair.saliency_map, pair.reference_saliency_map)
-  median_error, beyond = error_summary(pair)
+  median_error, sure = error_summary(pair)
   facts = [
     ("Median SE", format_number(median_error)),
-    ("Pixels beyond 2 SE", "–" if beyond is None else f"{100 * beyond:.0f} %"),
+    ("Cells that are sure", sure or "–"),
     ("Encoder passes", f"{pair.encoder_passes:,}"),
     ("Seconds", format_number(pair.seconds)),
   ]

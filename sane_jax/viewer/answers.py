@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from sane_jax.maps import reasons
-from sane_jax.ops import effects, matches, resampling
+from sane_jax.ops import effects, matches, resampling, statistics
 from sane_jax.report import page
 from sane_jax.viewer import collection as collection_lib
 from sane_jax.viewer.collection import Collection, Measured, View
@@ -153,16 +153,18 @@ def map_json(values: np.ndarray | None, error: float | None, smooth: bool) -> di
   if values is None:
     return None
   finite = np.isfinite(values)
-  beyond = None
+  sure = None
   if error is not None and finite.any():
-    beyond = float((np.abs(values[finite]) > 2 * error).mean())
+    flat = values.ravel().astype(np.float64)
+    p = statistics.holm(effects.p_values(flat, np.full(flat.shape, error), np.inf))
+    sure = [int(known) for known in p <= statistics.SIGNIFICANCE]
   return {
     "rows": values.shape[0],
     "columns": values.shape[1],
     "smooth": smooth,
     "values": [number(v) for v in values.ravel().tolist()],
     "standard_error": number(error),
-    "beyond": beyond,
+    "sure": sure,
   }
 
 

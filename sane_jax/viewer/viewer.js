@@ -25,7 +25,7 @@
     for (const name of Object.keys(DEFAULTS)) read[name] = given.get(name) ?? DEFAULTS[name];
     if (!views.has(read.view)) read.view = DEFAULTS.view;
     if (!["fixed", "both"].includes(read.mode)) read.mode = "fixed";
-    if (!["saliency", "beyond", "error"].includes(read.show)) read.show = "saliency";
+    if (!["saliency", "sure", "error"].includes(read.show)) read.show = "saliency";
     const opacity = Number(read.opacity);
     read.opacity = opacity >= 0 && opacity <= 100 ? String(Math.round(opacity)) : "80";
     if (read.overlay !== "0") read.overlay = "1";
@@ -203,11 +203,15 @@
 
   /** What a card's stage shows of an image: its map where it has one, and its regions. */
   function sideOf(map, grid, [height, width]) {
-    const side = { height, width, map: null, error: null, cells: null, pixels: null };
+    const side = { height, width, map: null, error: null, sure: null, cells: null, pixels: null };
     if (map) {
       grid = [Math.min(map.rows, PAGE_GRID), Math.min(map.columns, PAGE_GRID)];
       side.pixels = pixelsOf(map, height, width);
       side.standardError = map.standard_error;
+      if (map.sure) {
+        const cells = labelsOf(map.rows, map.columns, height, width);
+        side.sure = Uint8Array.from(cells, (cell) => map.sure[cell]);
+      }
     }
     if (grid) {
       side.cells = labelsOf(grid[0], grid[1], height, width);
@@ -221,6 +225,11 @@
         });
         side.cellMeans = [...sums].map((sum, i) => (Number.isFinite(sum) ? sum / counts[i] : null));
         side.cellErrors = [...sums].map(() => map.standard_error);
+        if (map.sure) {
+          const sure = new Float64Array(sums.length);
+          side.cells.forEach((cell, i) => (sure[cell] += side.sure[i]));
+          side.cellSure = [...sure].map((sum, i) => sum >= counts[i] / 2);
+        }
       }
     }
     return side;
@@ -337,12 +346,11 @@
       return pairs.includes(stage.name) ? [[of("query"), tables[stage.name]]] : [];
     }
 
-    valueText(value, error, digits) {
+    valueText(value, error, sure, digits) {
       if (value === null) return ". ";
       const { a, b } = this.data.names;
-      const doubt = error !== null && Math.abs(value) <= 2 * error;
       const spread = error === null ? "" : ` ± ${format(error, { digits: 2 })}`;
-      const speaks = doubt ? "within 2 SE of 0" : `speaks for ${value > 0 ? a : b}`;
+      const speaks = sure === false ? "not sure" : `speaks for ${value > 0 ? a : b}`;
       return `: difference ${format(value, { signed: true, digits })}${spread}, ${speaks}. `;
     }
 
@@ -350,9 +358,9 @@
       super.drawBar();
       if (this.view.mode === "error") return;
       const { a, b } = this.data.names;
-      const beyond = this.view.mode === "beyond" ? "; only beyond 2 standard errors (SE)" : "";
+      const only = this.view.mode === "sure" ? "; only where it is sure" : "";
       part(this.root, "bar-caption").textContent =
-        `Difference of score changes: warm speaks for ${a}, cool for ${b}${beyond}`;
+        `Difference of effects: warm speaks for ${a}, cool for ${b}${only}`;
     }
   }
 
@@ -528,7 +536,8 @@
   const score = (value, signed) =>
     value === null ? "–"
       : (signed && value > 0 ? "+" : "") + value.toFixed(3).replace("-", "−");
-  const percent = (value) => (value === null || value === undefined ? "–" : `${Math.round(100 * value)} %`);
+  const count = (map) =>
+    map?.sure ? `${map.sure.reduce((sum, n) => sum + n, 0)} of ${map.sure.length}` : "–";
 
   function showMissing(missing) {
     const list = at("missing");
@@ -592,7 +601,7 @@
     const measured = Object.values(found.measured_passes).reduce((sum, n) => sum + n, 0);
     facts(card.root, [
       ["Standard error", format(found.query_map?.standard_error ?? null)],
-      ["Cells beyond 2 SE", percent(found.query_map?.beyond)],
+      ["Cells that are sure", count(found.query_map)],
       ["Encoder passes", String(found.encoder_passes)],
       ...(measured ? [["Measured live with", `${measured.toLocaleString("en")} passes`]] : []),
       ["Answered in", `${Math.round(milliseconds)} ms`],
@@ -647,7 +656,7 @@
       ["Score with the first", score(found.scores.a)],
       ["Score with the second", score(found.scores.b)],
       ["Standard error", format(found.query_map?.standard_error ?? null)],
-      ["Cells beyond 2 SE", percent(found.query_map?.beyond)],
+      ["Cells that are sure", count(found.query_map)],
       ["Encoder passes", String(found.encoder_passes)],
       ["Answered in", `${Math.round(milliseconds)} ms`],
     ]);

@@ -80,6 +80,8 @@ def make_pair(**changes):
     "command": "python -m sane_jax.main --job=explain",
     "warnings": [],
   }
+  if "query" not in changes:
+    fields["sure"] = x < SIZE // 2
   return PairView(**{**fields, **changes})
 
 
@@ -187,9 +189,9 @@ def test_pointing_at_the_query_lights_up_its_match_in_the_reference(open_page, c
   assert stage(page, "query").evaluate(VEIL) is None
   assert_lit(stage(page, "reference"), int(MATCH[cell]))
   value = "+0.02" if cell < 8 else "−0.01"
-  error = "0.004" if cell % SIDE < 2 else "0.04, within 2 SE of 0"
+  error = "0.004" if cell % SIDE < 2 else "0.04, not sure"
   assert readout(page) == (
-    f"Query region {cell}: score change {value} ± {error}. Best match: reference region "
+    f"Query region {cell}: effect {value} ± {error}. Best match: reference region "
     f"{MATCH[cell]}, cosine 0.8, and each is the other’s best."
   )
 
@@ -200,7 +202,7 @@ def test_pointing_at_the_reference_lights_up_its_match_in_the_query(open_page, c
   hover(page, stage(page, "reference"), cell)
   back = MATCH.tolist().index(cell)
   assert_lit(stage(page, "query"), back)
-  assert f"Reference region {cell}: score change +0.0" in readout(page)
+  assert f"Reference region {cell}: effect +0.0" in readout(page)
   assert f"query region {back}, cosine 0.8" in readout(page)
 
 
@@ -396,10 +398,10 @@ def test_without_correspondence_pointing_shows_values(open_page):
   bare = {"query_cells": None, "reference_cells": None, "correspondence": None}
   page = open_page([make_pair(**bare), make_pair(correspondence=None)])
   hover(page, stage(page, "query"), 0)
-  assert readout(page) == "Query pixel 8, 8: score change +0.02 ± 0.0039."  # from 8 bits
+  assert readout(page) == "Query pixel 8, 8: effect +0.02 ± 0.0039."  # from 8 bits
   assert page.locator('#pair-0 [data-role="no-correspondence"]').is_visible()
   hover(page, stage(page, "query", pair=1), 1)
-  assert readout(page, pair=1) == "Query region 1: score change +0.02 ± 0.004."
+  assert readout(page, pair=1) == "Query region 1: effect +0.02 ± 0.004."
   assert stage(page, "reference", pair=1).evaluate(VEIL) is None
 
 
@@ -438,23 +440,17 @@ def test_opacity_and_toggle_change_the_canvas(open_page):
   assert query.evaluate(OVERLAY, [8, 8])[3] > 0
 
 
-def test_only_what_is_beyond_two_standard_errors(open_page):
-  saliency_map = make_pair().saliency_map.copy()
-  saliency_map[0, 0] = 0.0078  # 1.95 of its standard errors
-  saliency_map[0, 1] = 0.0086  # 2.15
-  standard_error = make_pair().standard_error.copy()
-  saliency_map[0, 2], standard_error[0, 2] = 0.1, np.nan
-  pair = make_pair(
-    saliency_map=saliency_map, standard_error=standard_error, reference_standard_error=None
-  )
-  page = open_page([pair])
+def test_only_what_is_sure(open_page):
+  sure = np.zeros(make_pair().saliency_map.shape, bool)
+  sure[:32, :32] = True
+  page = open_page([make_pair(sure=sure)])
   query = stage(page, "query")
-  points = ([8, 8], [8, 56], [56, 8], [56, 56], [0, 0], [1, 0], [2, 0])
+  points = ([8, 8], [31, 31], [32, 31], [8, 56], [56, 8])
   assert all(query.evaluate(OVERLAY, point)[3] > 0 for point in points)
-  page.get_by_role("radio", name="Beyond 2 SE").check(force=True)
+  page.get_by_role("radio", name="Sure cells").check(force=True)
   shown = [query.evaluate(OVERLAY, point)[3] > 0 for point in points]
-  assert shown == [True, True, False, False, False, True, False]
-  assert stage(page, "reference").evaluate(OVERLAY, [56, 56])[3] == 0  # no error is known there
+  assert shown == [True, True, False, False, False]
+  assert stage(page, "reference").evaluate(OVERLAY, [56, 56])[3] == 0  # nothing is known there
 
 
 def test_standard_error_view(open_page):
@@ -783,6 +779,6 @@ def test_a_text_stands_where_its_picture_would(open_page):
   assert page.evaluate("window.pwned") is None
   assert "a region of the query" in page.locator('[data-role="readout"]').inner_text()
   page.locator('[data-side="query"]').hover(position={"x": 20, "y": 20})
-  assert "score change" in page.locator('[data-role="readout"]').inner_text()
+  assert "effect" in page.locator('[data-role="readout"]').inner_text()
   width = page.evaluate("document.documentElement.scrollWidth")
   assert width <= 390, "nothing sticks out of a phone"

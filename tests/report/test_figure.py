@@ -85,12 +85,12 @@ def test_what_is_drawn_is_warm_on_the_left_and_cool_on_the_right():
 
 
 def test_numbers_and_colour_bar():
-  figure = draw_figure(make_pair(score=-0.0521))
+  figure = draw_figure(make_pair(score=-0.0521, sure_cells=(3, 64)))
   assert texts(figure) == [
     "Score −0.052",
-    "median standard error (SE) 0.05 · 100 % of pixels beyond 2 SE · 2,030 encoder passes",
+    "median standard error (SE) 0.05 · 3 of 64 cells sure · 2,030 encoder passes",
   ]
-  (bar,) = [axes for axes in figure.axes if axes.get_xlabel() == "score change"]
+  (bar,) = [axes for axes in figure.axes if axes.get_xlabel() == "effect on the score"]
   labels = bar.get_xticklabels()
   assert [label.get_text() for label in labels] == ["−0.5", "0", "+0.5"]
   figure.canvas.draw()

@@ -224,8 +224,8 @@ def test_pointing_shows_what_matches_in_both_directions(open_page, viewer, cell)
   assert_lit(stage(page, "reference"), table[cell], least)
   said = readout(page)
   value, error = index.maps(0, [3])[0].ravel()[cell], index.standard_errors(0, [3])[0]
-  assert f"Query region {cell}: score change" in said
-  number = said.split("score change ")[1].split(" ")[0].replace("−", "-")
+  assert f"Query region {cell}: effect" in said
+  number = said.split("effect ")[1].split(" ")[0].replace("−", "-")
   assert float(number) == pytest.approx(value, rel=5e-3)
   assert float(said.split("± ")[1].split(".\n")[0].split(",")[0].split(". ")[0]) == pytest.approx(
     error, rel=0.06
@@ -347,7 +347,7 @@ def test_a_photo_that_is_sent_is_explained(open_page, viewer, rng):
   best = index.nearest_to(explainer.embed([pixels])[0], 1)[0]
   e = explainer.explain(pixels, index.photo(best).pixels)
   hover(page, stage(page, "query"), 5)
-  number = readout(page).split("score change ")[1].split(" ")[0].replace("−", "-")
+  number = readout(page).split("effect ")[1].split(" ")[0].replace("−", "-")
   assert float(number) == pytest.approx(e.saliency.cells[5], rel=1e-2, abs=1e-6)
   assert "160 passes" in page.locator('[data-role="pair-card"] [data-role="facts"]').inner_text()
   assert page.locator('[data-role="query-name"]').inner_text() == "<img src=x>.png"
