@@ -102,3 +102,26 @@ def test_random_maps_are_of_one_mode():
   assert case.file == "hadamard_num_masks_128_both.npz"
   assert not case.is_random
   assert evaluate.Case("random:grid=[4,4]", "fixed").is_random
+
+
+def test_ceilings_are_what_a_ranking_could_name_at_best(measured):
+  """The true reason is worth more than what confidence names, the best of all more than either."""
+  rng = np.random.default_rng(0)
+  n, p = len(measured.test.ids), len(measured.terms.queries)
+  present = rng.random((n, 8)) < 0.5
+  present[measured.terms.queries] = True
+  embeddings = np.zeros((n, 1, 4), np.float32)
+  embeddings[:, 0, 0] = 0.1 + 0.8 * present[:, 0]  # the first attribute is all that scores
+  embeddings[measured.terms.references, 0] = [1, 0, 0, 0]
+  terms = measured.terms._replace(embeddings=embeddings, scores=np.full(p, 0.9), labels=np.ones(p))
+  named = {"confidence": np.full(p, 7), "all terms": np.full(p, 2)}
+  e = measured._replace(terms=terms, present=present, named=named)
+  table = evaluate.ceilings_table(e, np.arange(p), [{0}] * p, 3)
+  worth = {row[0]: (row[1].value + row[2].value) / 2 for row in table.rows}
+  assert list(worth) == [
+    "confidence", "all terms", "the true reason", "the best of those that the query has"
+  ]  # fmt: skip
+  assert worth["the best of those that the query has"] == max(worth.values())
+  assert worth["the true reason"] > worth["confidence"] + 20
+  halved = evaluate.ceilings_table(e, np.arange(p), [{0, 7}] * p, 3).rows[2]  # their mean
+  assert (halved[1].value + halved[2].value) / 2 < worth["the true reason"]

@@ -53,19 +53,29 @@ class Ranking(NamedTuple):
 
 
 def choose_weights(
-  grid: Sequence[Sequence[float]], gains: np.ndarray, weights: Sequence[float] | None = None
-) -> dict[str, tuple[float, ...]]:
+  grid: Sequence[Sequence[float]], gains: np.ndarray, clusters: np.ndarray,
+  weights: Sequence[float] | None = None,
+) -> dict[str, tuple[float, ...]]:  # fmt: skip
   """φ for each of `ABLATIONS`, by what those of a grid gain on pairs.
+
+  Those of `ranking.simplest_weights` where, on pairs that did not choose them, they gain more than
+  a standard error over their first term alone; else that.
 
   Args:
     grid: φ of all terms to choose from [g 4].
-    gains: of each on each pair [g p], see `ranking.pooled_weights`.
+    gains: of each on each pair [g p], see `ranking.simplest_weights`.
+    clusters: queries of the pairs [p].
     weights: of all terms, where they are not to be chosen.
   """
-  chosen = {
-    name: ranking.pooled_weights(np.asarray(grid), gains, [term in used for term in ranking.TERMS])
-    for name, used in ABLATIONS.items()
-  }
+  points = np.asarray(grid, np.float64)
+  chosen: dict[str, tuple[float, ...]] = {}
+  for name, used in ABLATIONS.items():
+    allowed = [term in used for term in ranking.TERMS]
+    held_out = ranking.held_out_gains(points, gains, allowed, clusters)[None]
+    phi = tuple(float(weight) for weight in np.eye(len(allowed))[allowed.index(True)])
+    if held_out.mean() > ranking.clustered_error(held_out, clusters)[0]:
+      phi = ranking.simplest_weights(points, gains, allowed, clusters)
+    chosen[name] = phi
   return chosen if weights is None else chosen | {WHOLE: tuple(weights)}
 
 

@@ -167,7 +167,7 @@ def run(config: Any) -> None:
   }  # fmt: skip
   made = [
     _attribute_table(e, config.ranking.representatives),
-    *_truth_tables(e, config.attributes.truth),
+    *_truth_tables(e, config.attributes.truth, config.ranking.representatives),
     _recognition_table({what: workdir / name for what, name in models.items() if name}),
     _saliency_table(e, seen, cases, settings.background, settings.drawing),
     *_sanity_tables(e, sane, broken, index, config.seed),
@@ -263,11 +263,8 @@ def _attribute_table(e: Evaluation, representatives: int) -> Table:
   )  # fmt: skip
 
 
-def _truth_tables(e: Evaluation, folder: str) -> list[Table]:
-  """Agreement with what is known of outfits that were drawn."""
-  truth = files.at(folder) if folder else None
-  if truth is None or not (truth / "rules.json").exists():
-    return []
+def _true_reasons(e: Evaluation, truth: pathlib.Path) -> tuple[np.ndarray, list[set[int]]]:
+  """Matching pairs whose query shows why the outfit was drawn to match, and those attributes."""
   rules = json.loads((truth / "rules.json").read_text())
   full = json.loads((truth / "attributes.json").read_text())
   names = {name: index for index, name in enumerate(e.test.attribute_names)}
@@ -281,7 +278,69 @@ def _truth_tables(e: Evaluation, folder: str) -> list[Table]:
     if both:
       pairs.append(pair)
       reason.append(both)
-  pairs = np.asarray(pairs, int)
+  return np.asarray(pairs, int), reason
+
+
+def ceilings_table(
+  e: Evaluation, pairs: np.ndarray, reason: Sequence[set[int]], representatives: int
+) -> Table:
+  """Insertion and deletion of what a ranking could name at best, beside what it names.
+
+  Args:
+    pairs: that match, whose true reasons are known.
+    reason: attributes of each pair.
+    representatives: images that stand in.
+  """
+  measure = functools.partial(
+    attribute_effects.measure, terms=e.terms, present=e.present, kinds=e.test.types,
+    count=representatives,
+  )  # fmt: skip
+  scale = 100 / abs(float(e.terms.scores[e.matching].mean()))
+
+  def of(candidates: Sequence[Sequence[int]], best: bool) -> np.ndarray:
+    """Deletion and insertion [2 p], of the best of each pair's candidates or their mean."""
+    out = np.full((2, len(pairs)), np.nan)
+    for index, (pair, attributes) in enumerate(zip(pairs, candidates, strict=True)):
+      found = np.stack(measure(np.full(len(attributes), pair), np.asarray(attributes, int)))
+      found = found[:, np.isfinite(found).all(axis=0)]
+      if found.size:
+        out[:, index] = found[:, found.sum(axis=0).argmax()] if best else found.mean(axis=1)
+    return scale * out
+
+  has = [np.flatnonzero(e.present[q]).tolist() for q in e.terms.queries[pairs]]
+  worth = {
+    name: of(e.named[name][pairs, None].tolist(), best=True) for name in (BASELINE, trained.WHOLE)
+  }
+  worth["the true reason"] = of([sorted(attributes) for attributes in reason], best=False)
+  worth["the best of those that the query has"] = of(has, best=True)
+  base = worth[BASELINE].mean(axis=0)
+  rows = [
+    (
+      name, e.interval(pairs, deletion), e.interval(pairs, insertion),
+      "–" if name == BASELINE else e.interval(pairs, (deletion + insertion) / 2 - base),
+    )
+    for name, (deletion, insertion) in worth.items()
+  ]  # fmt: skip
+  return Table(
+    title="What attribute insertion and deletion could be",
+    note=(
+      f"As above, for {len(pairs)} pairs whose reason is known. The true reason: of the attributes"
+      " by which the outfit was drawn and that the query has, their mean. The best: chosen by the"
+      " same measure, so that part of it is luck. What lies between them and a ranking is the"
+      " ranking's."
+    ),
+    columns=("named", "deletion ↑", "insertion ↑", "mean of both, more than by confidence"),
+    rows=tuple(rows),
+  )
+
+
+def _truth_tables(e: Evaluation, folder: str, representatives: int) -> list[Table]:
+  """Agreement with what is known of outfits that were drawn."""
+  truth = files.at(folder) if folder else None
+  if truth is None or not (truth / "rules.json").exists():
+    return []
+  full = json.loads((truth / "attributes.json").read_text())
+  pairs, reason = _true_reasons(e, truth)
   if not len(pairs):
     return []
   masks = {
@@ -346,7 +405,7 @@ def _truth_tables(e: Evaluation, folder: str) -> list[Table]:
     columns=("map", "pointing game, %", "mass inside, %"),
     rows=tuple(rows),
   )
-  return [named, where]
+  return [ceilings_table(e, pairs, reason, representatives), named, where]
 
 
 def _place(map_: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
