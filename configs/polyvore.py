@@ -112,7 +112,9 @@ def get_config() -> ml_collections.ConfigDict:
   index.design = "rise"  # mask design; hadamard with 128 masks costs a sixteenth
   # Masked passes an image; the design's own by default.
   index.num_masks = config_dict.placeholder(int)
-  index.fill = "white"  # what hides a region; white is the background of the photos
+  # What hides a region. White is the background of the photos; the released code's is ImageNet's
+  # mean colour.
+  index.fill = "white"
   index.max_queries = config_dict.placeholder(int)  # most images that get maps; all by default
   index.matches = 20  # maps a query, each against an image that matches it
   # Whether maps against images of any type are kept, for serve: T times the room.

@@ -106,6 +106,12 @@ def test_planted_attributes_are_found_and_the_rest_is_named(run, tmp_path, num_t
   assert "| none |" not in table
   read = concepts_lib.read_concepts(tmp_path / "concepts", NAMES, "planted")
   np.testing.assert_array_equal(read.prior, found["prior"])
+  np.testing.assert_allclose(np.linalg.norm(read.patterns[:, :2], axis=2), 1, atol=1e-5)
+  older = {name: found[name] for name in found.files if name != "patterns"}
+  np.savez(tmp_path / "concepts/concepts.npz", **older)  # as it was before
+  with pytest.warns(UserWarning, match="their priors are unsure; run --config"):
+    read = concepts_lib.read_concepts(tmp_path / "concepts", NAMES, "planted")
+  assert read.patterns is None
 
 
 def test_it_is_done_once_and_only_with_the_same_settings(run, tmp_path, capsys):

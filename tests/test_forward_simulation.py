@@ -344,7 +344,7 @@ def test_figures_are_by_hand():
   )
   right = {"nothing": np.array([0, 1, 0, 1, 0, 1.0]), "map": np.array([1, 1, 1, 1, 0, 1.0])}
   control = {"map": np.array([[1, 1, 1, 1, 0, 1.0], [0, 0, 0, 0, 0, 1.0], [1, 1, 1, 1, 1, 1.0]])}
-  result = Result(items, right, control, {})
+  result = Result(items, right, control, {}, np.zeros(0))
   assert simulation.accuracy(result, "map").value == pytest.approx(5 / 6)
   # Every block is half right: there is nothing to draw.
   assert simulation.accuracy(result, "nothing") == (0.5, 0.5, 0.5)
@@ -379,3 +379,19 @@ def test_progress_counts_every_simulation(rng):
     0, material, draw(material, 100), exchanges=2, on_progress=lambda *at: seen.append(at)
   )
   assert seen == [(n, 13) for n in range(1, 14)]
+
+
+def test_the_balance_of_maps_answers_without_an_image():
+  """Signed maps leak the score; one that is shifted to a sum of 0 does not."""
+  rng = np.random.default_rng(0)
+  scores = rng.uniform(0.1, 1, size=40)
+  maps = rng.normal(size=(40, 4, 4))
+  maps += (scores - 0.5)[:, None, None] * 20
+  pairs = rng.choice(40, (60, 2))
+  pairs = pairs[scores[pairs[:, 0]] != scores[pairs[:, 1]]]
+  answers = (scores[pairs[:, 1]] > scores[pairs[:, 0]]).astype(int)
+  items = Items(pairs, answers, np.zeros(len(pairs), int), np.arange(len(pairs)), 0.0)
+  assert simulation.by_balance(maps, items).mean() > 0.9
+  even = maps - maps.mean(axis=(1, 2), keepdims=True)
+  assert abs(simulation.by_balance(even, items).mean() - 0.5) < 0.25
+  assert (simulation.by_balance(np.zeros_like(maps), items) == 0.5).all()

@@ -113,7 +113,10 @@ def test_results_are_written_and_called_a_proxy(study):
     assert "PROXY" in text
     assert "SANE attribute" in text
   table = rows_of(folder / "table.csv")
-  assert [row["shown"] for row in table] == [c.title for c in CONDITIONS.values()]
+  titles = [c.title for c in CONDITIONS.values()]
+  assert [row["shown"] for row in table] == [*titles, "no image, the warmer map wins"]
+  control = float(table[-1]["right, % ↑"])
+  assert control == pytest.approx(100 * record["balance"]["value"])
   assert float(table[0]["right, % ↑"]) == pytest.approx(100 * nothing["accuracy"]["value"])
 
 

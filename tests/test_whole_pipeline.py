@@ -52,7 +52,8 @@ def test_the_tables_are_written_in_three_formats(whole):
   folder = whole / "runs/synthetic/evaluation"
   titles = json.loads((folder / "finished.json").read_text())["tables"]
   assert titles == [
-    "Attribute insertion and deletion", "Agreement with the true reason",
+    "Attribute insertion and deletion", "What attribute insertion and deletion could be",
+    "Agreement with the true reason",
     "Saliency maps on the true pixels", "Attribute recognition",
     "Saliency insertion and deletion", "Sanity checks",
   ]  # fmt: skip

@@ -21,6 +21,7 @@ score is 1/2.
 
 import functools
 import pathlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -322,5 +323,12 @@ def read_concepts(folder: pathlib.Path, names: Sequence[str], whose: str) -> Con
     raise ValueError(
       f"the concepts in {folder} are of {prior.shape[1]} attributes, {whose} has {len(names)}: fit"
       " them on it with --config.job=fit_concepts, in a folder of their own"
+    )
+  if "patterns" not in arrays:
+    warnings.warn(
+      f"the concepts in {folder} were tested by what labels say, not by whether pairs match for"
+      " them: their priors are unsure; run --config.job=fit_concepts in another"
+      " --config.concepts.folder",
+      stacklevel=2,
     )
   return Concepts(prior, np.nan_to_num(arrays["vectors"]), arrays.get("patterns"))

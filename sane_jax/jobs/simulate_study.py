@@ -208,6 +208,10 @@ def make_table(result: Result) -> Table:
       percent(*proxy.accuracy(result, name, control=True)) if controlled else None,
       f"{proxy.p_value(result, name):.2f}" if controlled else None,
     ))  # fmt: skip
+  rows.append((
+    "no image, the warmer map wins", percent(*proxy.balance_accuracy(result)), None,
+    percent(*proxy.gain_over_balance(result, "sane")), None, None,
+  ))  # fmt: skip
   items = result.items
   return Table(
     title="Forward simulation, a proxy for the user study",
@@ -218,7 +222,8 @@ def make_table(result: Result) -> Table:
       " them left; chance is 50. It learned from items without any of these images. 95 % bootstrap"
       f" intervals over {len(np.unique(items.blocks))} blocks of queries, of the draw of items and"
       " not of what the student learned; comparisons are paired. Exchanged: with explanations of"
-      " other pairs; p: that a pair's own are worth no more than those."
+      " other pairs; p: that a pair's own are worth no more than those. Last, a control: a signed"
+      " map's sum gives part of the score away, without a look at image or place."
     ),
     columns=(
       "shown", "right, % ↑", "more than with nothing", "SANE, more than this", "exchanged, %", "p",
@@ -251,5 +256,8 @@ def make_record(result: Result) -> dict[str, Any]:
     "blocks": len(np.unique(items.blocks)),
     "min_gap": items.min_gap,
     "left": float(np.mean(items.answers == 0)),
+    # Of the maps alone: the pair whose map is warmer.
+    "balance": proxy.balance_accuracy(result)._asdict(),
+    "map_gain_over_balance": proxy.gain_over_balance(result, "map")._asdict(),
     "conditions": conditions,
   }

@@ -31,7 +31,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
   """Percentile bootstrap interval of the mean over pairs (Efron 1979).
 
-  For two methods on the same pairs give their differences: that makes the comparison paired.
+  For two methods on the same pairs give their differences: that makes the comparison paired. With
+  few values or clusters it is too narrow: of 6 it covers 86 %, of 12 to 24 93 %.
 
   Args:
     values: one a pair.

@@ -100,12 +100,14 @@ class Result(NamedTuple):
     correct: 1 where the student was right, 0 where wrong, 1/2 where it could not tell.
     control: the same with explanations exchanged among pairs, in e ways drawn at random.
     weights: of the maps and the names to either half's student.
+    balance: what `by_balance` has right [m]: how far the maps alone give the answer away.
   """
 
   items: Items
   correct: Mapping[str, np.ndarray]  # condition -> [m]
   control: Mapping[str, np.ndarray]  # condition with an explanation -> [e m]
   weights: Mapping[str, tuple[Weights, ...]]  # condition -> of each half
+  balance: np.ndarray
 
 
 # --- items ----------------------------------------------------------------------------------------
@@ -562,7 +564,21 @@ def simulate(
     correct[name], weights[name] = answered[0]
     if name in explained and exchanges:
       control[name] = np.stack([right for right, _ in answered[1:]])
-  return Result(items, correct, control, weights)
+  return Result(items, correct, control, weights, by_balance(material.saliency, items))
+
+
+def by_balance(saliency: np.ndarray, items: Items) -> np.ndarray:
+  """Whether the pair with the warmer map scores higher [m]; 1/2 where the maps are alike.
+
+  Of signed maps [p h w], each relative to its largest value, the mean is compared. A map's sum is
+  about the score less that of the image with all hidden, so part of the answer shows in it to
+  somebody who sees neither image nor place: a gain of maps means something beyond that.
+  """
+  maps = np.nan_to_num(saliency)
+  largest = np.abs(maps).max(axis=(1, 2))
+  warmth = maps.mean(axis=(1, 2)) / np.where(largest > 0, largest, 1)
+  says = np.sign(warmth[items.pairs[:, 0]] - warmth[items.pairs[:, 1]])
+  return 0.5 * (1 + says * (1 - 2 * items.answers))
 
 
 def _cross(features: Features, items: Items) -> tuple[np.ndarray, tuple[Weights, ...]]:
@@ -604,6 +620,16 @@ def check(material: Material) -> None:
 
 # --- figures --------------------------------------------------------------------------------------
 # Intervals draw blocks of queries together.
+
+
+def balance_accuracy(result: Result) -> Mean:
+  """Share of items that the balance of the maps alone has right."""
+  return mean(result.balance, result.items.blocks)
+
+
+def gain_over_balance(result: Result, condition: str) -> Mean:
+  """How much more often the student is right than the balance of the maps alone, item by item."""
+  return mean(result.correct[condition] - result.balance, result.items.blocks)
 
 
 def accuracy(result: Result, condition: str, *, control: bool = False) -> Mean:
