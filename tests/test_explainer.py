@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,8 @@ def map_by_hand(design, masks, scores):
   if isinstance(design, sane_jax.Lime):
     cosine = z.sum(1) / (np.linalg.norm(z, axis=1) * np.sqrt(z.shape[1]))
     weights = np.sqrt(np.exp(-((1 - cosine) ** 2) / 0.25**2))
-    return Ridge(alpha=1.0).fit(z, s, sample_weight=weights).coef_
+    alpha = len(z) / 1000  # the paper's 1 at its number of samples
+    return Ridge(alpha=alpha).fit(z, s, sample_weight=weights).coef_
   kkt = np.zeros((17, 17))
   kkt[:16, :16], kkt[:16, 16], kkt[16, :16] = z[1:].T @ z[1:], 1, 1
   return np.linalg.solve(kkt, np.append(z[1:].T @ (s[1:] - s[0]), whole - s[0]))[:16]
@@ -712,7 +714,8 @@ def test_score_only_reference_side_and_refusals(photos):
   explainer = sane_jax.Explainer(score_model(counter), design=design)
   e = explainer.explain(photos[0], photos[1])
   assert e.encoder_passes == 33
-  assert sum(counter) == explainer.encoder_passes == 33 + 2  # once a model: does it give one score?
+  # Once a model: does it give one score? And, for hiding parts raises it: is it a distance?
+  assert sum(counter) == explainer.encoder_passes == 33 + 2 + 1
   same = sane_jax.Explainer(nonlinear_model(), design=design).explain(photos[0], photos[1])
   np.testing.assert_allclose(e.reference_saliency_map, same.reference_saliency_map, atol=1e-5)
   with pytest.raises(ValueError, match="needs a model that gives embeddings"):
@@ -830,6 +833,111 @@ def test_masking_both_may_cancel_and_says_so(design):
   fixed = sane_jax.Explainer(model, design=design, fill="black").explain(image, image)
   assert fixed.saliency.cells.max() == pytest.approx(0.4, rel=0.4)
   assert not fixed.warnings
+
+
+def test_fills_that_differ_are_no_error_where_each_has_replicates_of_its_own(rng):
+  """A score linear in the pixels: behind one fill every effect is exact, whatever the other is."""
+  query = rng.uniform(size=(SIZE, SIZE, 3)).astype(np.float32)
+  weights = rng.normal(size=(SIZE, SIZE, 3)).astype(np.float32) / SIZE**2
+  model = sane_jax.from_score(lambda q, r: 5 + (q * weights).sum(axis=(1, 2, 3)), image_size=SIZE)
+  design = sane_jax.Hadamard(num_masks=128, grid=(4, 4), smoothing=0.0)
+  with pytest.warns(UserWarning, match="the fill decides much of this map.*black.*white"):
+    e = sane_jax.Explainer(model, design=design, fill="black+white").explain(query, query)
+  want = [
+    (weights * (query - fill)).sum(axis=-1).reshape(4, 7, 4, 7).sum(axis=(1, 3)).ravel()
+    for fill in (0.0, 1.0)
+  ]
+  assert list(e.maps_by_fill) == ["black", "white"]
+  np.testing.assert_allclose(list(e.maps_by_fill.values()), want, atol=2e-6)
+  np.testing.assert_allclose(e.saliency.cells, np.mean(want, axis=0), atol=2e-6)
+  assert e.saliency.cell_errors.max() < 1e-6
+  assert np.abs(want[0] - want[1]).max() > 1e-3
+  assert e.record()["by_fill"]["white"] == pytest.approx(want[1].tolist(), abs=2e-6)
+  # With one replicate a fill there is no spread within a fill: pairs take turns, and fills leak.
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    few = sane_jax.Explainer(model, design=design, num_masks=64, fill="black+white")
+    f = few.explain(query, query)
+  assert not f.maps_by_fill
+  assert (np.abs(f.saliency.cells - np.mean(want, axis=0)) < 5 * f.saliency.cell_errors).all()
+  assert f.saliency.cell_errors.max() > 1e-4
+
+
+def test_few_cells_are_sure_where_nothing_is_there(rng):
+  """In 5 % of maps, at most, any cell is named: scores are noise of the masked image."""
+  weights = rng.normal(size=(SIZE * SIZE * 3, 64))
+
+  def noise(queries, reference):  # of no cell: each masked image has its own
+    return np.sin(1e3 * queries.reshape(len(queries), -1) @ weights).mean(axis=1)
+
+  model, named = sane_jax.from_score(noise, image_size=SIZE), 0
+  query = rng.uniform(size=(SIZE, SIZE, 3)).astype(np.float32)
+  design = sane_jax.Hadamard(num_masks=64, grid=(4, 4))
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    for key in range(60):
+      explainer = sane_jax.Explainer(model, design=design, key=key, fill="mean", chunk_size=64)
+      named += explainer.explain(query, query).saliency.sure.any()
+  assert named <= 6  # of 60; with 2 standard errors and no correction it is about half
+
+
+@pytest.mark.parametrize("masks", [101, 401])
+def test_the_error_of_kernel_shap_is_honest_with_few_masks(masks):
+  """A regression's jackknife is too large by the share of unknowns to observations."""
+  query, reference = np.random.default_rng(0).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+  maps, errors = [], []
+  for key in range(30):
+    design = sane_jax.KernelShap(num_masks=masks, grid=(4, 4))
+    e = sane_jax.Explainer(nonlinear_model(), design=design, key=key).explain(query, reference)
+    maps.append(e.saliency.cells)
+    errors.append(e.saliency.cell_errors)
+  ratio = np.sqrt(np.mean(np.square(errors)) / np.var(maps, axis=0, ddof=1).mean())
+  assert 0.8 < ratio < 1.25
+
+
+def test_lime_does_not_shrink_with_the_number_of_samples(rng):
+  """The ridge goes with the samples: the paper's at its own number."""
+  model, query, reference, beta = linear_setup(rng)
+  want = closed_form(sane_jax.Lime(grid=(4, 4)), beta)
+  slopes = []
+  for masks in (100, 1000):
+    explainer = sane_jax.Explainer(model, design="lime", num_masks=masks, grid=(4, 4))
+    found = explainer.explain(query, reference).saliency.cells
+    slopes.append((found @ want) / (want @ want))
+  assert slopes[0] == pytest.approx(slopes[1], abs=0.01)
+
+
+@pytest.mark.parametrize("at", [20, 56, 90])
+def test_a_sliding_window_is_drawn_where_its_windows_were(at):
+  """A spot of 4 pixels is hidden by windows whose middles are within 16 of it."""
+  size = 112
+
+  def score(queries, reference):
+    return queries[:, at - 2 : at + 2, at - 2 : at + 2].mean(axis=(1, 2, 3))
+
+  image = np.full((size, size, 3), 0.9, np.float32)
+  model = sane_jax.from_score(score, image_size=size)
+  explainer = sane_jax.Explainer(model, design="sliding_window", fill="black", chunk_size=625)
+  warm = explainer.explain(image, image).saliency_map.max(axis=0)
+  first, *_, last = np.flatnonzero(warm > warm.max() / 2)
+  # No middle is within 8 of an edge, where the outermost values hold.
+  assert at < 25 or first == pytest.approx(at - 16, abs=2)
+  assert at > 87 or last + 1 == pytest.approx(at + 16, abs=2)
+
+
+def test_distances_are_refused(photos):
+  """Less is more alike, which would turn every sign."""
+
+  def distance(queries, reference):
+    return np.sqrt(((queries - reference) ** 2).mean(axis=(1, 2, 3)))
+
+  far = sane_jax.from_score(distance, image_size=SIZE)
+  near = sane_jax.from_score(lambda q, r: -distance(q, r), image_size=SIZE)
+  base = photos[1] * 0.98 + 0.01
+  for design in (SAMPLING[4], SAMPLING[1]):
+    with pytest.raises(ValueError, match=r"look like distances.*returns the negative"):
+      sane_jax.Explainer(far, design=design, fill="black").explain(base, photos[1])
+    sane_jax.Explainer(near, design=design, fill="black").explain(base, photos[1])
 
 
 def test_a_score_of_a_small_unit_is_not_flat(photos):

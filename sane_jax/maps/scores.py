@@ -85,6 +85,8 @@ def _explain(
     zero = score(photo.pixels[None], None)[0]
   measured = _measure(explainer, photo, zero, score)
   spent = engine_lib.spent(engine) - before
+  if explainer.mode == "fixed":
+    _check_direction(explainer, others, whole, measured.moments.sample)
   towards = np.kron(np.eye(len(others), dtype=np.float32), np.eye(size, dtype=np.float32))
   towards = towards.reshape(len(towards), len(others), size)  # which columns are of a reference
   scales = np.abs(whole)
@@ -128,6 +130,27 @@ def _reference_side(explainer: "Explainer", query: Photo, reference: Photo) -> R
   labels = np.asarray(measured.cells.labels)
   spent = engine_lib.spent(explainer.engine) - before
   return ReferenceSide(saliency, labels, None, None, spent)
+
+
+def _check_direction(
+  explainer: "Explainer", others: Sequence[Photo], whole: np.ndarray, changes: Any
+) -> None:
+  """Raises ValueError where scores look like distances: every map's sign would be turned.
+
+  A pass is spent where hiding parts of the query raises its score on average: if the reference is
+  then less like itself than like the query and all of its masked versions, less is more.
+  """
+  for column, (other, score) in enumerate(zip(others, whole, strict=True)):
+    masked = score + np.asarray(changes)[:, column]
+    if masked.size and masked.mean() > score + measure.FLAT * np.abs(masked).max():
+      itself = float(scores(explainer, other.pixels[None], other.pixels)[0])
+      if itself <= score and itself < masked.min():
+        raise ValueError(
+          f"the scores of {explainer.model.name} look like distances: a photo scores"
+          f" {itself:.3g} with itself, {score:.3g} with another, and up to {masked.max():.3g} with"
+          " masked ones. Higher must mean more alike: give from_score a function that returns the"
+          " negative"
+        )
 
 
 def _maps(

@@ -275,7 +275,9 @@ def leave_one_out(
   def without(g, h):
     return design.readout(cells, gram - g, response - h)
 
-  return jax.vmap(without)(*made_up)
+  left_out = jax.vmap(without)(*made_up)
+  mean = left_out.mean(axis=0)
+  return mean + jnp.sqrt(designs.jackknife_share(design, cells)) * (left_out - mean)
 
 
 @functools.partial(jax.jit, static_argnames=("design", "strata"))

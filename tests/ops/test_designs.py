@@ -117,7 +117,7 @@ def test_lime_is_weighted_ridge(rng):
   cosine = z.sum(1) / (np.linalg.norm(z, axis=1) * 4)
   weights = np.sqrt(np.exp(-((1 - cosine) ** 2) / 0.3**2))
   scores = rng.normal(size=(60, 2))
-  want = Ridge(alpha=0.7).fit(z, scores, sample_weight=weights).coef_.T
+  want = Ridge(alpha=0.7 * 60 / 1000).fit(z, scores, sample_weight=weights).coef_.T
   np.testing.assert_allclose(read(design, x, t, scores), want, rtol=1e-4, atol=1e-5)
 
 
