@@ -1,5 +1,6 @@
 """Runs one job from a config file: `python -m sane_jax.main --config=configs/photos.py`."""
 
+import contextlib
 import importlib
 import logging as python_logging
 import os
@@ -14,7 +15,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sane_jax.runs import files, hosts, processes, settings
+from sane_jax.runs import files, folder, hosts, processes, settings
 
 # Each is a module with run(config), imported when it is asked for: one job does not wait for the
 # libraries of another.
@@ -88,14 +89,34 @@ def main(argv: Sequence[str]) -> None:
       module.check(config)
       runs[job] = module.run
     for job, start in runs.items():
-      with processes.job(job):
+      with processes.job(job), _one_writer(job, config):
         start(config)
+        processes.wait_for_all(f"{job}: written")
   except (ValueError, TypeError, OSError) as error:
     if flags.FLAGS.verbosity > 0:
       raise  # --verbosity=1 shows where
     sys.exit(f"{job}: {files.printable(str(error))}")
   except KeyboardInterrupt:
     sys.exit(f"{job}: interrupted; the same command goes on from here")
+
+
+# Jobs that write what their workdir has one of; of all others several may run at a time.
+_WRITERS = (
+  "train_similarity", "build_index", "train_attributes", "discover_attributes", "fit_concepts",
+  "tune_ranking", "evaluate", "explain_matches", "simulate_study", "explain", "compare_models",
+  "compare_generators",
+)  # fmt: skip
+
+
+def _one_writer(job: str, config: Any) -> contextlib.AbstractContextManager[None]:
+  """Within, no other run writes into this one's work folder; of several processes, the first asks.
+
+  Raises:
+    OSError: another one does, which is named.
+  """
+  if job not in _WRITERS or not processes.is_first():
+    return contextlib.nullcontext()
+  return files.one_writer(folder.writable_folder(files.at(config.workdir)))
 
 
 # --- the command line -----------------------------------------------------------------------------

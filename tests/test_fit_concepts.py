@@ -64,8 +64,11 @@ def write_index(workdir, embeddings, collection):
 def config(workdir, **fields):
   settings = concepts_lib.Settings()._asdict() | {"folder": "concepts"} | fields
   return ml_collections.ConfigDict(
-    {"workdir": str(workdir), "seed": 0, "data": {}, "concepts": settings}
-  )
+    {
+      "workdir": str(workdir), "seed": 0, "data": {}, "concepts": settings,
+      "index": {"model": "", "image_size": None},
+    }
+  )  # fmt: skip
 
 
 @pytest.fixture

@@ -126,6 +126,7 @@ def large(tmp_path, monkeypatch):
   sizes = {"embeddings": (n, 1, 4), "effects": (n, 1, 28 * 28, 4)}
   for part, shape in sizes.items():
     values = rng.normal(size=shape).astype(np.float32)
+    values /= np.linalg.norm(values, axis=-1, keepdims=True)
     for shard in index_arrays.missing_shards(index, part):
       rows = index_arrays.shard_slice(shard, n)
       index_arrays.write_shard(index, part, shard, values[rows])

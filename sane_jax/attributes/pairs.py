@@ -8,7 +8,7 @@ direction v, v·(e(r) − s e(q)).
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 
 from sane_jax.attributes import concepts as concepts_lib
 from sane_jax.attributes import reader as attribute_reader
+from sane_jax.attributes import spaces
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, pipeline
 from sane_jax.datasets.collection import Collection, Pair
@@ -137,7 +138,7 @@ def read_terms(
       f" {collection.ids[missing[0]]}; remove {folder} and build it again with"
       " --config.job=build_index"
     )
-  embeddings = index.embeddings.read().result()
+  embeddings = index_arrays.read(index, "embeddings")
   saliency = np.zeros((len(pairs), *index.grid), np.float32)
   for row in rows:
     where = np.flatnonzero(queries == row)
@@ -155,27 +156,27 @@ def read_terms(
   known = concepts_lib.read_concepts(
     files.at(workdir) / concepts, collection.attribute_names, collection.name
   )
-  spaces = collection.conditions[collection.types[queries], collection.types[references]]
+  compared_in = collection.conditions[collection.types[queries], collection.types[references]]
   if len(known.prior) == 1:
-    spaces = np.zeros_like(spaces)
+    compared_in = np.zeros_like(compared_in)
   slots = np.asarray(index.types)
   q, r = embeddings[queries, slots[references]], embeddings[references, slots[queries]]
   terms = ranking.Terms(
-    confidence[queries], fit, known.prior[spaces].astype(np.float32),
-    sensitivities(known, spaces, q, r),
+    confidence[queries], fit, known.prior[compared_in].astype(np.float32),
+    sensitivities(known, compared_in, q, r),
   )  # fmt: skip
   labels = np.array([p.label for p in pairs])
   return PairTerms(
-    queries, references, positions, labels, spaces, np.einsum("pd,pd->p", q, r), saliency, terms,
-    activations, confidence, embeddings, slots, known, covered,
+    queries, references, positions, labels, compared_in, np.einsum("pd,pd->p", q, r), saliency,
+    terms, activations, confidence, embeddings, slots, known, covered,
   )  # fmt: skip
 
 
 def sensitivities(
-  concepts: concepts_lib.Concepts, spaces: np.ndarray, queries: np.ndarray, references: np.ndarray
+  concepts: concepts_lib.Concepts, of: np.ndarray, queries: np.ndarray, references: np.ndarray
 ) -> np.ndarray:
-  """Sensitivities [p a] of pairs compared in `spaces` [p] whose embeddings [p d] these are."""
-  each = zip(spaces, queries, references, strict=True)
+  """Sensitivities [p a] of pairs compared in spaces `of` [p], whose embeddings [p d] these are."""
+  each = zip(of, queries, references, strict=True)
   found = [ranking.sensitivities(concepts.vectors[space], q, r) for space, q, r in each]
   return np.asarray(found, np.float32)
 
@@ -187,6 +188,38 @@ def check_index(folder: pathlib.Path, finished: Mapping[str, Any], collection: C
       f"the index in {folder} is of other images than {collection.name}; remove {folder} and build"
       " it again with --config.job=build_index"
     )
+
+
+def check_model(workdir: Any, index: Mapping[str, Any], splits: Sequence[str]) -> str:
+  """What the run's model is called, see `spaces.identify`; the splits' indexes have to be of it.
+
+  An index that is not there is passed over: whoever reads it says so.
+
+  Args:
+    workdir: of the run.
+    index: the config's section of that name: `model` and `image_size`.
+    splits: whose indexes are used, or rest in what is used.
+
+  Raises:
+    ValueError: an index is of another model, or of other weights of the same name.
+  """
+  source = spaces.model_source(workdir, index["model"])
+  name = spaces.identify(workdir, source, index["image_size"])
+  ours = (name, index["image_size"])
+  for split in splits:
+    folder = index_folder(workdir, split)
+    if not name or not (folder / "settings.json").exists():
+      continue
+    settings = run_folder.read_json(folder / "settings.json")
+    theirs = (settings.get("index.model", name), settings.get("index.image_size"))
+    if theirs != ours:
+      told = [f"{name} (image_size {size or 'its own'})" for name, size in (theirs, ours)]
+      raise ValueError(
+        f"the maps in {folder} are of the model {told[0]}; --config.index names {told[1]}. Name the"
+        f" first, or remove {folder} and what rests on it, and build it again with"
+        " --config.job=build_index"
+      )
+  return name
 
 
 def fits(

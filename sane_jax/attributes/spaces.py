@@ -3,18 +3,22 @@
 import dataclasses
 import io
 import os
-from collections.abc import Callable
-from typing import Any
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from sane_jax.datasets import images as images_lib
 from sane_jax.datasets.collection import Collection
+from sane_jax.maps import engine as engine_lib
+from sane_jax.models import fingerprint, weights
 from sane_jax.models import model as model_lib
-from sane_jax.models import weights
-from sane_jax.runs import files
+from sane_jax.runs import files, npz
 from sane_jax.runs import folder as run_folder
+
+MODEL = "model.npz"  # in the folders of an index and of concepts: what the model does
 
 
 def model_source(workdir: str | os.PathLike[str], setting: str = "") -> str:
@@ -25,6 +29,61 @@ def model_source(workdir: str | os.PathLike[str], setting: str = "") -> str:
     setting: a file, or a name for `load_model`.
   """
   return setting or str(files.at(workdir) / "similarity" / "model.safetensors")
+
+
+def identify(workdir: str | os.PathLike[str], source: str, image_size: int | None) -> str:
+  """What a run's results call the model that it explains; another text for other weights.
+
+  A file's name with its hash; a model of ours by its name; and module:function, which may give
+  anything, by what it does. '' where the file is gone: results are then of the model that was.
+  """
+  if source.endswith(".safetensors"):
+    path = files.at(source)
+    return f"{path.name} {run_folder.hash_file(path)[:16]}" if path.exists() else ""
+  if source in model_lib.MODELS:
+    return source
+  model = model_lib.load_model(source, image_size=image_size)
+  found = fingerprint.fingerprint(model)
+  return f"{model.name} {fingerprint.recognise(files.at(workdir), found)}"
+
+
+class Measured(NamedTuple):
+  """What the model of a run does in each of its spaces; see `models.fingerprint`.
+
+  Attributes:
+    name: of the model.
+    image_size: (height, width).
+    given: [k 3 d] unit embeddings of the test pictures in each of k spaces.
+  """
+
+  name: str
+  image_size: tuple[int, int]
+  given: np.ndarray
+
+
+def write_measured(
+  folder: pathlib.Path, name: str, engines: Sequence[engine_lib.Engine], conditions: np.ndarray
+) -> None:
+  """Keeps what a model does in `folder`, by an engine for images of each type."""
+  model = engines[0].model
+  each = [fingerprint.what_it_gives(e.model, engine_lib.on_one_device(e)) for e in engines]
+  given = each[0][None]
+  if len(engines) > 1:
+    each = [one.reshape(len(one), len(engines), -1) for one in each]
+    given = np.zeros((int(conditions.max()) + 1, *each[0][:, 0].shape), np.float32)
+    for one, other in np.ndindex(*conditions.shape):
+      given[conditions[one, other]] = each[one][:, other]
+  arrays = {"given": given, "image_size": np.array(model.image_size)}
+  npz.write_arrays(folder / MODEL, arrays | {"name": np.frombuffer(name.encode(), np.uint8)})
+
+
+def read_measured(folder: pathlib.Path) -> Measured | None:
+  """What `write_measured` kept; None in folders from before it did."""
+  arrays = npz.read_arrays(folder / MODEL)
+  if arrays is None:
+    return None
+  h, w = arrays["image_size"].tolist()
+  return Measured(arrays["name"].tobytes().decode(), (h, w), arrays["given"])
 
 
 def model_in_spaces(

@@ -8,7 +8,9 @@ for Discriminative Localization, CVPR 2016): the mean of the map is the logit.
 import collections
 import csv
 import functools
+import hashlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -203,12 +205,14 @@ class Learned(NamedTuple):
     skills: of each, its head's balanced accuracy on photos held out (chance 0.5); NaN where a class
       is too small to hold any out.
     left_out: attributes and photos that could not be used, and why.
+    digest: SHA-256 of the photos and the labels that it was learned from.
   """
 
   ranker: reasons.Ranker
   names: tuple[str, ...]
   skills: tuple[float, ...]
   left_out: tuple[str, ...]
+  digest: str
 
 
 def learn(
@@ -257,6 +261,9 @@ def learn(
     )
   names = tuple(name for name, use in zip(table.names, usable, strict=True) if use)
   labels = labels[:, usable]
+  digest = hashlib.sha256(json.dumps([names, labels.tolist()]).encode())
+  for photo in photos:
+    digest.update(photo.pixels.tobytes())
   on_progress("learning attributes")
   features = read_features([photo.pixels for photo in photos])
   predict = make_predictor(fit_head(features, labels))
@@ -288,13 +295,11 @@ def learn(
     seen.append([[terms[name][term] for name in names] for term in ranking.TERMS])
   if len(seen) > 1:
     calibration = ranking.calibrate(np.array(seen).swapaxes(0, 1), likely=0.5)
-  return Learned(
-    reasons.make_ranker(
-      names, predict, (prior, vectors), phi, calibration, np.full(len(names), 0.5),
-      patterns,
-    ),
-    names, tuple(skills(features, labels)), tuple(left_out),
-  )  # fmt: skip
+  ranker = reasons.make_ranker(
+    names, predict, (prior, vectors), phi, calibration, np.full(len(names), 0.5), patterns
+  )
+  of = reasons.RankerOf(ranker, explainer.fingerprint(), explainer.model.image_size)
+  return Learned(of, names, tuple(skills(features, labels)), tuple(left_out), digest.hexdigest())
 
 
 def skills(features: np.ndarray, labels: np.ndarray, folds: int = 3) -> list[float]:

@@ -13,10 +13,11 @@ from sane_jax.attributes import reader as attribute_reader
 from sane_jax.attributes import spaces as spaces_lib
 from sane_jax.datasets.collection import Collection
 from sane_jax.maps import reasons
+from sane_jax.models import fingerprint, weights
 from sane_jax.models import model as model_lib
-from sane_jax.models import weights
 from sane_jax.ops import ranking
 from sane_jax.runs import files, npz
+from sane_jax.runs import folder as run_folder
 
 WHOLE = "all terms"
 # The terms that each ranking weighs, by its name in tables and files. The paper's has the first
@@ -119,15 +120,20 @@ class Trained(NamedTuple):
   predict: reasons.Predictor
   concepts: concepts_lib.Concepts
   tuned: Ranking
+  measured: spaces_lib.Measured | None = None  # the model, where the run knows what it does
 
   def ranker(self, space: int) -> reasons.Ranker:
     """Ranks the attributes of pairs compared in a space; not looked at where there is one alone."""
     space = space if len(self.concepts.prior) > 1 else 0
     prior, vectors, patterns = self.concepts
-    return reasons.make_ranker(
+    ranker = reasons.make_ranker(
       self.names, self.predict, (prior[space], vectors[space]), self.tuned.weights,
       self.tuned.calibration, self.tuned.thresholds, None if patterns is None else patterns[space],
     )  # fmt: skip
+    if self.measured is None:
+      return ranker
+    model = fingerprint.Fingerprint(self.measured.name, "", self.measured.given[space])
+    return reasons.RankerOf(ranker, model, self.measured.image_size)
 
 
 def read_trained(
@@ -146,7 +152,14 @@ def read_trained(
   check_names(ranked, reader.names)
   whose = collection.name if collection else str(root / attributes)
   known = concepts_lib.read_concepts(root / concepts, reader.names, whose)
-  return Trained(reader.names, attribute_reader.make_predictor(reader), known, ranked)
+  measured = spaces_lib.read_measured(root / concepts)
+  if measured is not None and len(measured.given) != len(known.prior):
+    raise ValueError(
+      f"the concepts in {root / concepts} are of {len(known.prior)} spaces and their model of"
+      f" {len(measured.given)}: remove {root / concepts} and run --config.job=fit_concepts"
+    )
+  predict = attribute_reader.make_predictor(reader)
+  return Trained(reader.names, predict, known, ranked, measured)
 
 
 def load_attributes(
@@ -172,6 +185,41 @@ def load_attributes(
     _, description = weights.read_model_file(spaces_lib.model_source(workdir))
     space = model_lib.find_condition(description, spaces, condition) or 0
   return known.ranker(space)
+
+
+def check_chain(
+  workdir: str | os.PathLike[str], concepts: str, tuned: str = "", attributes: str = ""
+) -> None:
+  """Raises ValueError unless concepts are of the index that is there now, and a ranking of both.
+
+  Retrained and run again from the middle, a run would rank by what other weights left. What has no
+  settings any more, such as folders that were copied without their index, is taken as it is.
+
+  Args:
+    workdir: of the run.
+    concepts: the folder in it that fit_concepts left.
+    tuned: likewise of tune_ranking; not looked at if empty.
+    attributes: the attribute model that it is to be of.
+  """
+  root = files.at(workdir)
+
+  def check(folder: str, job: str, part: str, now: str, whose: str) -> None:
+    path = root / folder / "settings.json"
+    if path.exists() and run_folder.read_json(path).get(part, now) != now:
+      raise ValueError(
+        f"{root / folder} was made of another {whose} than is there now; remove {root / folder} and"
+        f" make it again with --config.job={job}"
+      )
+
+  index = root / "index" / "settings.json"
+  if index.exists():
+    check(concepts, "fit_concepts", "index", run_folder.hash_file(index), "index")
+  if tuned and run_folder.is_finished(root / concepts):
+    now = run_folder.hash_finished(root / concepts, "fit_concepts")
+    check(tuned, "tune_ranking", "concepts", now, f"{concepts} folder")
+  if tuned and attributes and run_folder.is_finished(root / attributes):
+    now = run_folder.hash_finished(root / attributes, "train_attributes")
+    check(tuned, "tune_ranking", "attributes", now, f"{attributes} folder")
 
 
 def check_names(tuned: Ranking, names: Sequence[str]) -> None:

@@ -1,10 +1,12 @@
 """Folders of photos, lists of pairs, and the sample pairs that need no download."""
 
+import collections
 import csv
 import functools
 import os
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,12 @@ import numpy as np
 
 from sane_jax.runs import files
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+# All of the formats that are read, `images.FORMATS`.
+PHOTO_SUFFIXES = (
+  ".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".apng", ".webp", ".avif", ".avifs", ".bmp",
+  ".gif", ".tif", ".tiff", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm",
+  ".pnm", ".pfm",
+)  # fmt: skip
 
 _SHOWN_PROBLEMS = 5  # of a file without one good line
 
@@ -29,11 +36,20 @@ def list_photos(folder: str | os.PathLike[str]) -> list[Path]:
   """All photos in a folder and the folders in it, sorted by path.
 
   By suffix, whatever its case; nothing is opened. Hidden files and folders, links to folders and
-  folders that can't be listed are passed over.
+  folders that can't be listed are passed over; of a photo and links to it, the photo alone is
+  listed. A Python warning counts what is passed over and not hidden.
 
   Raises:
     ValueError: no such folder, a file, or no photo in it.
   """
+  photos, passed_over = find_photos(folder)
+  if passed_over:
+    warnings.warn(passed_over, stacklevel=2)
+  return photos
+
+
+def find_photos(folder: str | os.PathLike[str]) -> tuple[list[Path], str]:
+  """The same, and a sentence on what is passed over; '' where that is nothing."""
   folder = files.at(folder)
   _check_folder(folder)
   photos = files.find(folder, _is_photo)
@@ -42,7 +58,62 @@ def list_photos(folder: str | os.PathLike[str]) -> list[Path]:
       f"{folder}: no photos in it or in its folders (looked for {' '.join(PHOTO_SUFFIXES)});"
       " give a folder of photos"
     )
-  return photos
+  return _without_links(photos), _passed_over(folder)
+
+
+def _without_links(photos: list[Path]) -> list[Path]:
+  """Photos without links to others of them, or to one that an earlier link leads to."""
+  links = [path for path in photos if not files.is_remote(path) and path.is_symlink()]
+  if not links:
+    return photos
+  seen = {files.resolve(path) for path in set(photos).difference(links)}
+  again: set[Path] = set()
+  for path in links:
+    target = files.resolve(path)
+    if target in seen:
+      again.add(path)
+    seen.add(target)
+  return [path for path in photos if path not in again]
+
+
+def _passed_over(folder: Path) -> str:
+  """What `find_photos` says of files that are no photos, and of folders that it does not enter."""
+  others = files.find(folder, lambda name: not name.startswith(".") and not _is_photo(name))
+  counts = collections.Counter(path.suffix.lower() or "without a suffix" for path in others)
+  told = [f"{count} {suffix}" for suffix, count in counts.most_common(8)]
+  if len(counts) > 8:
+    told.append(f"{sum(counts.values()) - sum(c for _, c in counts.most_common(8))} others")
+  if closed := files.closed_folders(folder):
+    told.append(f"{len(closed)} folders that are links or can't be listed, such as {closed[0]}")
+  if not told:
+    return ""
+  return (
+    f"{folder}: passed over {', '.join(told)}. Photos are known by their suffix:"
+    f" {' '.join(PHOTO_SUFFIXES)}"
+  )
+
+
+def tell_apart(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+  """What to call photos: the last part of each path, and of those that share it as much as differs.
+
+  So a/1.jpg stays 1.jpg where it is the only one; red/1.jpg and blue/1.jpg keep their folders.
+  """
+  parts = [os.fspath(path).replace(os.sep, "/").split("/") for path in paths]
+  depth = dict.fromkeys(map(tuple, parts), 1)  # a file that is named twice is one
+
+  def name(key: tuple[str, ...]) -> str:
+    return "/".join(key[-depth[key] :])
+
+  while True:
+    alike: dict[str, list[tuple[str, ...]]] = collections.defaultdict(list)
+    for key in depth:
+      alike[name(key)].append(key)
+    clashing = [key for keys in alike.values() if len(keys) > 1 for key in keys]
+    deeper = [key for key in clashing if depth[key] < len(key)]
+    if not deeper:
+      return [name(tuple(each)) for each in parts]
+    for key in deeper:
+      depth[key] += 1
 
 
 def read_pairs(

@@ -438,6 +438,8 @@ def _index(config: Any, folder: pathlib.Path) -> list[dict[str, Any]]:
         for shard in index_arrays.missing_shards(index, part):
           where = index_arrays.shard_slice(shard, count)
           values = rng.normal(size=(where.stop - where.start, *shape)).astype(np.float32)
+          if part == "embeddings":
+            values /= np.linalg.norm(values, axis=-1, keepdims=True)
           index_arrays.write_shard(index, part, shard, values)
       index_arrays.describe(
         place, index, ids=[str(i) for i in range(count)], settings={}, left_out={}

@@ -16,12 +16,11 @@ from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.attributes import spaces
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
-from sane_jax.datasets import photos as photos_lib
 from sane_jax.datasets.collection import Collection
 from sane_jax.maps import engine as engine_lib
 from sane_jax.maps import generators, index_arrays, index_build
 from sane_jax.maps.index import ExplanationIndex
-from sane_jax.maps.tasks import check_design, check_explaining, make_explainer
+from sane_jax.maps.tasks import check_design, check_explaining, list_photos, make_explainer
 from sane_jax.ops import designs
 from sane_jax.runs import files, processes
 from sane_jax.runs import folder as run_folder
@@ -65,10 +64,12 @@ def _build_photos(config: Any) -> None:
   """
   folder = files.at(config.workdir) / "index"
   made = make_explainer(config)
-  paths = photos_lib.list_photos(config.photos)
+  paths = list_photos(config.photos)
   started = time.monotonic()
   with _progress("index") as show:
-    index = ExplanationIndex.build(folder, made, paths, dtype=config.index_dtype, on_progress=show)
+    index = ExplanationIndex.build(
+      folder, made, paths, dtype=config.index_dtype, on_progress=show, on_change=_tell
+    )
   seconds = time.monotonic() - started
   size = files.size_of(folder)
   passes = sum(processes.gather(made.encoder_passes, "encoder passes"))
@@ -80,6 +81,10 @@ def _build_photos(config: Any) -> None:
   )
   for name, why in list(index.left_out.items())[:10]:
     print(f"  left out: {name}: {why}", file=sys.stderr)
+
+
+def _tell(what: str) -> None:
+  print(files.printable(f"build_index: {what}"), file=sys.stderr)
 
 
 def _build_split(config: Any, split: str) -> None:
@@ -101,7 +106,8 @@ def _build_split(config: Any, split: str) -> None:
   identity = run_folder.identity(
     collection_lib.fingerprint(collection), index=settings, key=config.seed
   )
-  identity |= {"index.model": model.name, "queries": hashlib.sha256(queries.tobytes()).hexdigest()}
+  name = spaces.identify(config.workdir, source, settings.image_size)
+  identity |= {"index.model": name, "queries": hashlib.sha256(queries.tobytes()).hexdigest()}
   folder = run_folder.claim_folder(pairs_lib.index_folder(config.workdir, split), identity)
   if run_folder.up_to_date(folder, "build_index"):
     return
@@ -117,9 +123,10 @@ def _build_split(config: Any, split: str) -> None:
   passes = sum(processes.gather(sum(engine.passes for engine in engines), "encoder passes"))
   if not processes.is_first():
     return
+  spaces.write_measured(folder, name, engines, collection.conditions)
   broken = index_arrays.read_left_out(folder)
   index_arrays.describe(
-    folder, index, ids=collection.ids, settings={**settings, "model": model.name}, left_out=broken
+    folder, index, ids=collection.ids, settings={**settings, "model": name}, left_out=broken
   )
   results = {
     "fingerprint": run_folder.hash_file(folder / "settings.json"),

@@ -16,6 +16,7 @@ from sane_jax.maps.explainer import MODES, Explainer
 from sane_jax.maps.explanation import Photo
 from sane_jax.maps.generators import SMOOTH, parse_generator
 from sane_jax.maps.tasks import check_generator
+from sane_jax.models import fingerprint
 from sane_jax.models import model as model_lib
 from sane_jax.ops import fills
 from sane_jax.ops.insertion_deletion import Curves, areas
@@ -78,7 +79,9 @@ def run(config: Any) -> None:
     for mode in config.modes
     if name != "random" or mode == "fixed"  # noise is the same whatever is perturbed
   }
-  pairs, problems = _pairs(config, next(iter(explainers.values())))
+  first = next(iter(explainers.values()))
+  pairs, problems = _pairs(config, first)
+  known_as = fingerprint.recognise(folder, first.fingerprint())
   known: dict[bytes, int] = {}
   queries = np.array([known.setdefault(query.pixels.tobytes(), len(known)) for query, _ in pairs])
   if len(known) < 2:
@@ -89,7 +92,7 @@ def run(config: Any) -> None:
   with tqdm.tqdm(total=total, unit="pair", desc="evaluating", disable=None) as bar:
     for (spec, mode), explainer in explainers.items():
       bar.set_postfix_str(f"{spec}, {mode}")
-      rows += _measure(config, explainer, spec, mode, pairs, folder, bar)
+      rows += _measure(config, explainer, known_as, spec, mode, pairs, folder, bar)
       _write(config, folder, rows, queries, baseline, problems)
   print(f"{len(pairs)} pairs, {len(problems)} left out. Open {folder / 'table.md'}")
 
@@ -122,7 +125,7 @@ def _pairs(config: Any, explainer: Explainer) -> tuple[list[tuple[Photo, Photo]]
   return pairs, problems
 
 
-def _measure(config, explainer, spec, mode, pairs, folder, bar) -> list[Row]:
+def _measure(config, explainer, known_as, spec, mode, pairs, folder, bar) -> list[Row]:
   # What is smooth anyway is judged once.
   drawings = [d for d in config.drawings if d == "smooth" or parse_generator(spec)[0] not in SMOOTH]
   cases = [(b, d) for b in config.backgrounds for d in drawings or ["smooth"]]
@@ -133,7 +136,7 @@ def _measure(config, explainer, spec, mode, pairs, folder, bar) -> list[Row]:
     group = pairs[begin : begin + GROUP]
     explanations = None
     for background, drawing in cases:
-      what = [explainer.settings, background]
+      what = [explainer.settings, known_as, background]
       if drawing == "smooth" and parse_generator(spec)[0] not in SMOOTH:
         what.append(drawing)  # files of maps as they are keep their names
       digest = hashlib.sha256(json.dumps(what).encode())

@@ -1,11 +1,13 @@
 """Job: where the reasons of two models differ, on pairs of photos; one page."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import tqdm
 
 from sane_jax import report
 from sane_jax.datasets import images as images_lib
+from sane_jax.datasets import photos as photos_lib
 from sane_jax.maps import comparison, export
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.tasks import (
@@ -23,7 +26,7 @@ from sane_jax.maps.tasks import (
   list_tasks,
   make_explainer,
 )
-from sane_jax.models import model as model_lib
+from sane_jax.models import fingerprint
 from sane_jax.report import saved as saved_views
 from sane_jax.runs import files, processes
 from sane_jax.runs import folder as run_folder
@@ -54,21 +57,24 @@ def run(config: Any) -> None:
   check(config)
   started = time.monotonic()
   folder = run_folder.writable_folder(files.at(config.workdir) / "compare_models")
-  explainers = make_explainer(config), _other(config)
+  explainers = _explainers(config)
+  models = processes.agree(
+    [fingerprint.recognise(folder, e.fingerprint()) for e in explainers], "the models"
+  )
   failures: Failures = []
   tasks = list_tasks(config, explainers[0], failures)
   if processes.count() > 1:
     for task in processes.share(tasks, "compare_models"):
       with contextlib.suppress(Exception):  # the first process meets it again, and lists it
-        _compared(config, explainers, task, folder)
+        _compared(config, explainers, models, task, folder)
     processes.wait_for_all("compared pairs")
     if not processes.is_first():
       return
-  views: list[report.ComparisonView] = []
+  views: list[tuple[Task, report.ComparisonView]] = []
   try:
     for task in tqdm.tqdm(tasks, unit="pair", desc="comparing", disable=None):
       try:
-        views.append(_compared(config, explainers, task, folder))
+        views.append((task, _compared(config, explainers, models, task, folder)))
       except Exception as error:  # whatever it is, it costs this pair alone
         known = isinstance(error, ValueError | OSError)
         why = str(error) if known else f"{type(error).__name__}: {error}"
@@ -87,19 +93,29 @@ def run(config: Any) -> None:
     print(files.printable(f"  not compared: {name}: {why}"), file=sys.stderr)
 
 
-def _other(config: Any) -> Explainer:
-  """The second model, with the design, fill and key of the first."""
+def _explainers(config: Any) -> tuple[Explainer, Explainer]:
+  """Both models, with the design, fill and key of the first.
+
+  Where both have one name, such as two files model.safetensors, they are called by as much of their
+  paths as tells them apart.
+  """
   size = config.image_size if config.other_image_size is None else config.other_image_size
-  model = model_lib.load_model(config.other_model, image_size=size)
-  settings = {k: config[k] for k in ("design", "num_masks", "fill", "mode", "chunk_size")}
-  if config.grid is not None:
-    settings["grid"] = tuple(config.grid)
-  return Explainer(model, key=config.seed, **settings)
+  given = (
+    make_explainer(config),
+    make_explainer({**config, "model": config.other_model, "image_size": size}),
+  )
+  if given[0].model.name == given[1].model.name and config.model != config.other_model:
+    names = photos_lib.tell_apart([config.model, config.other_model])
+    for explainer, name in zip(given, names, strict=True):
+      model = dataclasses.replace(explainer.model, name=name.removesuffix(".safetensors"))
+      explainer.model = explainer.engine.model = model
+  return given
 
 
 def _compared(
   config: Any,
   explainers: tuple[Explainer, Explainer],
+  models: Sequence[str],
   task: Task,
   folder: pathlib.Path,
 ) -> report.ComparisonView:
@@ -109,6 +125,7 @@ def _compared(
   ]
   identity = {
     "settings": [explainer.settings for explainer in explainers],
+    "models": list(models),
     "photos": digests,
     "names": list(task.names),
   }
@@ -116,7 +133,7 @@ def _compared(
   path = folder / "pairs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
   finished = saved_views.load_comparison(path)
   if finished is not None:
-    return finished
+    return finished._replace(command=_command(config, task) or finished.command)
   found = comparison.compare(*explainers, task.sources[0], task.sources[1])
   view = found.view()._replace(
     query_name=task.names[0], reference_name=task.names[1], command=_command(config, task)
@@ -141,14 +158,15 @@ def _command(config: Any, task: Task) -> str:
 
 def _write_report(
   explainers: tuple[Explainer, Explainer], folder: pathlib.Path,
-  views: list[report.ComparisonView], failures: Failures,
+  views: list[tuple[Task, report.ComparisonView]], failures: Failures,
 ) -> None:  # fmt: skip
   """index.html and comparisons.json."""
-  a, b = (explainer.model.name for explainer in explainers)
+  a, b = comparison.names_of(*explainers)
   records = [
     {
       "query": view.query_name,
       "reference": view.reference_name,
+      "sources": [source for source in task.sources if isinstance(source, str)],
       "scores": list(view.scores),
       "regions_that_differ": [[int(r), int(c)] for r, c in np.argwhere(view.significant)],
       "rank_correlation": _number(view.rank_correlation),
@@ -156,7 +174,7 @@ def _write_report(
       "encoder_passes": view.encoder_passes,
       "warnings": list(view.warnings),
     }
-    for view in views
+    for task, view in views
   ]
   document = {
     "models": [a, b],
@@ -167,8 +185,9 @@ def _write_report(
   text = json.dumps(document, indent=2, allow_nan=False) + "\n"
   files.write_bytes(folder / "comparisons.json", text.encode())
   html = report.render_comparisons(
-    views, title="Where do two models’ reasons differ?", subtitle=f"{a} and {b}", failures=failures
-  )
+    [view for _, view in views], title="Where do two models’ reasons differ?",
+    subtitle=f"{a} and {b}", failures=failures,
+  )  # fmt: skip
   files.write_bytes(folder / "index.html", html.encode())
 
 

@@ -169,19 +169,9 @@ def _explained(config: Any, workdir: pathlib.Path, train: Collection) -> Model:
   Raises:
     ValueError: there is none, or the maps are of another one.
   """
+  pairs_lib.check_model(workdir, config.index, SPLITS)
   source = spaces.model_source(workdir, config.index.model)
   model, _ = spaces.model_in_spaces(source, config.index.image_size, train)
-  ours = (model.name, config.index.image_size)
-  for split in SPLITS:
-    folder = pairs_lib.index_folder(workdir, split)
-    settings = run_folder.read_json(folder / "settings.json")
-    theirs = (settings["index.model"], settings["index.image_size"])
-    if theirs != ours:
-      told = [f"{name} (image_size {size or 'its own'})" for name, size in (theirs, ours)]
-      raise ValueError(
-        f"the maps in {folder} are of the model {told[0]}; --config.index names {told[1]}. Name the"
-        f" first, or remove {folder} and build it again with --config.job=build_index"
-      )
   return model
 
 
@@ -229,7 +219,7 @@ def _maps(
   built = run_folder.read_finished(folder, "build_index")
   pairs_lib.check_index(folder, built, collection)
   index = index_arrays.read_index(folder)
-  embeddings = index.embeddings.read().result()
+  embeddings = index_arrays.read(index, "embeddings")
   groups = collection_lib.groups_of(collection)
   of_query: dict[int, list[int]] = {}
   for pair in pairs:

@@ -116,8 +116,13 @@ def run(config: Any) -> None:
   for name, folder, job in (
     ("index", index, "build_index"),
     ("ranking", workdir / config.ranking.folder, "tune_ranking"),
+    ("attributes", workdir / config.ranking.attributes, "train_attributes"),
+    ("concepts", workdir / config.ranking.concepts, "fit_concepts"),
   ):
     identity[name] = run_folder.hash_finished(folder, job)
+  pairs_lib.check_model(workdir, config.index, ["train", "test"])
+  ranking_folders = config.ranking.concepts, config.ranking.folder, config.ranking.attributes
+  trained.check_chain(workdir, *ranking_folders)
   folder = run_folder.claim_folder(workdir / settings.folder, identity)
   if run_folder.up_to_date(folder, "evaluate"):
     return

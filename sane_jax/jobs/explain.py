@@ -25,6 +25,7 @@ from sane_jax.maps import tasks as tasks_lib
 from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Effects, Photo
+from sane_jax.models import fingerprint
 from sane_jax.ops import fills, ranking
 from sane_jax.ops.insertion_deletion import areas
 from sane_jax.report import saved as saved_views
@@ -58,10 +59,15 @@ def run(config: Any) -> None:
   folder = run_folder.writable_folder(files.at(config.workdir) / "explain")
   explainer = tasks_lib.make_explainer(config)
   failures: tasks_lib.Failures = []
+  learned = None
   if config.attributes_file:
-    explainer.ranker = attribute_table.learn_attributes(config, explainer, failures).ranker
+    learned = attribute_table.learn_attributes(config, explainer, failures)
+    explainer.ranker = learned.ranker
   tasks = tasks_lib.list_tasks(config, explainer, failures)
-  made = _Run(config, explainer, _cached_effects(explainer), folder, identify(config, explainer))
+  model = processes.agree(fingerprint.recognise(folder, explainer.fingerprint()), "the model")
+  identity = identify(config, explainer, model, learned)
+  made = _Run(config, explainer, _cached_effects(explainer), folder, identity)
+  before = _read_report(folder)
   drawn: set[int] = set()  # numbers of the pairs whose figures are there
   elsewhere = 0  # passes of the other processes
   if processes.count() > 1:
@@ -70,17 +76,17 @@ def run(config: Any) -> None:
     if not processes.is_first():
       return
     elsewhere = passes - explainer.encoder_passes
-  views: list[tuple[str, report.PairView]] = []
+  done: list[_Done] = []
   bar = tqdm.tqdm(total=len(tasks), unit="pair", desc="explaining", disable=None)
   stages = _Stages(bar)
   try:
     with explainer.progress(stages.show):
       for number, task in enumerate(tasks, 1):
         try:
-          view = _explained(made, task, stages)
+          view, digests = _explained(made, task, stages)
           if number not in drawn:
             files.write_bytes(folder / f"{_stem(number, task)}.png", report.figure_png(view))
-          views.append((_stem(number, task), view))
+          done.append(_Done(_stem(number, task), task, digests, view))
         except Exception as error:  # whatever it is, it costs this pair alone
           known = isinstance(error, ValueError | OSError)
           why = str(error) if known else f"{type(error).__name__}: {error}"
@@ -88,17 +94,28 @@ def run(config: Any) -> None:
         bar.update()
   finally:
     bar.close()
-    _write_report(made, views, failures, len(tasks))
-  if not views:
+    _write_report(made, done, failures, len(tasks))
+  if not done:
     first = "; ".join(f"{name}: {why}" for name, why in failures[:3])
     raise ValueError(f"nothing could be explained. {first}")
   seconds = time.monotonic() - started
   print(
-    f"{len(views)} pairs explained with {explainer.encoder_passes + elsewhere:,} encoder passes in"
+    f"{len(done)} pairs explained with {explainer.encoder_passes + elsewhere:,} encoder passes in"
     f" {seconds:.1f} s; {len(failures)} failed.\nOpen {folder / 'index.html'}"
   )
   for name, why in failures[:10]:
     print(files.printable(f"  not explained: {name}: {why}"), file=sys.stderr)
+  for what in _changes(before, made.identity, done):
+    print(files.printable(f"  measured again: {what}"), file=sys.stderr)
+
+
+class _Done(NamedTuple):
+  """A pair that is explained."""
+
+  stem: str  # of its files' names
+  task: tasks_lib.Task
+  digests: list[str]  # of the photos, as the model sees them
+  view: report.PairView
 
 
 class _Run(NamedTuple):
@@ -129,7 +146,7 @@ def _explain_share(made: _Run, tasks: list[tasks_lib.Task]) -> set[int]:
       for some in processes.share(queries, "explain"):
         for number, task in some:
           with contextlib.suppress(Exception):  # the first process meets it again, and lists it
-            figure = report.figure_png(_explained(made, task, stages))
+            figure = report.figure_png(_explained(made, task, stages)[0])
             files.write_bytes(made.folder / f"{_stem(number, task)}.png", figure)
             drawn.append(number)
           bar.update()
@@ -169,15 +186,22 @@ class _Stages:
     self._bar.set_postfix_str(name)
 
 
-def identify(config: Any, explainer: Explainer) -> dict[str, Any]:
-  """All that fixes the views of a run, but for the pair; its hash names a finished view."""
+def identify(
+  config: Any, explainer: Explainer, model: str, learned: attribute_table.Learned | None = None
+) -> dict[str, Any]:
+  """All that fixes the views of a run, but for the pair; its hash names a finished view.
+
+  Args:
+    model: what `fingerprint.recognise` calls the model, whose name may be of other weights, too.
+    learned: the attributes, where the config has a table of them.
+  """
   identity = {
     "settings": explainer.settings,
+    "model": model,
     "background": config.background if config.metrics else None,
   }
-  if config.attributes_file:
-    digest = hashlib.sha256(files.read_bytes(files.at(config.attributes_file))).hexdigest()
-    identity["attributes"] = [digest, list(config.phi or attribute_table.PHI)]
+  if learned is not None:
+    identity["attributes"] = [learned.digest, list(config.phi or attribute_table.PHI)]
   return identity
 
 
@@ -187,8 +211,10 @@ def view_name(identity: Mapping[str, Any], names: Sequence[str], digests: Sequen
   return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
-def _explained(made: _Run, task: tasks_lib.Task, stages: _Stages) -> report.PairView:
-  """The pair's view: from disk if it was finished before, else measured and written there."""
+def _explained(
+  made: _Run, task: tasks_lib.Task, stages: _Stages
+) -> tuple[report.PairView, list[str]]:
+  """The pair's view, from disk if it was finished before, else measured; the photos' digests."""
   config, explainer = made.config, made.explainer
   photos = [
     explainer.photo(source, name) for source, name in zip(task.sources, task.names, strict=True)
@@ -197,9 +223,12 @@ def _explained(made: _Run, task: tasks_lib.Task, stages: _Stages) -> report.Pair
     hashlib.sha256(np.ascontiguousarray(photo.pixels).tobytes()).hexdigest() for photo in photos
   ]
   path = made.folder / "pairs" / view_name(made.identity, task.names, digests)
+  command = ""
+  if all(isinstance(source, str) for source in task.sources):  # files: a shell line finds them
+    command = _command(config, task)
   finished = saved_views.load_view(path)
   if finished is not None:
-    return finished
+    return finished._replace(command=command or finished.command), digests
   began = time.monotonic()
   stages("masks")
   use = photos
@@ -216,10 +245,9 @@ def _explained(made: _Run, task: tasks_lib.Task, stages: _Stages) -> report.Pair
   jax.block_until_ready(view.saliency_map)
   seconds = round(time.monotonic() - began, 3)
   view = view._replace(metrics=metrics, seconds=seconds)
-  if all(isinstance(source, str) for source in task.sources):  # files: a shell line finds them
-    view = view._replace(command=_command(config, task))
+  view = view._replace(command=command or view.command)
   saved_views.save_view(path, view)
-  return view
+  return view, digests
 
 
 def _command(config: Any, task: tasks_lib.Task) -> str:
@@ -241,12 +269,53 @@ def _slug(name: str) -> str:
 # --- out ------------------------------------------------------------------------------------------
 
 
-def _write_report(made: _Run, views, failures, count) -> None:
+def _read_report(folder: pathlib.Path) -> dict[str, Any]:
+  """explanations.json of an earlier run; empty where there is none."""
+  try:
+    found = json.loads(files.read_bytes(folder / "explanations.json"))
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
+def _changes(
+  before: Mapping[str, Any], identity: Mapping[str, Any], done: Sequence[_Done]
+) -> list[str]:
+  """What has the name that it had in the report before, and is not what it was."""
+  was, now = before.get("settings", {}), identity["settings"]
+  if not before.get("model") or was.get("model") != now["model"]:
+    return []
+  told = []
+  if before["model"] != identity["model"]:
+    told.append(f"the model {now['model']} has other weights than in the last run here")
+  known: dict[str, str] = {}
+  for record in before.get("explanations", ()):
+    known |= dict(zip(record.get("sources", ()), record.get("photos", ()), strict=False))
+  changed: dict[str, None] = {}
+  for one in done:
+    for name, source, digest in zip(one.task.names, _sources(one.task), one.digests, strict=False):
+      if known.get(source, digest) != digest:
+        changed[name] = None
+  if changed and was.get("image_size") == now["image_size"]:
+    some = ", ".join(list(changed)[:10]) + (", ..." if len(changed) > 10 else "")
+    told.append(f"photos that changed since the last run here ({len(changed)}): {some}")
+  return told
+
+
+def _sources(task: tasks_lib.Task) -> list[str]:
+  """Paths of a pair's photos; none where they are no files."""
+  if not all(isinstance(source, str) for source in task.sources):
+    return []
+  return list(task.sources)
+
+
+def _write_report(made: _Run, done: Sequence[_Done], failures, count) -> None:
   """index.html (and further pages), explanations.json."""
+  views = [(one.stem, one.view) for one in done]
   settings, folder = made.identity["settings"], made.folder
   records = [
     {
-      "id": stem,
+      "id": one.stem,
       "query": view.query_name,
       "reference": view.reference_name,
       **({"contrast": view.contrast_name} if view.contrast_name else {}),
@@ -255,7 +324,9 @@ def _write_report(made: _Run, views, failures, count) -> None:
       "seconds": view.seconds,
       "insertion_auc": view.metrics.get("insertion AUC"),
       "deletion_auc": view.metrics.get("deletion AUC"),
-      "files": {"figure": f"{stem}.png"},
+      "files": {"figure": f"{one.stem}.png"},
+      "sources": _sources(one.task),
+      "photos": one.digests,
       "warnings": list(view.warnings),
       **(
         {"sentence": view.sentence, "attributes": export.attribute_records(view.attributes)}
@@ -263,10 +334,12 @@ def _write_report(made: _Run, views, failures, count) -> None:
         else {}
       ),
     }
-    for stem, view in views
+    for one in done
+    for view in (one.view,)
   ]
   document = {
     "settings": settings,
+    "model": made.identity["model"],
     "background": made.identity["background"],
     "pairs": count,
     "explanations": records,

@@ -49,14 +49,17 @@ def run(config: Any) -> None:
   chosen = draw(pairs, settings.num_pairs, config.seed)
   folder = run_folder.writable_folder(workdir / settings.folder)
   ranking = config.ranking
+  model = pairs_lib.check_model(workdir, config.index, ["train"])
+  trained.check_chain(workdir, ranking.concepts, ranking.folder, ranking.attributes)
   attributes = trained.read_trained(
     workdir, test, attributes=ranking.attributes, concepts=ranking.concepts, tuned=ranking.folder
   )
   source = spaces.model_source(workdir, config.index.model)
   model_of = spaces.model_in_space(source, config.index.image_size, test)
-  sources = hashlib.sha256()
+  sources = hashlib.sha256(model.encode())
   for path in (
     workdir / ranking.attributes / attribute_reader.MODEL, workdir / ranking.folder / "ranking.npz",
+    workdir / ranking.concepts / "concepts.npz",
   ):  # fmt: skip
     sources.update(run_folder.hash_file(path).encode())
 

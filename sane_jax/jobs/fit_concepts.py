@@ -7,6 +7,7 @@ import numpy as np
 
 from sane_jax.attributes import concepts as concepts_lib
 from sane_jax.attributes import pairs as pairs_lib
+from sane_jax.attributes import spaces
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
 from sane_jax.maps import index_arrays
@@ -41,6 +42,7 @@ def run(config: Any) -> None:
   source = pairs_lib.index_folder(workdir, "train")
   built = run_folder.read_finished(source, "build_index")
   pairs_lib.check_index(source, built, train)
+  pairs_lib.check_model(workdir, config.index, ["train"])
   identity = run_folder.identity(
     collection_lib.fingerprint(train), concepts=settings, key=config.seed
   )
@@ -58,7 +60,8 @@ def run(config: Any) -> None:
   options = {k: settings[k] for k in concepts_lib.Settings._fields}
   with run_folder.progress("concepts", 0, int(conditions.max()) + 1) as bar:
     found = concepts_lib.fit(
-      index.embeddings.read().result(), types, conditions, labels, np.asarray(labels.any(axis=1)),
+      index_arrays.read(index, "embeddings"), types, conditions, labels,
+      np.asarray(labels.any(axis=1)),
       matching_pairs(train, config.seed), seed=config.seed,
       settings=concepts_lib.Settings(**options),
       on_progress=lambda done, _: _show(bar, done),
@@ -66,6 +69,8 @@ def run(config: Any) -> None:
   if not processes.is_first():
     return
   npz.write_arrays(folder / "concepts.npz", found._asdict())
+  if (model := npz.read_arrays(source / spaces.MODEL)) is not None:  # whose directions they are
+    npz.write_arrays(folder / spaces.MODEL, model)
   files.write_bytes(folder / "concepts.md", to_markdown(_table(train, found)).encode())
   neutral = _neutral(train, found, settings)
   run_folder.finish(

@@ -167,7 +167,10 @@ def _data_set(config: Any) -> Served:
     return " · ".join(part for part in [*parts, name] if part)
 
   known, no_attributes, ranking = None, "", config.ranking
+  if not settings.indexes:
+    pairs_lib.check_model(workdir, config.index, [settings.split])
   try:
+    trained.check_chain(workdir, ranking.concepts, ranking.folder, ranking.attributes)
     known = trained.read_trained(
       workdir, images, attributes=ranking.attributes, concepts=ranking.concepts,
       tuned=ranking.folder,

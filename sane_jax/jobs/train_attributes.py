@@ -86,6 +86,7 @@ def run(config: Any) -> None:
   index = files.at(config.workdir) / "index"
   if settings.map_weight > 0:
     identity["index"] = run_folder.read_finished(index, "build_index")["fingerprint"]
+    pairs_lib.check_model(config.workdir, config.index, ["train"])
   folder = run_folder.claim_folder(files.at(config.workdir) / settings.folder, identity)
   if run_folder.up_to_date(folder, "train_attributes"):
     return
@@ -225,7 +226,7 @@ def read_maps(folder: pathlib.Path, train: Collection) -> Maps:
   pairs_lib.check_index(folder, finished, train)
   limit, seed, covered = finished["matches"], finished["key"], finished.get("covered", 1.0)
   index = index_arrays.read_index(folder)
-  embeddings = index.embeddings.read().result()
+  embeddings = index_arrays.read(index, "embeddings")
   groups = collection_lib.groups_of(train)
   count = len(index.queries)
   valid = np.zeros((count + 1, limit), bool)

@@ -57,6 +57,8 @@ def run(config: Any) -> None:
     ("concepts", workdir / settings.concepts, "fit_concepts"),
   ):
     identity[name] = run_folder.hash_finished(folder, job)
+  pairs_lib.check_model(workdir, config.index, ["train", "valid"])
+  trained.check_chain(workdir, settings.concepts)
   folder = run_folder.claim_folder(workdir / settings.folder, identity)
   if run_folder.up_to_date(folder, "tune_ranking"):
     return

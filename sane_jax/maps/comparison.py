@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from sane_jax import report
 from sane_jax.datasets import images as images_lib
+from sane_jax.datasets import photos as photos_lib
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Effects, Embedding, Explanation, Photo
 from sane_jax.models.model import Model
@@ -173,8 +174,11 @@ def compare(
       f" {type(query).__name__}"
     )
   photo, name = _read(query)
+  both = [p for p in (query, reference) if isinstance(p, str | os.PathLike)]
   measured, found = [], []
   references, reference_photo, reference_name = _references(reference)
+  if len(both) == 2:
+    name, reference_name = photos_lib.tell_apart(both)
   frames = [_frame(e.model, photo.shape[:2]) for e in explainers]
   for explainer, other in zip(explainers, references, strict=True):
     of_query = explainer.effects(explainer.photo(photo, name))
@@ -225,7 +229,7 @@ def compare(
   data = report.ComparisonView(
     query_name=found[0].query.name or "query",
     reference_name=found[0].reference.name or "reference",
-    names=_names(*(e.model.name for e in explainers)),
+    names=names_of(*explainers),
     picture=canvas,
     reference=None if reference_photo is None else _canvas(reference_photo),
     pixel_maps=pixel_maps,
@@ -307,8 +311,15 @@ def _references(reference: Any) -> tuple[tuple[Any, Any], np.ndarray | None, str
   return (None, None), *_read(reference)
 
 
-def _names(a: str, b: str) -> tuple[str, str]:
-  return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
+def names_of(a: Explainer, b: Explainer) -> tuple[str, str]:
+  """What to call two models on one page: by their fingerprints, too, where they share a name."""
+  one, other = a.model.name, b.model.name
+  if one != other:
+    return one, other
+  marks = [e.fingerprint().short for e in (a, b)]
+  if marks[0] == marks[1]:
+    return f"{one} (A)", f"{other} (B)"
+  return f"{one} (A, {marks[0]})", f"{other} (B, {marks[1]})"
 
 
 # --- where models look ----------------------------------------------------------------------------

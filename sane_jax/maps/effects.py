@@ -20,6 +20,7 @@ from sane_jax.maps.explanation import (
   ReferenceSide,
   SaliencyMap,
 )
+from sane_jax.models import fingerprint
 from sane_jax.ops import designs, effects, fills, statistics
 
 if TYPE_CHECKING:
@@ -77,7 +78,6 @@ def measure_effects(
   """
   settings, tolerance = explainer.settings, explainer.tolerance
   if isinstance(image, Effects):
-    check_space(explainer, image.whole, directions)
     anyway = {"mode"} if tolerance is None else {"mode", "num_masks"}
     for name, value in settings.items():
       if name not in anyway and image.settings[name] != value:
@@ -85,6 +85,8 @@ def measure_effects(
           f"these effects were measured with {name}={image.settings[name]!r}, and this explainer"
           f" has {name}={value!r}: measure them anew from the image"
         )
+    _check_model(explainer, image)
+    check_space(explainer, image.whole, directions)
     return image
   photo, before = explainer.photo(image), engine_lib.spent(explainer.engine)
   whole = explainer.embed([photo])[0]
@@ -110,7 +112,48 @@ def measure_effects(
   return Effects(
     photo, design, explainer.key, settings, measured.cells, measured.moments, whole,
     engine_lib.spent(explainer.engine) - before, tuple(notes), measured.strata,
+    explainer.engine.name, explainer.digest,
   )  # fmt: skip
+
+
+def _check_model(explainer: "Explainer", measured: Effects) -> None:
+  """Raises ValueError where effects are of other weights than the explainer's model has now.
+
+  A model of JAX is what it was when its explainer was made. Any other has to give the image the
+  embedding that it had: one pass.
+  """
+  if measured.engine == explainer.engine.name and not explainer.model.on_host:
+    return
+  _check_whole(explainer, measured.photo, measured.whole, measured.digest)
+
+
+def _check_whole(explainer: "Explainer", photo: Photo, before: np.ndarray, digest: str) -> None:
+  """Raises ValueError unless the model still gives an image the embedding [d] that it had."""
+  model = explainer.model
+  if digest and digest != explainer.digest:
+    why = f"the parameters are others ({digest[:8]} there, {explainer.digest[:8]} here)"
+  elif moved := _moved(explainer, photo, before, digest):
+    why = f"the embedding of {photo.name or 'its image'} moved by {moved:.2g}"
+  else:
+    return
+  raise ValueError(
+    f"these effects were measured with a model called {model.name}, and the model {model.name} of"
+    f" this explainer has other weights now: {why}. Measure them anew from the image, with"
+    " explainer.effects(image)"
+  )
+
+
+def _moved(explainer: "Explainer", photo: Photo, before: np.ndarray, digest: str) -> float:
+  """How far an image's embedding [d] is from what it was; 0 where that is rounding."""
+  now = explainer.embed([photo])[0]
+  moved = fingerprint.distance(before[None], now[None])
+  if moved <= (fingerprint.SAME_PARAMETERS if digest else fingerprint.TOLERANCE):
+    return 0.0
+  if explainer.model.on_host and np.isfinite(moved):  # a model may be random itself
+    again = fingerprint.distance(now[None], explainer.embed([photo])[0][None])
+    if moved <= fingerprint.NOISE * again:
+      return 0.0
+  return moved
 
 
 def masked_embeddings(explainer: "Explainer", photo: Photo, size: int) -> np.ndarray:
@@ -286,8 +329,12 @@ class _Side:
   notes: tuple[str, ...] = ()
 
 
-def _side(explainer: "Explainer", reference: Any) -> _Side:
-  """A reference: its whole embedding, and those that the query's effects are read against."""
+def _side(explainer: "Explainer", reference: Any, *, ours: bool = False) -> _Side:
+  """A reference: its whole embedding, and those that the query's effects are read against.
+
+  Args:
+    ours: whether effects are known to be of the model as it is now.
+  """
   before, both = engine_lib.spent(explainer.engine), explainer.mode == "both"
   if isinstance(reference, Embedding):
     notes = ("the reference is an embedding, which can't be masked: only the query was",)
@@ -295,8 +342,9 @@ def _side(explainer: "Explainer", reference: Any) -> _Side:
     return _Side(reference, unit, unit[None], None, 0, notes if both else ())
   measured = None
   if isinstance(reference, Effects):
-    measured = measure_effects(explainer, reference)
+    measured = reference if ours else measure_effects(explainer, reference)
     photo, whole = measured.photo, measured.whole
+    before = engine_lib.spent(explainer.engine)  # without what told that they are of this model
   else:
     photo = explainer.photo(reference)
     whole = explainer.embed([photo])[0]
@@ -341,7 +389,10 @@ def _reference_side(explainer: "Explainer", measured: Effects, side: _Side) -> R
   """The map on the reference, whose own effects are read against the query's embedding."""
   before = engine_lib.spent(explainer.engine)
   other = measure_effects(explainer, side.effects or side.shown)
-  query = _side(explainer, measured)
+  moved = fingerprint.distance(other.whole[None], side.whole[None])
+  if explainer.model.on_host and side.effects is None and moved > fingerprint.TOLERANCE:
+    _check_whole(explainer, other.photo, side.whole, "")  # it was trained since
+  query = _side(explainer, measured, ours=True)
   saliency = _read(explainer, other, [query.directions])[0]
   labels = np.asarray(other.cells.labels)
   spent = engine_lib.spent(explainer.engine) - before

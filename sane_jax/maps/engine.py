@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import threading
 import time
+import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sane_jax.models import model as model_lib
 from sane_jax.models import outputs as outputs_lib
-from sane_jax.ops import effects, programs
+from sane_jax.models.fingerprint import embed_jitted
+from sane_jax.ops import effects
 
 # One call into the jitted loop lasts about this long: progress is shown, Ctrl-C heard, in between.
 SECONDS_PER_CALL = 1.0
@@ -37,6 +39,7 @@ class Engine:
     passes: images that went through the encoder so far.
     embedding_size: d; for a host model None until it has been run once.
     on_progress: called with (images done, images in all) now and then.
+    name: that no other engine has.
   """
 
   model: model_lib.Model
@@ -46,6 +49,7 @@ class Engine:
   passes: int = 0
   embedding_size: int | None = None
   on_progress: Callable[[int, int], None] | None = None
+  name: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
   lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False)
   here: Any = dataclasses.field(default_factory=threading.local, repr=False)
 
@@ -300,7 +304,7 @@ def _run_on_host(engine, render, update, args, state, start, chunks, size, score
 # --- whole images ---------------------------------------------------------------------------------
 
 
-_embed = programs.jit_for_each(lambda embed, params, images: embed(params, images))
+_embed = embed_jitted
 
 
 def _raw(engine: Engine, batch: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from sane_jax.maps import effects, learned, pictures, reasons, scores
 from sane_jax.maps import engine as engine_lib
 from sane_jax.maps.explanation import Effects, Embedding, Explanation, Photo
 from sane_jax.maps.generators import make_design, name_of, stoppable
+from sane_jax.models import fingerprint as fingerprint_lib
 from sane_jax.models import model as model_lib
 from sane_jax.models.model import Model
 from sane_jax.ops import arrays, fills, learned_mask
@@ -116,6 +118,7 @@ class Explainer:
     self.engine = engine_lib.make_engine(model, chunk=chunk_size, devices=devices)
     self.engine.on_progress = on_progress
     self._method.check(self)  # what can't be is refused before any mask is spent
+    reasons.check_model(attributes, model, engine_lib.on_one_device(self.engine))
 
   def _fill(self, fill: Any) -> Any:
     """A name as it is; a colour [3] as an array; a picture [h w 3] as the model sees it."""
@@ -174,6 +177,27 @@ class Explainer:
       "jax": jax.__version__,
     }
 
+  def fingerprint(self) -> fingerprint_lib.Fingerprint:
+    """What the model does now, by which it is known again: its name says little.
+
+    Three passes of test pictures, which no explanation counts. A model of JAX is what it was when
+    the explainer was made; one on the host may have been trained since, and is looked at each time.
+    """
+    if self.model.on_host:
+      return fingerprint_lib.fingerprint(self.model)
+    return self._fixed_fingerprint
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """SHA-256 of the model's parameters; '' of a model on the host, which keeps its own."""
+    if self.model.on_host:
+      return ""
+    return fingerprint_lib.digest_of(engine_lib.on_one_device(self.engine))
+
+  @functools.cached_property
+  def _fixed_fingerprint(self) -> fingerprint_lib.Fingerprint:
+    return fingerprint_lib.fingerprint(self.model, engine_lib.on_one_device(self.engine))
+
   # --- images -------------------------------------------------------------------------------------
 
   def photo(self, source: Any, name: str | None = None) -> Photo:
@@ -184,9 +208,9 @@ class Explainer:
     """
     if isinstance(source, Photo):
       return source
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if name is None:
-      is_path = isinstance(source, str | os.PathLike)
-      name = os.path.basename(os.fspath(source)) if is_path else ""
+      name = os.path.basename(path) if path is not None else ""
     pixels = images_lib.fit_image(
       images_lib.read_image(source),
       self.model.image_size,
@@ -194,7 +218,7 @@ class Explainer:
       crop_fraction=self.model.crop_fraction,
       interpolation=self.model.interpolation,
     )
-    return Photo(name, pixels)
+    return Photo(name, pixels, path)
 
   def embed(self, images: Sequence[Any]) -> np.ndarray:
     """Unit embeddings [n d] of whole images; one encoder pass each."""
@@ -229,7 +253,8 @@ class Explainer:
   def effects(self, image: Any) -> Effects:
     """What every explanation of this image needs: N masked passes and one whole.
 
-    The result may be given wherever an image is, and then costs no further pass.
+    The result may be given wherever an image is, and then costs no further pass. It is of this
+    model: one with other weights, of whatever name, refuses it.
 
     Raises:
       ModelError: NaN or zero-norm embeddings.
@@ -259,7 +284,8 @@ class Explainer:
     Raises:
       ImageError: an image can't be read.
       ModelError: the model's output is no embedding or score.
-      ValueError: a reference and an embedding, or neither; an embedding of another space.
+      ValueError: a reference and an embedding, or neither; an embedding of another space; effects
+        that another model, other weights or other settings gave.
     """
     if (reference is None) == (reference_embedding is None):
       raise ValueError("explain takes a reference or a reference_embedding, one of the two")

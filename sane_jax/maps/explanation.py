@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sane_jax import report
+from sane_jax.datasets import photos as photos_lib
 from sane_jax.maps import export, reasons
 from sane_jax.ops import arrays, designs, effects, resampling, statistics
 from sane_jax.ops import matches as matching
@@ -20,10 +21,11 @@ from sane_jax.runs import files
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-  """An image as the model sees it: [h w 3] float32 in [0, 1]."""
+  """An image as the model sees it: [h w 3] float32 in [0, 1]; where it was read, if from a file."""
 
   name: str
   pixels: Float[np.ndarray, "h w 3"]
+  path: str | None = None
 
   @property
   def uint8(self) -> np.ndarray:
@@ -103,6 +105,9 @@ class Effects:
     whole: unit embedding [d] of the unmasked image.
     passes: encoder passes spent.
     notes: what a reader should know.
+    engine: the engine that ran the model, by a name that no other has.
+    digest: SHA-256 of the parameters of the model that was measured; '' for one on the host, which
+      is known by `whole`: it has to give that again.
   """
 
   photo: Photo
@@ -115,6 +120,8 @@ class Effects:
   passes: int
   notes: tuple[str, ...] = ()
   strata: int = 1
+  engine: str = ""
+  digest: str = ""
 
   @functools.cached_property
   def matrix(self) -> jax.Array:
@@ -169,6 +176,14 @@ class Explanation:
   effects: Effects | None = dataclasses.field(default=None, repr=False)
   key: jax.Array | None = dataclasses.field(default=None, repr=False)
   _reference_side: ReferenceSide | None = dataclasses.field(default=None, init=False, repr=False)
+
+  def __post_init__(self):
+    """Files of one name keep as much of their paths as tells them apart."""
+    sides = {side: getattr(self, side) for side in ("query", "reference", "contrast")}
+    paths = {side: p.path for side, p in sides.items() if isinstance(p, Photo) and p.path}
+    if len({sides[side].name for side in paths}) < len({*paths.values()}):
+      for side, name in zip(paths, photos_lib.tell_apart([*paths.values()]), strict=True):
+        setattr(self, side, dataclasses.replace(sides[side], name=name))
 
   @property
   def saliency_map(self) -> Float[np.ndarray, "h w"]:
@@ -341,6 +356,9 @@ class Explanation:
   def snippet(self) -> str:
     """Python that reproduces the explanation, given the `model`; with a picture as fill, here."""
     return export.snippet(self)
+
+  def _title(self) -> str:
+    return export.title(self)
 
   def plot(self):
     """A matplotlib figure of the pair with its maps."""

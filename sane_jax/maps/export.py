@@ -115,6 +115,8 @@ def attribute_records(attributes: Sequence[Any]) -> list[dict[str, Any]]:
 def record(e: "Explanation") -> dict[str, Any]:
   """Everything but the arrays, for JSON; of several fills, each one's map over cells."""
   named, by_fill = {}, {name: v.tolist() for name, v in e.maps_by_fill.items()}
+  sides = [e.query, e.reference] + ([] if e.contrast is None else [e.contrast])
+  sources = [getattr(side, "path", None) for side in sides]
   if e.ranker is not None:
     named = {
       "sentence": e.sentence,
@@ -126,6 +128,7 @@ def record(e: "Explanation") -> dict[str, Any]:
     "query": e.query.name,
     "reference": e.reference.name,
     **({"contrast": e.contrast.name} if e.contrast is not None else {}),
+    **({"sources": sources} if None not in sources else {}),
     "score": e.score,
     "sure_cells": _sure_cells(e),
     **({"by_fill": by_fill} if by_fill else {}),

@@ -8,6 +8,7 @@ are on disk: no encoder runs. It stands beside whatever finds the matches: ids i
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from sane_jax.maps import explainer as explainer_lib
 from sane_jax.maps import generators, index_arrays, index_build
 from sane_jax.maps.explanation import Embedding, Explanation, Photo, ReferenceSide, SaliencyMap
 from sane_jax.maps.index_arrays import SHARD
+from sane_jax.models import fingerprint as fingerprint_lib
 from sane_jax.ops import designs, effects, statistics
 
 OLD_ERRORS = (
@@ -41,7 +43,7 @@ class ExplanationIndex:
 
   Attributes:
     ids: names of the images, in order.
-    left_out: what could not be read, and why, by id.
+    left_out: what could not be read or is no longer there, and why, by id.
     grid: (rows, columns) of the cells.
     settings: of the explainer that measured them.
 
@@ -64,7 +66,7 @@ class ExplanationIndex:
       index_build.check_same(self.folder, manifest, explainer)
     self.ids: tuple[str, ...] = tuple(manifest["ids"])
     unreadable = index_arrays.read_left_out(self.folder)
-    self.left_out: dict[str, str] = manifest["left_out"] | unreadable
+    self.left_out: dict[str, str] = manifest["left_out"] | manifest.get("gone", {}) | unreadable
     self.settings: dict[str, Any] = manifest["settings"]
     self.grid: tuple[int, int] = tuple(manifest["grid"])
     self._manifest = manifest
@@ -72,9 +74,18 @@ class ExplanationIndex:
     self._index = index_arrays.open_described(self.folder, manifest, cache_bytes)
     self._positions = {int(row): p for p, row in enumerate(self._index.queries)}
     self._counts = {
-      part: np.asarray(counts.read().result(), int) for part, counts in self._index.finished.items()
+      part: index_arrays.read_finished(self._index, part) for part in self._index.finished
     }
     self._whole: dict[str, np.ndarray] = {}
+    self._digests: np.ndarray | None = None  # of the photos that were measured [n 32]
+    if "photos" in self._index.arrays:
+      self._digests = index_arrays.read(self._index, "photos")
+
+  @property
+  def fingerprint(self) -> fingerprint_lib.Fingerprint | None:
+    """Of the model that measured the images; None of an index from before it was kept."""
+    found = self._manifest.get("model")
+    return None if found is None else fingerprint_lib.from_json(found)
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -120,6 +131,8 @@ class ExplanationIndex:
       KeyError: no such id, or an image that could not be read or is not measured yet.
     """
     row = int(name) if isinstance(name, int | np.integer) else self._rows.get(str(name), -1)
+    if row < 0 and isinstance(name, str | os.PathLike):  # another spelling of a path
+      row = self._row_of_place.get(index_build.place_of(name), -1)
     if not 0 <= row < len(self.ids):
       some = ", ".join(map(repr, self.ids[:3])) or "none at all"
       raise KeyError(
@@ -128,12 +141,17 @@ class ExplanationIndex:
       )
     if self.ids[row] in self.left_out:
       raise KeyError(f"{self.ids[row]!r} was left out: {self.left_out[self.ids[row]]}")
-    if row % SHARD >= self._counts["embeddings"][row // SHARD]:
+    if not self._usable[row]:
       raise KeyError(
-        f"{self.ids[row]!r} is not measured yet: the index was interrupted; build it again, and it"
-        " goes on from there"
+        f"{self.ids[row]!r} is not measured yet, or its photo changed since: the index was"
+        " interrupted; build it again, and it goes on from there"
       )
     return row
+
+  @functools.cached_property
+  def _row_of_place(self) -> dict[str, int]:
+    """Rows by where their photos are, however that is spelled."""
+    return {place: row for row, place in enumerate(index_build.places_of(self._manifest)) if place}
 
   def _all_rows(self, names: Sequence[Any]) -> np.ndarray:
     """Rows [n] of many ids or positions; raises as `_row` does."""
@@ -157,6 +175,8 @@ class ExplanationIndex:
     shards, places = np.divmod(np.arange(len(self.ids)), SHARD)
     usable = places < self._counts["embeddings"][shards]
     usable[[self._rows[name] for name in self.left_out if name in self._rows]] = False
+    if self._digests is not None:
+      usable &= self._digests.any(axis=1)
     return usable
 
   def _position(self, name: Any) -> int:
@@ -175,7 +195,7 @@ class ExplanationIndex:
         " references; build one with sane_jax.Explainer(..., mode='both')"
       )
     if part not in self._whole:
-      self._whole[part] = self._index.arrays[part].read().result()
+      self._whole[part] = index_arrays.read(self._index, part)
     return self._whole[part]
 
   def _directions(
@@ -269,7 +289,7 @@ class ExplanationIndex:
   @functools.cached_property
   def _known(self) -> np.ndarray:
     """Which rows [n] have an embedding."""
-    return np.linalg.norm(self._array()[:, 0], axis=1) > 0
+    return self._usable & (np.linalg.norm(self._array()[:, 0], axis=1) > 0)
 
   def maps(self, query: Any, references: Sequence[Any], *, mode: str = "fixed") -> np.ndarray:
     """Saliency maps [r rows columns] of the query against each reference; signed.
@@ -345,29 +365,80 @@ class ExplanationIndex:
     return self._factor(query, self._slot(reference))
 
   def _factor(self, query: Any, slot: int) -> effects.ErrorFactor:
-    arrays, where = self._index.arrays, (self._position(query), slot)
-    rest = float(arrays["rest"][where].read().result()) if "rest" in arrays else 0.0
-    return effects.ErrorFactor(arrays["spread"][where].read().result().astype(np.float32), rest)
+    where, rest = (self._position(query), slot), 0.0
+    if "rest" in self._index.arrays:
+      rest = float(index_arrays.read(self._index, "rest", where))
+    columns = index_arrays.read(self._index, "spread", where)
+    return effects.ErrorFactor(columns.astype(np.float32), rest)
 
   def photo(self, name: Any) -> Photo:
     """The image as the model sees it, read again from the path that the index was built of.
 
     Raises:
-      ImageError: it can't be read: it may be gone.
+      ImageError: it can't be read: it may be gone; or it is another photo than was measured.
       ValueError: the index was built of arrays, or by the job of a data set: no path is known.
     """
-    sources, row = self._manifest["sources"], self._row(name)
-    if sources is None:
+    return self.photo_now(name, changed=False)
+
+  def photo_now(self, name: Any, *, changed: bool = True) -> Photo:
+    """The same, of what its file shows now.
+
+    Args:
+      changed: whether another photo than was measured will do. Its maps in the index are not its.
+    """
+    source, row = self.file_of(name), self._row(name)
+    if source is None:
+      sources = self._manifest["sources"]
       raise ValueError(
         f"the index in {self.folder} knows no paths of its images; `maps` gives their maps"
+        if sources is None
+        else f"{self.ids[row]!r} was given as an array: its picture is not in the index"
       )
-    if sources[row] is None:
-      raise ValueError(f"{self.ids[row]!r} was given as an array: its picture is not in the index")
+    before = None if changed else self.digest_of(name)
+    if before is not None and index_build.digest_of_file(source) != before:
+      raise images_lib.ImageError(
+        f"{source} is another photo than the one that was measured as {self.ids[row]!r}: it was"
+        " replaced. Build the index again, and it is measured anew"
+      )
     pixels = images_lib.fit_image(
-      images_lib.read_image(sources[row]), tuple(self.settings["image_size"]),
-      **self._manifest["images"],
-    )  # fmt: skip
-    return Photo(self.ids[row], pixels)
+      images_lib.read_image(source), tuple(self.settings["image_size"]), **self._manifest["images"]
+    )
+    if before is not None and index_build.digest_of_file(source) != before:
+      raise images_lib.ImageError(f"{source} changes while it is read; try again")
+    return Photo(self.ids[row], pixels, source)
+
+  def file_of(self, name: Any) -> str | None:
+    """Where the photo of an image is; None where it was given as an array, or by a data set's job.
+
+    Of the path as it was given, which may be relative, and where that led, the one with the photo.
+    """
+    row, sources = self._row(name), self._manifest["sources"]
+    if sources is None or sources[row] is None:
+      return None
+    source, place = sources[row], index_build.places_of(self._manifest)[row]
+    before = self.digest_of(name)
+    if place is None or place == source or before is None:
+      return source
+    return source if index_build.digest_of_file(source) == before else place
+
+  def digest_of(self, name: Any) -> str | None:
+    """SHA-256 of the file that an image was measured from; None where nobody knows it."""
+    row, sources = self._row(name), self._manifest["sources"]
+    if self._digests is None or sources is None or sources[row] is None:
+      return None
+    found = self._digests[row]
+    return None if np.array_equal(found, index_arrays.UNKNOWN) else found.tobytes().hex()
+
+  def has_changed(self, name: Any) -> bool:
+    """Whether the file of an image holds another photo now than the one that was measured.
+
+    False where there is no file, or it is gone: its maps are then of what it was.
+    """
+    before, source = self.digest_of(name), self.file_of(name)
+    if before is None or source is None:
+      return False
+    now = index_build.digest_of_file(source)
+    return now is not None and now != before
 
   def explain(self, query: Any, reference: Any) -> Explanation:
     """The pair as an `Explanation`: maps of both sides, correspondence, pages and figures.
@@ -419,13 +490,16 @@ class ExplanationIndex:
     cls, folder: str | os.PathLike[str], explainer: explainer_lib.Explainer,
     images: Sequence[Any] | Mapping[str, Any], *, dtype: str = "float16",
     spread: int | None = None, on_progress: Callable[[int, int], None] | None = None,
+    on_change: Callable[[str], Any] = warnings.warn,
   ) -> "ExplanationIndex":  # fmt: skip
     """Measures images: N masked passes each and a whole one; K more in mode 'both'.
 
-    What is there already stays: images with new ids are appended. A build that was killed goes on
-    after its last whole shard of 64, one that Ctrl-C or SIGTERM ended after its last image. All
-    devices share an image's masks; processes share the shards. An image that can't be read is left
-    out, by name, and costs no other.
+    What is there already stays: images with new ids are appended. A photo whose file changed is
+    measured again, one that was left out is tried again, one that moved keeps its row under its new
+    path, and one whose file is gone is left out for as long. A file is one image, however its path
+    is spelled. A build that was killed goes on after its last whole shard of 64, one that Ctrl-C or
+    SIGTERM ended after its last image. All devices share an image's masks; processes share the
+    shards. An image that can't be read is left out, by name, and costs no other.
 
     Args:
       folder: a path, or a URL; see `ExplanationIndex`.
@@ -435,15 +509,17 @@ class ExplanationIndex:
       spread: columns kept for standard errors, 2 d bytes each; 0 for none; by default 32, or as
         many as the index has.
       on_progress: called with (images done, images in all).
+      on_change: told what is no longer as it was; a Python warning by default.
 
     Raises:
       ValueError: no images; one id twice; the folder's index is of another model, design or dtype;
         a design or a model without effect matrices that all images share.
-      OSError: the disk is full; what was measured is kept.
+      OSError: the disk is full; what was measured is kept. Or another process writes there.
     """
     index_build.build(
-      folder, explainer, images, dtype=dtype, spread=spread, on_progress=on_progress
-    )
+      folder, explainer, images, dtype=dtype, spread=spread, on_progress=on_progress,
+      on_change=on_change,
+    )  # fmt: skip
     return cls(folder)
 
 

@@ -17,15 +17,23 @@ rest, and their errors are 0.6 to 1.6 times as large as they should be).
 `finished` counts the whole rows of each shard. Rows are written, then counted: whatever interrupts
 the writer, nothing half is taken for whole. An index grows by rows at its end.
 
+An index of photos holds `photos` [n 32] uint8, the SHA-256 of what each row was measured from. 0:
+it is not measured, or no longer what its file shows; it is written after all else of its row.
+
+Every chunk has its CRC32C, and the manifest a SHA-256 of itself: what was flipped on a disk is an
+error, and no map. Indexes made before have neither; of all, embeddings have to be of length 1 and
+everything finite.
+
 `index.json` is the manifest: what opens the arrays, the images' ids, and what measured them.
 `left_out/` names the images that could not be read.
 """
 
+import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +44,9 @@ from sane_jax.runs import files, npz
 SHARD = 64  # images a shard: 6 MB of effects with 11 slots, 64 cells and 64 axes
 MANIFEST = "index.json"
 LEFT_OUT = "left_out/"
+DIGEST = 32  # bytes of a SHA-256
+UNKNOWN = np.full(DIGEST, 255, np.uint8)  # of a row that was measured before digests were kept
+LENGTH = 1e-3  # how far from 1 the length of an embedding may be
 _FIELDS = {  # of the manifest that are always there
   "settings": dict, "probe": list, "grid": list, "dtype": str, "spread": int, "masked": bool,
   "num_types": int, "ids": list, "sources": list | None, "left_out": dict,
@@ -71,7 +82,7 @@ class EffectIndex(NamedTuple):
 def open_index(
   folder: str | pathlib.Path, *, queries: np.ndarray, types: np.ndarray, num_types: int,
   grid: tuple[int, int], embedding_size: int, dtype: str = "float16", spread: int = 0,
-  rest: bool = False, masked: bool = False, cache_bytes: int = 0,
+  rest: bool = False, masked: bool = False, digests: bool = False, cache_bytes: int = 0,
 ) -> EffectIndex:  # fmt: skip
   """The index in `folder`, made if there is none; longer than it was if there are more rows.
 
@@ -85,6 +96,7 @@ def open_index(
     spread: k, columns of the standard error's factor; none where 0.
     rest: whether what those columns leave is kept as a number.
     masked: whether mean masked embeddings are kept.
+    digests: whether those of the photos are.
     cache_bytes: of what was read, kept in memory. 0 where other processes write.
 
   Raises:
@@ -106,6 +118,8 @@ def open_index(
     wanted["spread"] = ((m, t, d, spread), (1, 1, d, spread), "float16")
   if rest:
     wanted["rest"] = ((m, t), (SHARD, t), "float32")
+  if digests:
+    wanted["photos"] = ((n, DIGEST), (SHARD, DIGEST), "uint8")
   # Without a cache each process reads what the others wrote.
   context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
   try:
@@ -160,8 +174,27 @@ def describe(
 
 def write_manifest(folder: Any, manifest: Mapping[str, Any]) -> None:
   """Writes what `read_manifest` reads."""
-  with files.naming_store_failures(MANIFEST):
-    _files(folder).write(MANIFEST, json.dumps(manifest, default=list).encode()).result()
+  _write_json(folder, MANIFEST, manifest)
+
+
+def _write_json(folder: Any, name: str, content: Mapping[str, Any]) -> None:
+  """Writes a JSON object with a SHA-256 of itself, which `_read_json` asks for."""
+  content = {k: v for k, v in content.items() if k != _CHECKSUM}
+  text = json.dumps(content | {_CHECKSUM: _checksum(content)}, default=list)
+  with files.naming_store_failures(name):
+    _files(folder).write(name, text.encode()).result()
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+  text = json.dumps(content, default=list, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_sum(content: Any, *, needed: bool = False) -> None:
+  """Raises ValueError where a JSON object was changed since it was written."""
+  found = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
+  if found != _checksum(content) if found is not None or needed else False:
+    raise ValueError("its content is not what was written: its checksum is another")
 
 
 def read_manifest(folder: Any) -> dict[str, Any] | None:
@@ -176,6 +209,7 @@ def read_manifest(folder: Any) -> dict[str, Any] | None:
   try:
     manifest = json.loads(data.value)
     _check_manifest(manifest)
+    _check_sum(manifest, needed=bool(manifest.get("digests")))
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{folder}/{MANIFEST} is damaged ({error}); build the index anew") from error
   return manifest
@@ -218,8 +252,7 @@ def open_described(folder: Any, manifest: Mapping[str, Any], cache_bytes: int = 
     types=np.asarray(types, int), num_types=manifest["num_types"], grid=tuple(manifest["grid"]),
     embedding_size=manifest.get("embedding_size") or len(manifest["probe"]),
     dtype=manifest["dtype"], spread=manifest["spread"], rest=bool(manifest.get("rest")),
-    masked=manifest["masked"],
-    cache_bytes=cache_bytes,
+    masked=manifest["masked"], digests=bool(manifest.get("digests")), cache_bytes=cache_bytes,
   )  # fmt: skip
 
 
@@ -245,13 +278,27 @@ def read_index(folder: pathlib.Path) -> EffectIndex:
   )  # fmt: skip
 
 
-def leave_out(folder: Any, shard: int, left_out: dict[str, str]) -> None:
+def leave_out(
+  folder: Any, shard: int, left_out: dict[str, str], repaired: Collection[str] = ()
+) -> None:
   """Keeps what could not be read: a file a shard, so that no two processes write the same."""
   name = f"{LEFT_OUT}{shard:07d}.json"
-  before = _files(folder).read(name).result()
-  known = json.loads(before.value) if before.state == "value" else {}
-  with files.naming_store_failures(name):
-    _files(folder).write(name, json.dumps(known | left_out).encode()).result()
+  known = _read_left_out(folder, name)
+  now = {k: why for k, why in known.items() if k not in repaired} | left_out
+  if now != known:
+    _write_json(folder, name, now)
+
+
+def _read_left_out(folder: Any, name: str) -> dict[str, str]:
+  data = _files(folder).read(name).result()
+  if data.state != "value":
+    return {}
+  try:
+    known = json.loads(data.value)
+    _check_sum(known)
+    return dict(known)
+  except (ValueError, TypeError) as error:
+    raise ValueError(f"{folder}/{name} is damaged ({error}); remove it") from error
 
 
 def read_left_out(folder: Any) -> dict[str, str]:
@@ -259,12 +306,7 @@ def read_left_out(folder: Any) -> dict[str, str]:
   stored = _files(folder)
   out: dict[str, str] = {}
   for name in sorted(stored.list(ts.KvStore.KeyRange(LEFT_OUT, f"{LEFT_OUT}~")).result()):
-    try:
-      out |= json.loads(stored.read(name).result().value)
-    except (ValueError, TypeError) as error:
-      raise ValueError(
-        f"{folder}/{name.decode(errors='replace')} is damaged ({error}); remove it"
-      ) from error
+    out |= _read_left_out(folder, name.decode(errors="replace"))
   return out
 
 
@@ -292,33 +334,96 @@ def store(folder: str | pathlib.Path, name: str = "") -> Any:
 
 
 def _open(folder, name: str, shape, shard, chunk, dtype: str, context: Any) -> Any:
-  inner = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "zstd"}]
-  codecs: list[Any] = [
-    {"name": "sharding_indexed", "configuration": {"chunk_shape": list(chunk), "codecs": inner}}
-  ]
-  if dtype == "uint8":
-    codecs = [{"name": "bytes"}]
   metadata = {
     "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
     "data_type": dtype,
-    "codecs": codecs,
+    "codecs": _codecs(chunk, dtype, [{"name": "crc32c"}]),
     "fill_value": 0,
   }
-  if dtype == "int8":
-    inner[0] = {"name": "bytes"}
   spec = {"driver": "zarr3", "kvstore": store(folder, name)}
   try:
     array = ts.open({**spec, "metadata": metadata}, open=True, context=context).result()
   except ValueError as error:
-    if "NOT_FOUND" not in str(error):
+    if "NOT_FOUND" in str(error):
+      new = {**spec, "metadata": {**metadata, "shape": list(shape)}}
+      return ts.open(new, create=True, open=True, context=context).result()
+    if "codecs" not in str(error):
       raise
-    new = {**spec, "metadata": {**metadata, "shape": list(shape)}}
-    return ts.open(new, create=True, open=True, context=context).result()
+    before = metadata | {"codecs": _codecs(chunk, dtype, [])}  # made before chunks had checksums
+    array = ts.open({**spec, "metadata": before}, open=True, context=context).result()
   if array.shape[1:] != tuple(shape[1:]) or array.shape[0] > shape[0]:
     raise ValueError(f"{name} has the shape {array.shape}, where {tuple(shape)} is expected")
   if array.shape[0] < shape[0]:
     array = array.resize(exclusive_max=list(shape)).result()
   return array
+
+
+def open_digests(folder: Any, count: int) -> Any:
+  """The array `photos` of an index of `count` rows at least, made if there is none."""
+  try:
+    shape = (count, DIGEST)
+    return _open(folder, "photos", shape, (SHARD, DIGEST), (SHARD, DIGEST), "uint8", ts.Context())
+  except ValueError as error:
+    raise ValueError(f"{_DAMAGED.format('photos')}: {str(error)[:300]}") from error
+
+
+def _codecs(chunk, dtype: str, checksum: list[Any]) -> list[Any]:
+  if dtype == "uint8":
+    return [{"name": "bytes"}, *checksum]
+  plain = {"name": "bytes", "configuration": {"endian": "little"}}
+  inner = [{"name": "bytes"} if dtype == "int8" else plain, {"name": "zstd"}, *checksum]
+  return [
+    {"name": "sharding_indexed", "configuration": {"chunk_shape": list(chunk), "codecs": inner}}
+  ]
+
+
+def read(index: EffectIndex, name: str, where: Any = ...) -> np.ndarray:
+  """What an array of an index holds at `where` (see numpy), checked.
+
+  Raises:
+    ValueError: it is damaged: a checksum is another, a number is not finite, or an embedding is of
+      another length than 1.
+  """
+  array = index.arrays[name]
+  try:
+    values = array.oindex[where].read().result()
+  except ValueError as error:
+    raise ValueError(f"{_DAMAGED.format(name)}: {str(error)[:300]}") from error
+  if values.dtype.kind in "iu":
+    return values
+  known = np.asarray(values, np.float32)
+  if not np.isfinite(known).all():
+    raise ValueError(f"{_DAMAGED.format(name)}: it holds NaN or infinity")
+  if name == "embeddings":
+    lengths = np.linalg.norm(known.astype(np.float64), axis=-1)
+    wrong = (np.abs(lengths - 1) > LENGTH) & (lengths != 0)  # 0: it was left out
+    if wrong.any():
+      raise ValueError(
+        f"{_DAMAGED.format(name)}: {int(wrong.sum())} embeddings of another length than 1"
+      )
+  return values
+
+
+def read_finished(index: EffectIndex, part: str) -> np.ndarray:
+  """How many rows [shards] of each shard of a part are whole.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  try:
+    counts = np.asarray(index.finished[part].read().result(), int)
+  except ValueError as error:
+    raise ValueError(f"{_DAMAGED.format(f'finished_{part}')}: {str(error)[:300]}") from error
+  if (counts > SHARD).any():
+    raise ValueError(f"{_DAMAGED.format(f'finished_{part}')}: a shard of more than {SHARD} rows")
+  return counts
+
+
+_CHECKSUM = "sha256"
+_DAMAGED = (
+  "the index is damaged in its array {}: a file of it was changed since it was written. Remove the"
+  " index and build it again"
+)
 
 
 def num_shards(count: int) -> int:
@@ -330,7 +435,7 @@ def missing_shards(index: EffectIndex, part: str) -> list[int]:
   """Shards of `part` ('embeddings', 'effects', ...) that are not whole yet."""
   count = index.arrays[part].shape[0]
   whole = [len(range(count)[shard_slice(s, count)]) for s in range(num_shards(count))]
-  return np.flatnonzero(index.finished[part].read().result() < np.array(whole)).tolist()
+  return np.flatnonzero(read_finished(index, part) < np.array(whole)).tolist()
 
 
 def shard_slice(shard: int, count: int) -> slice:
@@ -376,6 +481,25 @@ def write_shard(
     index.finished[part][shard].write(np.uint8(count)).result()
 
 
+def write_row(index: EffectIndex, row: int, values: Mapping[str, np.ndarray]) -> None:
+  """Writes all of a row that is measured again; its photo's digest last.
+
+  Raises:
+    ValueError, OSError: as `write_shard`.
+  """
+  parts = dict(values)
+  if "scales" in index.arrays:
+    parts["effects"], parts["scales"] = quantize(parts["effects"])
+  for name in sorted(parts, key=lambda name: name == "photos"):
+    array = index.arrays[name]
+    with files.naming_store_failures(f"row {row} of {name}"):
+      with np.errstate(over="ignore"):
+        new = np.asarray(parts[name], array.dtype.numpy_dtype)
+      if not np.isfinite(new).all():
+        raise ValueError(f"row {row} of {name} holds NaN, or effects beyond float16's 65,504")
+      array[row].write(new).result()
+
+
 def quantize(effects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Integers [... c d] in [−127, 127] and a scale a cell [... c] float16; their product is E.
 
@@ -392,9 +516,9 @@ def quantize(effects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def read_effects(index: EffectIndex, position: int, slots: np.ndarray) -> np.ndarray:
   """E [s c d] float32 of the query at `position` in the given slots."""
   # Each slot is a chunk of its own: only what is needed is read.
-  effects = index.effects.oindex[position, slots].read().result().astype(np.float32)
+  effects = read(index, "effects", (position, slots)).astype(np.float32)
   if "scales" in index.arrays:
-    scales = index.arrays["scales"].oindex[position, slots].read().result()
+    scales = read(index, "scales", (position, slots))
     effects *= scales[..., None].astype(np.float32)
   return effects
 

@@ -7,8 +7,11 @@ out by name.
 
 import collections
 import concurrent.futures
+import contextlib
+import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,10 +24,11 @@ from sane_jax.maps import engine as engine_lib
 from sane_jax.maps import explainer as explainer_lib
 from sane_jax.maps import index_arrays, measure
 from sane_jax.maps.explanation import Effects, Photo
-from sane_jax.maps.index_arrays import EffectIndex
+from sane_jax.maps.index_arrays import SHARD, UNKNOWN, EffectIndex
+from sane_jax.models import fingerprint
 from sane_jax.models.model import ModelError
 from sane_jax.ops import effects
-from sane_jax.runs import processes
+from sane_jax.runs import files, processes
 
 SPREAD = 32  # columns of the standard error's factor
 PROBE = 1e-3  # an embedding that moved by more is another model's
@@ -41,7 +45,7 @@ Progress = Callable[[int, int], None]  # called with (images done, images in all
 def build(
   folder: str | os.PathLike[str], explainer: explainer_lib.Explainer,
   images: Sequence[Any] | Mapping[str, Any], *, dtype: str, spread: int | None,
-  on_progress: Progress | None = None,
+  on_progress: Progress | None = None, on_change: Callable[[str], Any] = warnings.warn,
 ) -> None:  # fmt: skip
   """Measures the images that the index in `folder` lacks; see `ExplanationIndex.build`."""
   location, design = index_arrays.location(folder), explainer.design
@@ -54,6 +58,17 @@ def build(
   named = _named(images)
   if not named:
     raise ValueError("an index needs at least one image; given none")
+  with files.one_writer(location) if processes.is_first() else contextlib.nullcontext():
+    _build(
+      location, explainer, named, isinstance(images, Mapping), dtype, spread, on_progress, on_change
+    )
+    processes.wait_for_all("the index: whole")
+
+
+def _build(
+  location: Any, explainer: explainer_lib.Explainer, named: dict[str, Any], by_id: bool,
+  dtype: str, spread: int | None, on_progress: Progress | None, on_change: Callable[[str], Any],
+) -> None:  # fmt: skip
   manifest = index_arrays.read_manifest(location)
   if manifest is None:
     manifest = _new_manifest(explainer, dtype, SPREAD if spread is None else spread)
@@ -70,23 +85,42 @@ def build(
       raise ValueError(
         f"the index in {location} was built with mode 'fixed'; give that, or another folder"
       )
-  known = set(manifest["ids"])
-  fresh = {name: source for name, source in named.items() if name not in known}
-  manifest["ids"] += fresh
-  manifest["sources"] += [_path(source) for source in fresh.values()]
-  manifest["queries"] = len(manifest["ids"])
+    if manifest["sources"] is None:
+      raise ValueError(f"the index in {location} is a data set's; build it in another folder")
   processes.wait_for_all("the index's manifest: read")
-  if fresh and processes.is_first():
-    index_arrays.write_manifest(location, manifest)
+  if processes.is_first():
+    for what in _bring_up_to_date(location, manifest, explainer, named, by_id):
+      on_change(what)
   processes.wait_for_all("the index's manifest: written")
+  manifest = index_arrays.read_manifest(location)
+  assert manifest is not None
   index = index_arrays.open_described(location, manifest)
-  ids = manifest["ids"]
-  sources = [named.get(name, path) for name, path in zip(ids, manifest["sources"], strict=True)]
+  ids, row_of = manifest["ids"], rows_of(manifest)
+  given = {
+    row: source for name, source in named.items() if (row := row_of(name, by_id)) is not None
+  }
+  sources = [
+    given.get(row, _readable(*paths))
+    for row, paths in enumerate(zip(manifest["sources"], manifest["places"], strict=True))
+  ]
+  digests: dict[int, str] = {}  # of what was read last
 
   def read(row: int) -> Photo:
-    if sources[row] is None:
+    source = sources[row]
+    if source is None and manifest["sources"][row] is not None:
+      raise ImageError(f"its file {manifest['sources'][row]} is gone")
+    if source is None:
       raise ImageError("it was given as an array when the build was interrupted; give it again")
-    return explainer.photo(sources[row], ids[row])
+    if _path(source) is None:
+      photo = explainer.photo(source, ids[row])
+      digests[row] = digest_of_pixels(photo)
+      return photo
+    before = digest_of_file(source)
+    photo = explainer.photo(source, ids[row])
+    if before is None or digest_of_file(source) != before:
+      raise ImageError(f"{source} changes while it is read; build the index again")
+    digests[row] = before
+    return photo
 
   def measure_photo(row: int, photo: Photo) -> dict[str, np.ndarray]:
     measured = explainer.effects(photo)
@@ -100,14 +134,233 @@ def build(
       elif columns.any():  # an older index: the columns stand for the rest as well
         columns = columns * np.sqrt(1 + len(columns) * rest**2 / (columns**2).sum())
       out["spread"] = columns
-    return {name: values[None] for name, values in out.items()}
+    digest = np.frombuffer(bytes.fromhex(digests[row]), np.uint8)
+    return {name: values[None] for name, values in out.items()} | {"photos": digest}
 
   names = [name for name in index.arrays if name not in ("scales", "effects")]
-  fill_shards(
-    location, index, [Part((*names, "effects"), np.arange(len(ids)), measure_photo)], ids, read,
-    stored=np.array([_path(source) is not None for source in sources]),
-    on_progress=on_progress,
+  part = Part((*names, "effects"), np.arange(len(ids)), measure_photo)
+  stored = np.array([_path(source) is not None for source in sources])
+  stored &= ~np.isin(ids, [*manifest["gone"]])
+  again = np.flatnonzero(
+    (np.arange(len(ids)) % index_arrays.SHARD < _finished(index)[np.arange(len(ids)) // SHARD])
+    & ~index_arrays.read(index, "photos").any(axis=1)
+    & [source is not None for source in sources] & ~np.isin(ids, [*manifest["gone"]])
   )  # fmt: skip
+  measure_again(location, index, part, again, ids, read, stored=stored)
+  fill_shards(location, index, [part], ids, read, stored=stored, on_progress=on_progress)
+
+
+def _finished(index: EffectIndex) -> np.ndarray:
+  return index_arrays.read_finished(index, "effects")
+
+
+def _bring_up_to_date(
+  location: Any, manifest: dict[str, Any], explainer: explainer_lib.Explainer,
+  named: Mapping[str, Any], by_id: bool,
+) -> list[str]:  # fmt: skip
+  """Writes the manifest of what there is now; what is no longer measured loses its digest.
+
+  Rows keep their places. Returns sentences on what is no longer as it was.
+  """
+  before = json.dumps(manifest)
+  places, sources, ids = list(places_of(manifest)), manifest["sources"], manifest["ids"]
+  count, old = len(ids), not manifest.get("digests")
+  known = _open_known(location, manifest, explainer)  # digests of the rows that there were [n 32]
+  manifest |= {"places": places, "digests": True, "gone": {}}
+  row_of = rows_of(manifest)
+  given: dict[int, Any] = {}
+  fresh: dict[str, Any] = {}
+  new_places: set[str] = set()
+  for name, source in named.items():
+    row, place = row_of(name, by_id), None if _path(source) is None else place_of(source)
+    if row is None and place in new_places and not by_id:
+      continue  # one file by two paths
+    if row is None:
+      fresh[name] = source
+      new_places.add(place or "")
+      continue
+    given[row] = source
+    sources[row], places[row] = _path(source), place
+  # What has no file any more: gone, or moved to where a new one holds the same.
+  there = [_readable(*paths) for paths in zip(sources, places, strict=True)]
+  missing = [
+    row for row in range(count)
+    if row not in given and sources[row] is not None and there[row] is None
+  ]  # fmt: skip
+  moved = {} if by_id or not missing else _find_moved(missing, known, ids, fresh)
+  for row, name in moved.items():
+    ids[row], sources[row], places[row] = name, _path(fresh[name]), place_of(fresh[name])
+    given[row] = fresh.pop(name)
+  manifest["gone"] = {
+    ids[row]: f"its file {sources[row]} is gone" for row in missing if row not in moved
+  }
+  # What holds another photo than was measured.
+  paths = [given.get(row, there[row]) for row in range(count)]
+  now = _digests_of(explainer, paths)
+  changed, unknown = [], [row for row in range(count) if (known[row] == UNKNOWN).all()]
+  for row, digest in enumerate(now):
+    if digest is not None and known[row].any() and row not in unknown:
+      if known[row].tobytes().hex() != digest:
+        changed.append(row)
+    elif digest is None and row in given and known[row].any():
+      manifest["gone"][ids[row]] = f"{sources[row]} can't be read"
+  if unknown:
+    changed += _compare_embeddings(location, manifest, explainer, unknown, paths, now, known)
+  manifest["ids"] += fresh
+  manifest["sources"] += [_path(source) for source in fresh.values()]
+  places += [None if _path(s) is None else place_of(s) for s in fresh.values()]
+  manifest["queries"] = len(manifest["ids"])
+  known[changed] = 0
+  if old or changed:
+    _write_digests(location, known)
+  if json.dumps(manifest) != before:
+    index_arrays.write_manifest(location, manifest)
+  told = []
+  for rows, what in (
+    (changed, "changed since they were measured, and measured again"),
+    ([ids.index(name) for name in manifest["gone"]], "gone or unreadable, and left out"),
+    (sorted(moved), "moved, and kept"),
+  ):
+    if rows:
+      some = ", ".join(ids[row] for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+      told.append(f"photos of the index in {location} {what} ({len(rows)}): {some}")
+  return told
+
+
+def _open_known(
+  location: Any, manifest: Mapping[str, Any], explainer: explainer_lib.Explainer
+) -> np.ndarray:
+  """Digests [n 32] of the rows of a manifest, 0 where nothing is measured; UNKNOWN of old ones."""
+  count = len(manifest["ids"])
+  if not count:
+    return np.zeros((0, index_arrays.DIGEST), np.uint8)
+  if manifest.get("digests"):
+    return index_arrays.read(index_arrays.open_described(location, manifest), "photos").copy()
+  index = index_arrays.open_described(location, manifest)
+  rows = np.arange(count)
+  whole = rows % SHARD < index_arrays.read_finished(index, "effects")[rows // SHARD]
+  whole &= index_arrays.read(index, "embeddings").any(axis=(1, 2))
+  return np.where(whole[:, None], UNKNOWN, np.uint8(0))
+
+
+def _write_digests(location: Any, digests: np.ndarray) -> None:
+  """Writes the digests [n 32] of the rows that there were."""
+  array = index_arrays.open_digests(location, len(digests))
+  with files.naming_store_failures("photos"):
+    array[: len(digests)].write(digests).result()
+
+
+def _compare_embeddings(
+  location: Any, manifest: Mapping[str, Any], explainer: explainer_lib.Explainer,
+  rows: Sequence[int], paths: Sequence[Any], now: Sequence[str | None], known: np.ndarray,
+) -> list[int]:  # fmt: skip
+  """Rows that were measured before digests were kept and are another photo now; a pass each.
+
+  Of the others, `known` gets the digests.
+  """
+  index = index_arrays.open_described(location, {**manifest, "digests": False})
+  before = index_arrays.read(index, "embeddings")[:, 0]
+  changed = []
+  for row in rows:
+    if now[row] is None:
+      continue
+    try:
+      (found,) = explainer.embed([paths[row]])
+    except (ImageError, ModelError):
+      changed.append(row)
+      continue
+    if np.linalg.norm(found - before[row]) > PROBE:
+      changed.append(row)
+    else:
+      known[row] = np.frombuffer(bytes.fromhex(now[row] or ""), np.uint8)
+  return changed
+
+
+def _find_moved(
+  missing: Sequence[int], known: np.ndarray, ids: Sequence[str], fresh: Mapping[str, Any]
+) -> dict[int, str]:
+  """Which of the new images are files of rows that are missing, by row: those that hold the same.
+
+  Where several do, one of the same name comes first.
+  """
+  rows: dict[str, list[int]] = collections.defaultdict(list)
+  for row in missing:
+    if known[row].any():
+      rows[known[row].tobytes().hex()].append(row)
+  found: dict[int, str] = {}
+  digests = _hash_files([_path(source) for source in fresh.values()])
+  for name, digest in zip(fresh, digests, strict=True):
+    candidates = rows.get(digest or "", [])
+    base = os.path.basename(name)
+    candidates.sort(key=lambda row: os.path.basename(ids[row]) != base)
+    if candidates:
+      found[candidates.pop(0)] = name
+  return found
+
+
+# --- photos by what they hold ---------------------------------------------------------------------
+
+
+def place_of(path: str | os.PathLike[str]) -> str:
+  """Where a path leads: the same for all spellings of it, and through links."""
+  return os.fspath(path) if files.is_remote(path) else os.path.realpath(path)
+
+
+def places_of(manifest: Mapping[str, Any]) -> Sequence[str | None]:
+  """Where the photos of an index are; None of those given as arrays."""
+  if "places" in manifest:
+    return manifest["places"]
+  sources = manifest["sources"] or [None] * len(manifest["ids"])
+  return [None if source is None else place_of(source) for source in sources]
+
+
+def rows_of(manifest: Mapping[str, Any]) -> Callable[..., int | None]:
+  """A function from an id, or another spelling of a photo's path, to its row; None of no row.
+
+  Its second argument, if true, asks for the id alone.
+  """
+  by_id = {name: row for row, name in enumerate(manifest["ids"])}
+  by_place = {place: row for row, place in enumerate(places_of(manifest)) if place}
+
+  def find(name: str, by_id_alone: bool = False) -> int | None:
+    if name in by_id or by_id_alone:
+      return by_id.get(name)
+    return by_place.get(place_of(name))
+
+  return find
+
+
+def digest_of_pixels(photo: Photo) -> str:
+  """SHA-256 of a photo that came as an array."""
+  return hashlib.sha256(np.ascontiguousarray(photo.pixels).tobytes()).hexdigest()
+
+
+def digest_of_file(path: str | os.PathLike[str]) -> str | None:
+  """SHA-256 of a photo's file; None where it can't be read."""
+  try:
+    return hashlib.sha256(files.read_bytes(path)).hexdigest()
+  except (OSError, ValueError):
+    return None
+
+
+def _hash_files(paths: Sequence[str | None]) -> list[str | None]:
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    return [*pool.map(lambda path: None if path is None else digest_of_file(path), paths)]
+
+
+def _digests_of(explainer: explainer_lib.Explainer, sources: Sequence[Any]) -> list[str | None]:
+  """Of what images hold now: files, or arrays that were given again; None of what isn't there."""
+  found = _hash_files([None if source is None else _path(source) for source in sources])
+  for row, source in enumerate(sources):
+    if source is not None and _path(source) is None:
+      with contextlib.suppress(ImageError):
+        found[row] = digest_of_pixels(explainer.photo(source))
+  return found
+
+
+def _readable(source: str | None, place: str | None) -> str | None:
+  """The path by which a photo is there: as it was given, or where that led; None: neither."""
+  return next((p for p in (source, place) if p is not None and files.at(p).exists()), None)
 
 
 def _named(images: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
@@ -137,6 +390,9 @@ def _path(source: Any) -> str | None:
 def _new_manifest(explainer: explainer_lib.Explainer, dtype: str, spread: int) -> dict[str, Any]:
   model, design = explainer.model, explainer.design
   replicates = effects.num_blocks(design) - (design.num_fixed > 0)
+  found = explainer.fingerprint()
+  if not found.given.size or not np.isfinite(found.given[0]).all():  # says what is wrong with it
+    explainer.embed([Photo("a test picture", fingerprint.test_pictures(model.image_size)[0])])
   return {
     "settings": explainer.settings,
     "images": {
@@ -147,15 +403,6 @@ def _new_manifest(explainer: explainer_lib.Explainer, dtype: str, spread: int) -
     "spread": spread if replicates > 1 else 0, "rest": spread > 0 and replicates > 1,
     "masked": explainer.mode == "both", "num_types": 1, "ids": [], "sources": [], "left_out": {},
   }  # fmt: skip
-
-
-def _probe(explainer: explainer_lib.Explainer) -> list[float]:
-  """The model's embedding of a picture that is always the same: other weights move it."""
-  h, w = explainer.model.image_size
-  y, x = np.mgrid[:h, :w].astype(np.float32)
-  waves = [np.sin(6.3 * (a * x / w + b * y / h)) for a, b in ((3, 1), (1, 4), (5, 5))]
-  picture = Photo("probe", (0.5 + 0.5 * np.stack(waves, axis=-1)).astype(np.float32))
-  return explainer.embed([picture])[0].tolist()
 
 
 def check_same(
@@ -169,9 +416,17 @@ def check_same(
     if manifest["settings"].get(name) != ours.get(name)
   ]
   if not differing:
-    theirs, mine = np.asarray(manifest["probe"]), np.asarray(_probe(explainer))
-    moved = np.linalg.norm(theirs - mine) if theirs.shape == mine.shape else np.inf
-    if not moved < PROBE:
+    now, moved = explainer.fingerprint(), 0.0
+    if "model" in manifest:
+      before = fingerprint.from_json(manifest["model"])
+      if not fingerprint.same(before, now):
+        moved = fingerprint.distance(before.given, now.given)
+        if before.digest and now.digest and before.digest != now.digest:
+          differing = ["its parameters are others"]
+    else:  # of before there were several test pictures
+      moved = fingerprint.distance(np.asarray([manifest["probe"]], np.float32), now.given[:1])
+      moved = 0.0 if moved < PROBE else moved
+    if differing or moved:
       differing = [
         f"the model has the name of the one that made it ({explainer.model.name}) but other"
         f" weights: its embedding of a test picture moved by {moved:.2g}"
@@ -321,6 +576,35 @@ def fill_shards(
           index_arrays.leave_out(location, shard, fresh)
         for name in part.names if whole else ():
           index_arrays.write_shard(index, name, shard, values[name][:whole], begin=where.start)
+
+
+def measure_again(
+  location: Any, index: EffectIndex, part: Part, rows: np.ndarray, ids: Sequence[str],
+  read: Callable[[int], Photo], *, stored: np.ndarray,
+) -> None:  # fmt: skip
+  """Measures rows anew that were there before; the arguments are those of `fill_shards`.
+
+  A row is read by nobody until all of it is written: its digest comes last.
+  """
+  what = f"index in {location}"
+  shards = sorted({*(rows // SHARD).tolist()})
+  mine = shards[jax.process_index() :: processes.count()]
+  photos = _read_ahead(read, rows[np.isin(rows // SHARD, mine)].tolist(), ids, stored)
+  for shard in processes.share(shards, what, polls=SHARD):
+    left_out, repaired = {}, []
+    try:
+      for row in rows[rows // SHARD == shard].tolist():
+        try:
+          photo = next(photos)
+          if isinstance(photo, Exception):
+            raise photo
+          index_arrays.write_row(index, row, part.measure(row, photo))
+          repaired.append(ids[row])
+        except (ImageError, ModelError) as error:
+          left_out[ids[row]] = str(error)
+        processes.stop_if_asked(what)
+    finally:
+      index_arrays.leave_out(location, shard, left_out, repaired)
 
 
 def _read_ahead(

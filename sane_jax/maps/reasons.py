@@ -1,5 +1,6 @@
 """Attributes that explain a pair, ranked, with all that the ranking rests on."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sane_jax.models import fingerprint
+from sane_jax.models.model import Model
 from sane_jax.ops import ranking, resampling
 
 # --- one pair -------------------------------------------------------------------------------------
@@ -64,9 +67,52 @@ class Attributes(NamedTuple):
 # (query [h w 3] in [0, 1], saliency map of its cells [rows columns], unit embeddings of query and
 # reference, None where the model gives scores alone) -> what explains the pair.
 Ranker = Callable[[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None], Attributes]
+
+
+@dataclasses.dataclass(frozen=True)
+class RankerOf:
+  """A ranker whose concepts are directions in one model's embeddings, and mean nothing in others'.
+
+  Attributes:
+    rank: the ranker.
+    model: whose embeddings they are.
+    image_size: (height, width) of what that model was given.
+  """
+
+  rank: Ranker
+  model: fingerprint.Fingerprint
+  image_size: tuple[int, int]
+
+  def __call__(
+    self, image: np.ndarray, saliency: np.ndarray, embeddings: tuple[np.ndarray, np.ndarray] | None
+  ) -> Attributes:
+    return self.rank(image, saliency, embeddings)
+
+
+def check_model(ranker: Any, model: Model, params: Any) -> None:
+  """Raises ValueError where a ranker's concepts are known to be of another model's embeddings.
+
+  Args:
+    ranker: any.
+    model: that is explained, with its parameters on a device.
+  """
+  if not isinstance(ranker, RankerOf):
+    return
+  same_size = dataclasses.replace(model, image_size=ranker.image_size)
+  moved = fingerprint.distance(ranker.model.given, fingerprint.what_it_gives(same_size, params))
+  if moved > CONCEPTS:
+    raise ValueError(
+      f"the attributes are of the model {ranker.model.name}, and {model.name} is another or has"
+      f" other weights: its embedding of a test picture is {moved:.2g} away. Load the model that"
+      " the run explained, or run its jobs again from --config.job=build_index"
+    )
+
+
 # Image [h w 3] in [0, 1] -> confidence [a] and activation maps [i j a], not negative.
 Predictor = Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
+# How far a test picture's embedding may be from what it was, on other devices or in bfloat16.
+CONCEPTS = 0.05
 MOST = 3  # attributes that a sentence names
 CANDIDATES = 6  # of the first ranked, from which those are chosen
 LITTLE = 0.1  # share of the map, beyond an even map's, below which an attribute does not explain it

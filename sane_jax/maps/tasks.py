@@ -1,6 +1,8 @@
 """The pairs of photos that a config names, and the explainer for them."""
 
 import os
+import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from sane_jax.maps.explainer import MODES, Explainer
 from sane_jax.maps.generators import make_design, parse_generator
 from sane_jax.models import model as model_lib
 from sane_jax.ops import fills
-from sane_jax.runs import files
+from sane_jax.runs import files, processes
 from sane_jax.runs.settings import check_choice
 
 Failures = list[tuple[str, str]]
@@ -85,17 +87,24 @@ def list_tasks(settings: Mapping[str, Any], explainer: Explainer, failures: Fail
       settings["reference"],
       *([settings["contrast"]] if settings["contrast"] else []),
     ]
-    return [Task(tuple(os.path.basename(p) for p in paths), tuple(paths))]
+    return [Task(tuple(photos_lib.tell_apart(paths)), tuple(paths))]
   if settings["photos"]:
     return _neighbor_tasks(settings, explainer, failures)
   if path := settings["pairs_file"]:
     pairs, problems = photos_lib.read_pairs(path, folder=settings["pairs_folder"] or None)
     failures += [(path, problem) for problem in problems]
-    return [
-      Task((p.query.name, p.reference.name), (os.fspath(p.query), os.fspath(p.reference)))
-      for p in pairs
-    ]
+    paths = [os.fspath(path) for p in pairs for path in (p.query, p.reference)]
+    names = photos_lib.tell_apart(paths)
+    return [Task((*names[i : i + 2],), (*paths[i : i + 2],)) for i in range(0, len(paths), 2)]
   return [Task((a, b), (x, y)) for a, x, b, y in photos_lib.sample_pairs()]
+
+
+def list_photos(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """The photos in a folder; says on standard error what is passed over."""
+  photos, passed_over = photos_lib.find_photos(folder)
+  if passed_over and processes.is_first():
+    print(files.printable(passed_over), file=sys.stderr)
+  return photos
 
 
 def _neighbor_tasks(
@@ -104,7 +113,7 @@ def _neighbor_tasks(
   """Each photo with its nearest neighbours, by cosine."""
   root = files.at(settings["photos"])
   names, rows = [], []
-  paths = photos_lib.list_photos(root)
+  paths = list_photos(root)
   for batch in _batches(tqdm.tqdm(paths, unit="photo", desc="embedding", disable=None), 64):
     read = []
     for path in batch:

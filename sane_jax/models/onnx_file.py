@@ -1,5 +1,6 @@
 """An ONNX file as an encoder of NumPy images, run by ONNX Runtime."""
 
+import hashlib
 import os
 from typing import Any
 
@@ -30,7 +31,7 @@ class OnnxEncoder:
     size: tuple[int, int] | None,
   ):  # fmt: skip
     self.path, self.statistics = path, statistics
-    self._session = _open(path)
+    self._session, self._digest = _open(path)
     inputs = self._session.get_inputs()
     given = ", ".join(f"{i.name}{i.shape} {i.type}" for i in inputs)
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
@@ -97,13 +98,19 @@ class OnnxEncoder:
     return self._session.run(self._wanted, {self._feed: images})[0]
 
   def __getstate__(self) -> dict[str, Any]:
-    return {k: v for k, v in self.__dict__.items() if k != "_session"}
+    return {k: v for k, v in self.__dict__.items() if k not in ("_session", "_digest")}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state, _session=_open(state["path"]))
+    session, digest = _open(state["path"])
+    self.__dict__.update(state, _session=session, _digest=digest)
+
+  def digest(self) -> str:
+    """SHA-256 of the file."""
+    return self._digest
 
 
-def _open(path: str) -> Any:
+def _open(path: str) -> tuple[Any, str]:
+  """A session of the file, and the file's SHA-256."""
   import onnxruntime  # an extra
 
   try:
@@ -113,7 +120,9 @@ def _open(path: str) -> Any:
   if not os.path.isfile(local):
     raise ModelError(f"no ONNX file at {path!r}; give the path of a .onnx file")
   try:
-    return onnxruntime.InferenceSession(local, providers=onnxruntime.get_available_providers())
+    session = onnxruntime.InferenceSession(local, providers=onnxruntime.get_available_providers())
+    with open(local, "rb") as file:
+      return session, hashlib.file_digest(file, "sha256").hexdigest()
   except Exception as error:
     raise ModelError(f"ONNX Runtime can't load {path!r}: {error}") from error
 

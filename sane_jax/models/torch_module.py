@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import inspect
 import threading
 import weakref
@@ -58,6 +59,21 @@ class TorchEncoder:
       # Here: what a compiled module gave may be overwritten by its next call.
       size = (images.shape[1], images.shape[2])
       return np.array(outputs.embeddings_of(found, len(images), self.name, size))
+
+  def digest(self) -> str:
+    """SHA-256 of the parameters and buffers as they are now; '' where none are known."""
+    import torch
+
+    total, count = hashlib.sha256(), 0
+    for module in self.modules:
+      for key, value in module.state_dict().items():
+        total.update(key.encode())
+        if isinstance(value, torch.Tensor):
+          flat = value.detach().cpu().contiguous().flatten()
+          value = flat.view(torch.uint8).numpy().tobytes()
+        total.update(value if isinstance(value, bytes) else repr(value).encode())
+        count += 1
+    return total.hexdigest() if count else ""
 
   def _takes(self) -> tuple[Any, Any]:
     """Device and precision of most numbers in the parameters, or else in the buffers."""

@@ -11,12 +11,17 @@ first byte and its last, or not at all.
 import base64
 import contextlib
 import errno
+import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import re
+import socket
 import stat
+import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -143,6 +148,102 @@ def check_writable(folder: pathlib.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryFile(dir=folder):
     pass
+
+
+_WRITER = ".writer"  # in a folder: who writes there
+_held: set[str] = set()  # by this process
+_holding = threading.Lock()
+
+
+@contextlib.contextmanager
+def one_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
+  """Within, no other process that asks the same writes into a folder, which is made if need be.
+
+  The lock is the operating system's: a process that died holds none. A bucket has no locks: there a
+  note says who writes, and whoever finds one of another process says so and goes on.
+
+  Raises:
+    OSError: another process writes there, which is named, or another thread of this one.
+  """
+  if "://" in os.fspath(folder) and not is_remote(folder):  # another store of tensorstore's
+    yield
+    return
+  folder = at(folder)
+  who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M")}
+  if is_remote(folder):
+    with _note_in_bucket(folder / _WRITER, who):
+      yield
+    return
+  with naming_failures(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+  place = os.path.realpath(folder)
+  with _holding:
+    if place in _held:
+      raise OSError(f"{folder} is being written by this process already; {_WAIT}")
+    _held.add(place)
+  try:
+    handle = _lock(folder / _WRITER)
+    try:
+      if handle is not None:
+        with contextlib.suppress(OSError):
+          os.ftruncate(handle, 0)
+          os.write(handle, json.dumps(who).encode())
+      yield
+    finally:
+      if handle is not None:
+        with contextlib.suppress(OSError):
+          (folder / _WRITER).unlink()
+        os.close(handle)
+  finally:
+    with _holding:
+      _held.discard(place)
+
+
+_WAIT = "wait until that has ended, end it, or give another folder: two writers would mix results"
+
+
+def _lock(path: pathlib.Path) -> int | None:
+  """A handle of a file that is locked; None where the file system has no locks."""
+  while True:
+    try:
+      handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+      return None  # whoever can't write this writes nothing else either
+    try:
+      fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
+        return handle
+      os.close(handle)  # whoever had it removed it meanwhile
+    except OSError as error:
+      who = os.pread(handle, 1000, 0).decode(errors="replace")
+      os.close(handle)
+      if error.errno not in (errno.EACCES, errno.EAGAIN):
+        return None
+      raise OSError(f"{path.parent} is being written by {_writer(who)}; {_WAIT}") from error
+
+
+def _writer(text: str) -> str:
+  try:
+    who = json.loads(text)
+    return f"process {who['pid']} on {who['host']}, since {who['since']}"
+  except (ValueError, KeyError, TypeError):
+    return "another process"
+
+
+@contextlib.contextmanager
+def _note_in_bucket(path: pathlib.Path, who: dict[str, Any]) -> Iterator[None]:
+  with contextlib.suppress(OSError, ValueError):
+    print(
+      f"{path.parent} may be being written by {_writer(read_bytes(path).decode())}, or that was"
+      " killed. A bucket has no locks: if it still runs, end one of the two",
+      file=sys.stderr,
+    )
+  write_bytes(path, json.dumps(who).encode())
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError):
+      remove(path)
 
 
 def remove(path: pathlib.Path) -> None:
@@ -327,6 +428,18 @@ def find(folder: pathlib.Path, wanted: Callable[[str], bool]) -> list[pathlib.Pa
     paths = (pathlib.Path(where, name) for name in names if wanted(name))
     found += [path for path in paths if path.is_file()]  # no dangling links, no pipes
   return sorted(found)
+
+
+def closed_folders(folder: pathlib.Path) -> list[str]:
+  """Folders that `find` does not enter, but for hidden ones: links, and what can't be listed."""
+  closed: list[str] = []
+  if is_remote(folder):
+    return closed
+  for where, names, _ in os.walk(folder, onerror=lambda error: closed.append(error.filename)):
+    names[:] = [name for name in names if not name.startswith(".")]
+    paths = [os.path.join(where, name) for name in names]
+    closed.extend(path for path in paths if os.path.islink(path))
+  return closed
 
 
 def size_of(folder: pathlib.Path) -> int:

@@ -38,29 +38,32 @@ class Correspondence(NamedTuple):
 
 
 def explain_pair(collection: Collection, query: str, reference: str, view: View, mode: str) -> Pair:
-  """All that is known of a pair, without the encoder.
+  """All that is known of a pair, without the encoder; nothing of a photo that was replaced since.
 
   Raises:
     Refusal: 404, no such image; 409, one that was left out, or not measured at all.
   """
   sides = {q: collection.side(q, view, r) for q, r in ((query, reference), (reference, query))}
   embeddings = {
-    q: collection.embedding(q, view, r) for q, r in ((query, reference), (reference, query))
+    q: collection.known_embedding(q, view, r) for q, r in ((query, reference), (reference, query))
   }
   maps, errors = [], []
   for one, other in ((query, reference), (reference, query)):
     side = sides[one]
     towards = embeddings[other]
-    if mode == "both":
+    if mode == "both" and towards is not None:
       towards = collection.masked(other, view, one)
     known = None
     if side is not None and towards is not None:
       known = (side.matrix @ towards).reshape(side.grid)
     maps.append(known)
     # With both perturbed, the error includes a spread over masked references, which isn't saved.
-    errors.append(error_of(side, embeddings[other]) if mode == "fixed" else None)
+    direction = embeddings[other] if mode == "fixed" else None
+    errors.append(None if direction is None else error_of(side, direction))
+  ends = embeddings[query], embeddings[reference]
+  score = float("nan") if ends[0] is None or ends[1] is None else float(ends[0] @ ends[1])
   return Pair(
-    float(embeddings[query] @ embeddings[reference]), maps[0], maps[1], errors[0], errors[1],
+    score, maps[0], maps[1], errors[0], errors[1],
     correspond(sides[query], sides[reference]),
   )  # fmt: skip
 

@@ -30,7 +30,7 @@ MOST_NEIGHBORS = 200
 PAGE_SIZE = 60  # images per page of the collection
 _LOG = logging.getLogger("sane_jax.web")
 _ID = r"^[A-Za-z0-9_-]+$"
-_IMMUTABLE = "private, max-age=3600"
+_IMMUTABLE, _ASKED = "private, max-age=3600", "private, no-cache"
 LIMITS = (
   Limit("/api/uploads", 0.2, 6, ("POST",)),
   Limit("/api/measurements", 0.5, 12, ("POST",)),
@@ -168,9 +168,11 @@ def _title(view: View) -> str:
   return f"the design {view.design} and the fill {view.fill}"
 
 
-def _is_lasting(view: View, *keys: str) -> bool:
+def _is_lasting(viewer: Viewer, view: View, *keys: str) -> bool:
   """Whether an answer is a function of the index and the address alone."""
-  return view.stored is not None and not any(key.startswith(UPLOAD) for key in keys)
+  if view.stored is None or any(key.startswith(UPLOAD) for key in keys):
+    return False
+  return not any(viewer.collection.state(key, view.stored) for key in keys)
 
 
 def _answer(
@@ -209,7 +211,14 @@ def _describe(viewer: Viewer, key: str) -> dict[str, Any]:
   return {
     "key": key, "name": viewer.collection.name_of(key), "missing": viewer.pictures.is_missing(key),
     "uploaded": uploaded, "mapped": key in viewer.collection.mapped or uploaded,
+    "version": _version(viewer, key),
   }  # fmt: skip
+
+
+def _version(viewer: Viewer, key: str) -> str:
+  """Of the photo that an image is now: its picture is asked for by it, and is no other's."""
+  state = viewer.collection.state(key)
+  return hashlib.sha256(f"{viewer.fingerprint} {state}".encode()).hexdigest()[:12]
 
 
 # --- pages ----------------------------------------------------------------------------------------
@@ -300,11 +309,17 @@ def any_image(request: Request, viewer: Here) -> Response:
 @image_routes.get("/api/images/{key}/picture", response_class=Response)
 def picture(
   request: Request, viewer: Here, key: Annotated[str, PathPart(max_length=64, pattern=_ID)],
-  thumbnail: bool = False,
+  thumbnail: bool = False, version: Annotated[str, Query(max_length=64)] = "",
 ) -> Response:  # fmt: skip
-  """An image as the model sees it, or a small one of it: JPEG or PNG, encoded anew."""
+  """An image as the model sees it, or a small one of it: JPEG or PNG, encoded anew.
+
+  With the `version` that an answer gave with the image, it is that photo's and no other's.
+  """
   found = viewer.pictures.get(key, thumbnail=thumbnail)
-  headers = {"cache-control": _IMMUTABLE, "etag": f'"{found.tag}"'}
+  if version and version != _version(viewer, key):
+    name = viewer.collection.name_of(key)
+    raise Refusal(410, f"{name} was replaced by another photo. Load the page again.")
+  headers = {"cache-control": _IMMUTABLE if version else _ASKED, "etag": f'"{found.tag}"'}
   if headers["etag"] in request.headers.get("if-none-match", ""):
     return Response(status_code=304, headers=headers)
   return Response(found.data, media_type=found.kind, headers=headers)
@@ -330,7 +345,7 @@ def nearest(
       "encoder_passes": 0,
     }
 
-  return _answer(request, viewer, make, lasting=_is_lasting(chosen, query))
+  return _answer(request, viewer, make)  # any of all photos may be another now
 
 
 @pair_routes.get("/api/pair")
@@ -351,7 +366,7 @@ def pair(
       raise Refusal(409, f"With {_title(chosen)} there are no maps of both perturbed.")
     found = answers.explain_pair(collection, query, reference, chosen, mode)
     maps = ((query, found.query_map), (reference, found.reference_map))
-    measured = {key: collection.measured.get((key, chosen.key)) for key, _ in maps}
+    measured = {key: collection.measured(key, chosen) for key, _ in maps}
     shapes = [values.shape if values is not None else (1, 1) for _, values in maps]
     return {
       "query": _describe(viewer, query),
@@ -364,10 +379,14 @@ def pair(
       "correspondence": answers.correspondence_json(found.correspondence, *shapes),
       "encoder_passes": 0,
       "measured_passes": {key: one.passes if one else 0 for key, one in measured.items()},
-      "missing": [_missing(viewer, chosen, key) for key, values in maps if values is None],
+      "missing": [
+        _missing(viewer, chosen, key)
+        for (key, values), other in zip(maps, (reference, query), strict=True)
+        if values is None and collection.side(key, chosen, other) is None
+      ],
     }
 
-  return _answer(request, viewer, make, lasting=_is_lasting(chosen, query, reference))
+  return _answer(request, viewer, make, lasting=_is_lasting(viewer, chosen, query, reference))
 
 
 @pair_routes.get("/api/contrast")
@@ -398,7 +417,7 @@ def contrast(
       "missing": [_missing(viewer, chosen, query)] if values is None else [],
     }
 
-  return _answer(request, viewer, make, lasting=_is_lasting(chosen, query, a, b))
+  return _answer(request, viewer, make, lasting=_is_lasting(viewer, chosen, query, a, b))
 
 
 @pair_routes.get("/api/attributes")
@@ -419,7 +438,7 @@ def attributes(
         410, "The query's photo can't be read: its file may be gone. Attributes are seen in it."
       ) from error
 
-  return _answer(request, viewer, make, lasting=_is_lasting(chosen, query, reference))
+  return _answer(request, viewer, make, lasting=_is_lasting(viewer, chosen, query, reference))
 
 
 def _missing(viewer: Viewer, view: View, key: str) -> dict[str, Any]:
@@ -427,7 +446,9 @@ def _missing(viewer: Viewer, view: View, key: str) -> dict[str, Any]:
   collection = viewer.collection
   name = collection.name_of(key)
   why, worker = f"{name} is not measured with {_title(view)} yet.", viewer.measuring
-  if view.stored is not None and key in collection.ids:
+  if collection.state(key, view.stored):
+    why = collection.why_changed(key)
+  elif view.stored is not None and key in collection.ids:
     worker = None
     if view.stored.has_effects(collection.ids[key]):
       why = (
@@ -490,7 +511,8 @@ def measure(
   guard.check_form(request, x_form_token)
   worker, chosen = _measuring(viewer), _find_view(viewer, view)
   viewer.collection.name_of(image)
-  if chosen.stored is not None and image in viewer.collection.ids:
+  replaced = viewer.collection.state(image, chosen.stored)
+  if chosen.stored is not None and image in viewer.collection.ids and not replaced:
     raise Refusal(409, f"The index has {_title(chosen)}: there is nothing to measure.")
   return _answer(request, viewer, worker.submit(image, chosen)._asdict)
 

@@ -10,6 +10,7 @@ and so are uploads. Either way, a map needs the same of an image:
 """
 
 import hashlib
+import os
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -18,8 +19,11 @@ from typing import Any, NamedTuple
 import cachetools
 import numpy as np
 
+from sane_jax.datasets.images import ImageError
+from sane_jax.maps import index_build
 from sane_jax.maps.generators import SMOOTH
 from sane_jax.maps.index import ExplanationIndex
+from sane_jax.models import fingerprint
 from sane_jax.ops import resampling
 from sane_jax.ops.effects import ErrorFactor
 from sane_jax.web.guard import Refusal
@@ -167,7 +171,8 @@ class Collection:
     self._folded = {key: self.labels[key].casefold() for key in self._order}
     self.left_out = {n: why for index in self.indexes for n, why in index.left_out.items()}
     self.uploads = Cache(upload_bytes, lambda upload: upload.pixels.nbytes)
-    self.measured = Cache(measured_bytes, lambda measured: measured.nbytes)
+    self._measured = Cache(measured_bytes, lambda measured: measured.nbytes)
+    self._looked: dict[tuple[str, str], tuple[Any, str]] = {}  # see `state`
 
   # --- images -------------------------------------------------------------------------------------
 
@@ -230,10 +235,67 @@ class Collection:
     return pixels if pixels.dtype == np.uint8 else np.round(pixels * 255).astype(np.uint8)
 
   def pixels(self, key: str) -> np.ndarray:
-    """As `picture`, in its own dtype: uint8, or float32 in [0, 1]."""
-    if key in self.ids:
-      return self._read_picture(self.ids[key])
-    return self.upload(key).pixels
+    """As `picture`, in its own dtype: uint8, or float32 in [0, 1].
+
+    Of a photo that was replaced since it was measured, what its file shows now (see `state`).
+    """
+    if key not in self.ids:
+      return self.upload(key).pixels
+    if state := self.state(key):
+      index = next(i for i in self.indexes if self.ids[key] in i)
+      pixels = index.photo_now(self.ids[key]).pixels
+      if self.state(key) != state:
+        raise ImageError(f"{self.labels[key]} changes while it is read; try again")
+      return pixels
+    return self._read_picture(self.ids[key])
+
+  # --- photos that are others now -----------------------------------------------------------------
+
+  def state(self, key: str, index: ExplanationIndex | None = None) -> str:
+    """'' where an image is what an index measured; else the SHA-256 of what its file holds now.
+
+    What the index has of such an image is not its, and is not shown. Files that are gone, those in
+    buckets and images that came without files are taken for what they were. A file is read again
+    when its size or its times changed.
+
+    Args:
+      index: by default the first that has the image.
+    """
+    name = self.ids.get(key)
+    index = index or next((i for i in self.indexes if name in i), None)
+    if name is None or index is None or name not in index:
+      return ""
+    before, path = index.digest_of(name), index.file_of(name)
+    try:
+      found = None if before is None or path is None else os.stat(path)
+    except (OSError, ValueError):
+      return ""
+    if found is None or path is None:
+      return ""
+    signature = (path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    where = (key, str(index.folder))
+    looked = self._looked.get(where)
+    if looked is None or looked[0] != signature:
+      now = index_build.digest_of_file(path)
+      looked = (signature, "" if now in (None, before) else str(now))
+      self._looked[where] = looked
+    return looked[1]
+
+  def measured(self, key: str, view: View, state: str | None = None) -> Measured | None:
+    """What was measured while the server ran, of an image as it is now, or in another state."""
+    state = self.state(key, view.stored) if state is None else state
+    return self._measured.get((key, state, view.key))
+
+  def keep(self, key: str, view: View, state: str, measured: Measured) -> None:
+    """Keeps what was measured of an image in a state."""
+    self._measured.put((key, state, view.key), measured)
+
+  def why_changed(self, key: str) -> str:
+    """What is said where a photo was replaced and is not measured."""
+    return (
+      f"{self.labels[key]} was replaced by another photo since it was measured. Build the index"
+      " again, and it is measured anew."
+    )
 
   def _read_from_index(self, name: str) -> np.ndarray:
     index = next(i for i in self.indexes if name in i)
@@ -248,11 +310,11 @@ class Collection:
     Raises:
       Refusal: 404, there is none; 409, it could not be read, or its index was interrupted.
     """
-    if view.stored is not None and key in self.ids:
+    if view.stored is not None and key in self.ids and not self.state(key, view.stored):
       return self._from_index(key, view.stored, other)
     if key not in self.ids:
       self.upload(key)
-    return self.measured.get((key, view.key))
+    return self.measured(key, view)
 
   def _from_index(self, key: str, index: ExplanationIndex, other: str) -> Measured | None:
     name, towards = self._known(index, key), self.ids.get(other)
@@ -271,44 +333,63 @@ class Collection:
     """The unit embedding [d] of an image, in the space that it shares with another.
 
     Raises:
-      Refusal: as `side`; 409 for an upload that is not measured.
+      Refusal: as `side`; 409 for an upload, or a photo that was replaced, that is not measured.
     """
-    if key in self.ids:
-      index = view.stored or self.first.stored
-      assert index is not None  # the first view is of an index
+    index = view.stored or self.first.stored
+    assert index is not None  # the first view is of an index
+    state = self.state(key, index)
+    if key in self.ids and not state:
       towards = self.ids.get(other)
       space = 0 if towards is None else index.space_of(self._known(index, other))
       return index.embeddings([self._known(index, key)], space)[0]
-    self.upload(key)
+    if key not in self.ids:
+      self.upload(key)
     for each in (view, *self.views.values()):
-      if (found := self.measured.get((key, each.key))) is not None:
+      if (found := self.measured(key, each, state)) is not None:
         return found.embedding
+    if state:
+      raise Refusal(409, self.why_changed(key))
     raise Refusal(409, "That photo is not measured yet, or no longer kept; send it again.")
+
+  def known_embedding(self, key: str, view: View, other: str) -> np.ndarray | None:
+    """The same; None of a photo that was replaced since and is not measured."""
+    try:
+      return self.embedding(key, view, other)
+    except Refusal:
+      if self.state(key, view.stored or self.first.stored):
+        return None
+      raise
 
   def masked(self, key: str, view: View, other: str) -> np.ndarray | None:
     """The mean embedding [d] of an image's masked versions; None where it is not known."""
-    if view.stored is not None and key in self.ids:
+    if view.stored is not None and key in self.ids and not self.state(key, view.stored):
       if "both" not in view.modes:
         return None
       towards = self.ids.get(other)
       space = 0 if towards is None else view.stored.space_of(self._known(view.stored, other))
       return view.stored.masked_embeddings([self._known(view.stored, key)], space)[0]
-    found = self.measured.get((key, view.key))
+    found = self.measured(key, view)
     return None if found is None else found.masked
 
   def nearest(self, key: str, view: View, count: int) -> list[tuple[str, float]]:
     """Keys and scores of the images most like one, itself left out; compares with all of them."""
     index = view.stored or self.first.stored
     assert index is not None
-    if key in self.ids:
-      name = self._known(index, key)
-      names = index.nearest(name, count)
-      scores = index.scores(name, names)
-    else:
-      vector = self.embedding(key, view, key)
-      names = index.nearest_to(vector, count)
-      scores = index.embeddings(names) @ vector
-    return [(self._key_of_id[n], float(s)) for n, s in zip(names, scores, strict=True)]
+    more = count
+    while True:  # those that were replaced are not what was measured
+      if key in self.ids and not self.state(key, index):
+        name = self._known(index, key)
+        names = index.nearest(name, more)
+        scores = index.scores(name, names)
+      else:
+        vector = self.embedding(key, view, key)
+        names = index.nearest_to(vector, more)
+        scores = index.embeddings(names) @ vector
+      found = [(self._key_of_id[n], float(s)) for n, s in zip(names, scores, strict=True)]
+      kept = [(k, s) for k, s in found if k != key and not self.state(k, index)]
+      if len(kept) >= count or len(names) < more:
+        return kept[:count]
+      more += 2 * (len(found) - len(kept))
 
   def _known(self, index: ExplanationIndex, key: str) -> str:
     """The id of an image of an index.
@@ -362,6 +443,12 @@ def _check_same_model(one: ExplanationIndex, other: ExplanationIndex) -> None:
         f"the indexes {one.folder} and {other.folder} are not of one model: {name} is {ours!r} and"
         f" {theirs!r}; serve them separately"
       )
+  first, second = one.fingerprint, other.fingerprint
+  if first is not None and second is not None and not fingerprint.same(first, second):
+    raise ValueError(
+      f"the indexes {one.folder} and {other.folder} are not of one model: {first.name} has other"
+      f" weights there ({first.short}, {second.short}); serve them separately"
+    )
 
 
 # --- cells that can be pointed at -----------------------------------------------------------------

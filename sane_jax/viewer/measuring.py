@@ -130,7 +130,7 @@ class Measuring:
           return self._status(task)
       task = Task(secrets.token_urlsafe(18), image, view)
       task.total = self.passes(view)
-      if self._collection.measured.get((image, view.key)) is not None:
+      if self._collection.measured(image, view) is not None:
         task.state, task.done = "done", task.total
       else:
         waiting = sum(other.state == "waiting" for other in self._tasks.values())
@@ -232,7 +232,10 @@ class Measuring:
         task.state, task.error = state, error
 
   def _measure(self, task: Task) -> None:
+    state = self._collection.state(task.image, task.view.stored)
     pixels = self._collection.pixels(task.image)
+    if self._collection.state(task.image, task.view.stored) != state:
+      raise Refusal(409, "That photo changes while it is read; try again.")
     photo = Photo("", np.asarray(pixels, np.float32) / (255 if pixels.dtype == np.uint8 else 1))
     explainer, view = self._explainer(task.view), task.view
     masks = explainer.design.num_masks
@@ -255,7 +258,7 @@ class Measuring:
       np.asarray(measured.matrix), measured.whole, masked, factor, explainer.design.grid,
       engine_lib.spent(explainer.engine) - before,
     )  # fmt: skip
-    self._collection.measured.put((task.image, view.key), found)
+    self._collection.keep(task.image, view, state, found)
     task.done = task.total
     _LOG.info(
       "measured %s in %.1f s with %d passes", view.key, time.monotonic() - began, found.passes

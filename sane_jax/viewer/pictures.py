@@ -51,14 +51,15 @@ class Pictures:
     Raises:
       Refusal: 404, there is no such image; 410, it can't be read: its file may be gone.
     """
-    found = self._encoded.get((key, thumbnail))
+    state = self._collection.state(key)
+    found = self._encoded.get((key, state, thumbnail))
     if found is not None:
       return found
     since, why = self._missing.get(key) or (0.0, "")
     if why and time.monotonic() - since < _RETRY:
       raise Refusal(410, why)
     with self._readers:
-      found = self._encoded.get((key, thumbnail))  # another may just have made it
+      found = self._encoded.get((key, state, thumbnail))  # another may just have made it
       if found is not None:
         return found
       name = self._collection.name_of(key)
@@ -69,8 +70,8 @@ class Pictures:
         self._missing.put(key, (time.monotonic(), why))
         raise Refusal(410, why) from error
       small, large = encode(pixels, thumbnail=True), encode(pixels, thumbnail=False)
-    self._encoded.put((key, True), small)
-    self._encoded.put((key, False), large)
+    self._encoded.put((key, state, True), small)
+    self._encoded.put((key, state, False), large)
     return small if thumbnail else large
 
   def is_missing(self, key: str) -> bool:

@@ -97,12 +97,13 @@
     return element;
   }
 
-  const pictureOf = (key, thumbnail) =>
-    `/api/images/${key}/picture${thumbnail ? "?thumbnail=true" : ""}`;
+  // By its version it is the photo that was measured, and no other that took its name since.
+  const pictureOf = (image, thumbnail) =>
+    `/api/images/${image.key}/picture?version=${image.version || ""}${thumbnail ? "&thumbnail=true" : ""}`;
 
   function thumbnail(image) {
     const picture = make("img", {
-      src: pictureOf(image.key, true), alt: "", loading: "lazy", decoding: "async",
+      src: pictureOf(image, true), alt: "", loading: "lazy", decoding: "async",
     });
     const frame = make("span", { className: "thumb" }, picture);
     picture.addEventListener("error", () => frame.classList.add("gone"));
@@ -280,7 +281,7 @@
       `${kicker} ${image.name}: arrow keys go from region to region, Escape leaves`,
     );
     picture.alt = `${kicker}: ${image.name}`;
-    const source = pictureOf(image.key, false);
+    const source = pictureOf(image, false);
     if (picture.getAttribute("src") !== source) {
       stageRoot.classList.remove("gone");
       picture.src = source;
@@ -716,7 +717,7 @@
     card.root.classList.add("attributed", "spoken");
     card.activation = new Activation(card, figure);
     card.activation.open(
-      card.stages.find((stage) => stage.name === "query").side, maps, pictureOf(state.q, false),
+      card.stages.find((stage) => stage.name === "query").side, maps, pictureOf(query, false),
     );
     card.activation.draw();
     card.root.dataset.attributed = `${state.q} ${m}`;

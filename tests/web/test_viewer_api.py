@@ -275,6 +275,55 @@ def test_lone_surrogates_are_answered(folder, photos):
   assert client.get("/").status_code == 200
 
 
+def test_a_photo_that_was_replaced_is_not_shown_under_its_old_map(tmp_path, rng):
+  paths = tools.draw_photos(tmp_path, rng)
+  index = tools.build(tmp_path / "index", paths, mode="both")
+  for viewer in (tools.Viewer([index], uploads=False), tools.Viewer([index])):
+    client, key, other = viewer.client(), viewer.key(3), viewer.key(4)
+    before = get(client, "pair", query=key, reference=other)
+    path, version = f"/api/images/{key}/picture", before["query"]["version"]
+    old = client.get(path, params={"version": version})
+    assert old.status_code == 200
+    tag = client.get("/api/pair", params={"query": key, "reference": other}).headers["etag"]
+    whole = paths[3].read_bytes()
+    pixels = rng.integers(0, 255, (5, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((40, 32), Image.Resampling.BILINEAR).save(paths[3])
+
+    # The picture that goes with the old map is no longer given, nor is the map.
+    assert client.get(path, params={"version": version}).status_code == 410
+    assert client.get(path).content != old.content
+    got = client.get(
+      "/api/pair", params={"query": key, "reference": other}, headers={"if-none-match": tag}
+    )
+    found = got.json()
+    assert (found["score"], found["query_map"], found["reference_map"]) == (None, None, None)
+    (missing,) = found["missing"]
+    assert "replaced by another photo" in missing["why"]
+    assert missing["can_measure"] == (viewer.measuring is not None)
+    assert (
+      client.get("/api/contrast", params={"query": other, "a": key, "b": other}).status_code == 409
+    )
+    near = get(client, "nearest", query=other, count=len(paths))["matches"]
+    assert key not in [m["key"] for m in near]
+    assert len(near) == len(paths) - 2
+    if viewer.measuring is not None:
+      # It may be measured anew, and is then what its file shows.
+      headers = {"x-form-token": tools.token_of(client)}
+      task = client.post("/api/measurements", params={"image": key}, headers=headers).json()
+      tools.wait(client, task["task"])
+      found = get(client, "pair", query=key, reference=other)
+      e = tools.explainer(mode="both").explain(paths[3], paths[4])
+      assert found["score"] == pytest.approx(e.score, abs=1e-5)
+      direct = tools.explainer().explain(paths[3], paths[4]).saliency.cells
+      np.testing.assert_allclose(values(found["query_map"]).ravel(), direct, atol=2e-3)
+      now = client.get(path, params={"version": found["query"]["version"]})
+      assert now.content == client.get(path).content != old.content
+      (best,) = get(client, "nearest", query=key, count=1)["matches"]
+      assert best["key"] != key
+    paths[3].write_bytes(whole)  # what was measured is there again
+    assert get(client, "pair", query=key, reference=other)["score"] == before["score"]
+
+
 def test_the_page_takes_no_name_for_markup(client):
   text = client.get("/").text
   assert "window.pwned" not in text.split("</head>")[1]
