@@ -399,9 +399,11 @@ def _new_manifest(explainer: explainer_lib.Explainer, dtype: str, spread: int) -
       "fit": model.fit, "crop_fraction": model.crop_fraction, "interpolation": model.interpolation,
     },
     # A single replicate has no spread to keep.
-    "probe": _probe(explainer), "grid": list(design.grid), "dtype": dtype,
+    "probe": found.given[0].tolist(), "model": found.to_json(), "grid": list(design.grid),
+    "dtype": dtype,
     "spread": spread if replicates > 1 else 0, "rest": spread > 0 and replicates > 1,
-    "masked": explainer.mode == "both", "num_types": 1, "ids": [], "sources": [], "left_out": {},
+    "masked": explainer.mode == "both", "num_types": 1, "digests": True,
+    "ids": [], "sources": [], "places": [], "left_out": {}, "gone": {},
   }  # fmt: skip
 
 
