@@ -29,6 +29,7 @@ from sane_jax.report import tables as tables_lib
 from sane_jax.report.tables import Interval, Table
 from sane_jax.runs import files, npz, processes
 from sane_jax.runs import folder as run_folder
+from sane_jax.runs.folder import CONTENT
 from sane_jax.runs.settings import check_choice, check_range
 
 _DRAWN = {
@@ -116,8 +117,8 @@ def run(config: Any) -> None:
   for name, folder, job in (
     ("index", index, "build_index"),
     ("ranking", workdir / config.ranking.folder, "tune_ranking"),
-    ("attributes", workdir / config.ranking.attributes, "train_attributes"),
-    ("concepts", workdir / config.ranking.concepts, "fit_concepts"),
+    (f"attributes{CONTENT}", workdir / config.ranking.attributes, "train_attributes"),
+    (f"concepts{CONTENT}", workdir / config.ranking.concepts, "fit_concepts"),
   ):
     identity[name] = run_folder.hash_finished(folder, job)
   pairs_lib.check_model(workdir, config.index, ["train", "test"])

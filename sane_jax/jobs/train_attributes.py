@@ -83,6 +83,8 @@ def run(config: Any) -> None:
   identity = run_folder.identity(
     collection_lib.fingerprint(train), attributes=settings, key=config.seed
   )
+  if settings.weights and (path := files.at(settings.weights)).exists():
+    identity[f"attributes.weights{run_folder.CONTENT}"] = run_folder.hash_file(path)
   index = files.at(config.workdir) / "index"
   if settings.map_weight > 0:
     identity["index"] = run_folder.read_finished(index, "build_index")["fingerprint"]

@@ -39,6 +39,8 @@ def run(config: Any) -> None:
   identity = run_folder.identity(
     collection_lib.fingerprint(train), similarity=settings, key=config.seed
   )
+  if settings.weights and (path := files.at(settings.weights)).exists():
+    identity[f"similarity.weights{run_folder.CONTENT}"] = run_folder.hash_file(path)
   folder = run_folder.claim_folder(files.at(config.workdir) / "similarity", identity)
   if run_folder.up_to_date(folder, "train_similarity"):
     return

@@ -417,7 +417,7 @@ class ExplanationIndex:
       return None
     source, place = sources[row], index_build.places_of(self._manifest)[row]
     before = self.digest_of(name)
-    if place is None or place == source or before is None:
+    if place is None or before is None or index_build.place_of(source) == place:
       return source
     return source if index_build.digest_of_file(source) == before else place
 

@@ -15,6 +15,9 @@ from sane_jax.runs import files, processes
 _IGNORED = ("log_every_steps", "save_every_steps", "save_every_epochs", "folder", "prepared")
 
 
+CONTENT = ".content"  # ends the names of hashes of what a setting names: compared where known
+
+
 def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.Path:
   """The folder of a run with these settings, new or begun earlier.
 
@@ -31,6 +34,8 @@ def claim_folder(folder: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.P
     theirs = read_json(path)
     differing = []
     for name in sorted({*ours, *theirs}):
+      if name.endswith(CONTENT) and not (name in ours and name in theirs):
+        continue  # of a run from before it was kept, or of a file that is no longer needed
       # A run that is older than a setting goes on where that setting is off.
       absent = False if ours.get(name) is False else None
       if theirs.get(name, absent) != ours.get(name):
