@@ -146,7 +146,8 @@ def _table(train, found: concepts_lib.ConceptPrior) -> Table:
   """The attributes whose score is the surest."""
   known = np.isfinite(found.pooled_p_value)
   order = [a for a in np.argsort(np.where(known, found.pooled_p_value, np.inf)) if known[a]]
-  accuracy = np.nanmean(found.accuracy[:, order], axis=0)
+  tested = np.where(np.isfinite(found.tcav), found.accuracy, np.nan)
+  accuracy = np.nanmean(tested[:, order], axis=0)
   total = collection_lib.label_matrix(train).sum(axis=0)
   spaces = np.isfinite(found.tcav).sum(axis=0)
   rows = [

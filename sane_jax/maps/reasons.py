@@ -288,7 +288,8 @@ def sentence(
       parts.append(f", {link} {' and '.join(others)}")
   else:
     parts = [
-      f"“{names[0]}” is ranked first, though the map is hardly on it {told(0, first, even, of)}"
+      f"“{names[0]}” is ranked first, though the map lies on it hardly more than an even one would"
+      f" {told(0, first, even, of)}"
     ]
     if others:
       parts.append(f"; more of it lies on {' and '.join(others)}")
