@@ -505,3 +505,42 @@ def test_errors_of_many_name_the_photo(photos, tmp_path):
 def test_a_tuple_of_vectors_is_one_array():
   rows = tuple(np.arange(6.0).reshape(3, 2))
   np.testing.assert_array_equal(outputs_lib.pick(rows, 3, "m"), rows)
+
+
+# --- JAX as a program has it ----------------------------------------------------------------------
+
+
+def test_jax_as_the_program_has_it_changes_no_map(photos):
+  """64-bit types, strict promotion, refused ranks: the same masks; the model in its own types."""
+  seen = []
+  params = np.random.default_rng(0).normal(size=(48, 6))
+
+  def embed(p, x):  # as a program that is careful of types writes it
+    b = x.shape[0]
+    seen.append((jnp.zeros(()).dtype, jax.config.jax_numpy_dtype_promotion))
+    regions = x.reshape(b, 4, SIZE // 4, 4, SIZE // 4, 3).mean((2, 4)).reshape(b, 48)
+    return jnp.tanh(regions.astype(p.dtype) @ p)
+
+  def explain(kind):
+    if kind == "host":
+      model = sane_jax.from_numpy(
+        lambda x: np.asarray(embed(params, jnp.asarray(x))), image_size=SIZE
+      )
+    else:
+      model = sane_jax.from_jax(embed, params, image_size=SIZE)
+    e = sane_jax.Explainer(model, design=DESIGN, mode="both").explain(photos[0], photos[1])
+    return e.saliency_map, e.reference_saliency_map, e.correspondence
+
+  def strictly(work):
+    with (
+      jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"),
+    ):  # fmt: skip
+      return work()
+
+  for kind in ("jax", "host"):
+    want = explain(kind)
+    seen.clear()
+    for a, b in zip(strictly(lambda kind=kind: explain(kind)), want, strict=True):
+      assert a.dtype == b.dtype == np.float32
+      np.testing.assert_allclose(a, b, atol=2e-5)  # the model's own 64 bits round less
+    assert set(seen) == {(np.dtype(np.float64), "strict")}

@@ -20,7 +20,7 @@ from sane_jax.datasets import photos as photos_lib
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Effects, Embedding, Explanation, Photo
 from sane_jax.models.model import Model
-from sane_jax.ops import effects, fills, resampling, statistics
+from sane_jax.ops import effects, fills, numerics, resampling, statistics
 from sane_jax.runs import files
 
 SIDE = 384  # longer side in pixels of the photo that maps are shown on
@@ -108,6 +108,7 @@ class Comparison:
     return sum(e.encoder_passes for e in self.explanations)
 
   @functools.cached_property
+  @numerics.ours()
   def matches(self) -> tuple[report.RegionMatch, ...]:
     """The three regions that raise each model's score most, with their best match in the reference.
 
@@ -148,6 +149,7 @@ class Comparison:
     return path
 
 
+@numerics.ours()
 def compare(
   a: Model | Explainer, b: Model | Explainer, query: Any, reference: Any, **options: Any
 ) -> Comparison:

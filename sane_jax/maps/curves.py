@@ -11,7 +11,7 @@ from sane_jax.maps.effects import embeddings_of
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Explanation, Photo, SaliencyMap
 from sane_jax.maps.generators import SMOOTH
-from sane_jax.ops import fills, resampling
+from sane_jax.ops import fills, numerics, resampling
 from sane_jax.ops import insertion_deletion as curves_lib
 from sane_jax.ops.insertion_deletion import NUM_THRESHOLDS, Curves
 
@@ -21,6 +21,7 @@ DRAWINGS = ("smooth", "cells")  # how maps of hard-edged cells are drawn before 
 GROUP = 32
 
 
+@numerics.ours()
 def insertion_deletion(
   explainer: Explainer,
   explanations: Sequence[Explanation],

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sane_jax.models import model as model_lib
 from sane_jax.models import outputs as outputs_lib
 from sane_jax.models.fingerprint import embed_jitted
-from sane_jax.ops import effects
+from sane_jax.ops import effects, numerics
 
 # One call into the jitted loop lasts about this long: progress is shown, Ctrl-C heard, in between.
 SECONDS_PER_CALL = 1.0
@@ -104,6 +104,7 @@ def require_embeddings(model: model_lib.Model, what: str) -> None:
     )
 
 
+@numerics.ours()
 def fastest_chunk(model: model_lib.Model, devices: Sequence[Any], *, seconds: float = 0.5) -> int:
   """The chunk with the most images a second, found by running the model with several in turn.
 
@@ -140,6 +141,7 @@ def _add(_, total, outputs, __, ___):
   return total + outputs.sum()
 
 
+@numerics.ours()
 def run(
   engine: Engine,
   render: Callable[..., Any],
@@ -314,6 +316,7 @@ def _raw(engine: Engine, batch: np.ndarray) -> np.ndarray:
   return np.asarray(_embed(engine.model.embed, on_one_device(engine), batch), np.float32)
 
 
+@numerics.ours()
 def embed_images(
   engine: Engine, images: np.ndarray, *, names: Sequence[str] | None = None
 ) -> np.ndarray:
@@ -363,6 +366,7 @@ def _named(bad: np.ndarray, names: Sequence[str] | None, first: int) -> str:
 _NOTES: weakref.WeakKeyDictionary[model_lib.Model, str] = weakref.WeakKeyDictionary()
 
 
+@numerics.ours()
 def steadiness_note(
   engine: Engine, image: np.ndarray, alone: np.ndarray, reference: np.ndarray | None = None
 ) -> str:

@@ -20,7 +20,7 @@ from sane_jax.maps.generators import make_design, name_of, stoppable
 from sane_jax.models import fingerprint as fingerprint_lib
 from sane_jax.models import model as model_lib
 from sane_jax.models.model import Model
-from sane_jax.ops import arrays, fills, learned_mask
+from sane_jax.ops import arrays, fills, learned_mask, numerics
 
 MODES = ("fixed", "both")
 
@@ -77,6 +77,7 @@ class Explainer:
       once a model, try whether it gives an image one answer, and are of no explanation.
   """
 
+  @numerics.ours()
   def __init__(
     self,
     model: Model,
@@ -115,7 +116,8 @@ class Explainer:
     self.mode = mode
     self.ranker = attributes
     self.key = _key(key)
-    self.engine = engine_lib.make_engine(model, chunk=chunk_size, devices=devices)
+    with numerics.theirs():  # parameters keep their types
+      self.engine = engine_lib.make_engine(model, chunk=chunk_size, devices=devices)
     self.engine.on_progress = on_progress
     self._method.check(self)  # what can't be is refused before any mask is spent
     reasons.check_model(attributes, model, engine_lib.on_one_device(self.engine))
@@ -220,6 +222,7 @@ class Explainer:
     )
     return Photo(name, pixels, path)
 
+  @numerics.ours()
   def embed(self, images: Sequence[Any]) -> np.ndarray:
     """Unit embeddings [n d] of whole images; one encoder pass each."""
     engine_lib.require_embeddings(self.model, "embed")
@@ -227,11 +230,13 @@ class Explainer:
     pixels = np.stack([photo.pixels for photo in photos])
     return engine_lib.embed_images(self.engine, pixels, names=[photo.name for photo in photos])
 
+  @numerics.ours()
   def masked_embeddings(self, image: Any) -> np.ndarray:
     """Unit embeddings [k d] of the K masked versions of a reference, as mode 'both' shows them."""
     photo = self.photo(image)
     return effects.masked_embeddings(self, photo, self.embed([photo]).shape[1])
 
+  @numerics.ours()
   def scores(self, queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Scores [b] of queries [b h w 3] with one reference, of a model of scores; b passes."""
     return scores.scores(self, queries, reference)
@@ -250,6 +255,7 @@ class Explainer:
 
   # --- effects ------------------------------------------------------------------------------------
 
+  @numerics.ours()
   def effects(self, image: Any) -> Effects:
     """What every explanation of this image needs: N masked passes and one whole.
 
@@ -263,6 +269,7 @@ class Explainer:
 
   # --- explanations -------------------------------------------------------------------------------
 
+  @numerics.ours()
   def explain(
     self, query: Any, reference: Any = None, *, reference_embedding: Any = None,
     reference_name: str = "",
@@ -293,6 +300,7 @@ class Explainer:
       reference = Embedding(reference_embedding, reference_name)
     return _say(self._method.explain_many(self, query, [reference]))[0]
 
+  @numerics.ours()
   def explain_many(self, query: Any, references: Sequence[Any]) -> list[Explanation]:
     """Why `query` matches each of `references`: one pass over its masks serves them all.
 
@@ -303,6 +311,7 @@ class Explainer:
       raise ValueError("explain_many needs at least one reference; given none")
     return _say(self._method.explain_many(self, query, references))
 
+  @numerics.ours()
   def explain_pairs(self, pairs: Sequence[tuple[Any, Any]]) -> list[Explanation]:
     """Explains many pairs; a learned mask learns all of theirs in one loop."""
     if self._method.explain_pairs is None:
@@ -319,6 +328,7 @@ class Explainer:
       error.args = (f"{which}: {error}", *error.args[1:])
       raise
 
+  @numerics.ours()
   def contrast(self, query: Any, a: Any, b: Any) -> Explanation:
     """Why `query` matches `a` rather than `b`: the map of s(query, a) − s(query, b).
 

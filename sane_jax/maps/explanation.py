@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from sane_jax import report
 from sane_jax.datasets import photos as photos_lib
 from sane_jax.maps import export, reasons
-from sane_jax.ops import arrays, designs, effects, resampling, statistics
+from sane_jax.ops import arrays, designs, effects, numerics, resampling, statistics
 from sane_jax.ops import matches as matching
 from sane_jax.runs import files
 
@@ -124,6 +124,7 @@ class Effects:
   digest: str = ""
 
   @functools.cached_property
+  @numerics.ours()
   def matrix(self) -> jax.Array:
     """E [c d]: how much each cell moves each axis of the embedding."""
     return effects.effect_matrix(self.design, self.cells, self.moments)
@@ -218,6 +219,7 @@ class Explanation:
     return dict(self.saliency.by_fill)
 
   @property
+  @numerics.ours()
   def reference_side(self) -> ReferenceSide:
     if self._reference_side is None:
       if self.make_reference_side is None:
@@ -242,6 +244,7 @@ class Explanation:
     return self.reference_side.labels
 
   @functools.cached_property
+  @numerics.ours()
   def correspondence(self) -> Float[np.ndarray, "cq cr"]:
     """[c_q c_r] in [−1, 1]: which region of the query matches which of the reference.
 
@@ -262,6 +265,7 @@ class Explanation:
     return matching.match_threshold(len(query), len(reference), query.shape[1])
 
   @functools.cached_property
+  @numerics.ours()
   def matches(self) -> list[tuple[int, int, float]]:
     """Regions that are each other's best match, with a cosine of `match_threshold` or more.
 
@@ -271,6 +275,7 @@ class Explanation:
     return matching.mutual_matches(self.correspondence, self.match_threshold)
 
   @property
+  @numerics.ours()
   def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
     """Effects of both images' regions [c_q d], [c_r d]."""
     side = self.reference_side
@@ -283,6 +288,7 @@ class Explanation:
     return query, reference
 
   @functools.cached_property
+  @numerics.ours()
   def explained_by(self) -> reasons.Attributes:
     """Attributes that explain the pair, ranked; jointly; and as a sentence.
 
@@ -307,6 +313,7 @@ class Explanation:
     return self.explained_by.margin
 
   @functools.cached_property
+  @numerics.ours()
   def attribute_regions(self) -> Float[np.ndarray, "c a"]:
     """How far showing each region of the query moves its embedding as each attribute would.
 
@@ -349,6 +356,7 @@ class Explanation:
 
   # --- out ----------------------------------------------------------------------------------------
 
+  @numerics.ours()
   def view(self) -> report.PairView:
     """What the page and the figure show. Computes the reference's side if there is one."""
     return export.view(self)

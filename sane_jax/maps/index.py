@@ -21,7 +21,7 @@ from sane_jax.maps import generators, index_arrays, index_build
 from sane_jax.maps.explanation import Embedding, Explanation, Photo, ReferenceSide, SaliencyMap
 from sane_jax.maps.index_arrays import SHARD
 from sane_jax.models import fingerprint as fingerprint_lib
-from sane_jax.ops import designs, effects, statistics
+from sane_jax.ops import designs, effects, numerics, statistics
 
 OLD_ERRORS = (
   "this index keeps standard errors in an older form: they are 0.6 to 1.6 times as large as they"
@@ -336,6 +336,7 @@ class ExplanationIndex:
       )
     return matrix
 
+  @numerics.ours()
   def correspondence(self, query: Any, reference: Any) -> np.ndarray:
     """Which region of the query matches which of the reference [c c]; see `Explanation`."""
     matrices = self.effect_matrix(query, reference), self.effect_matrix(reference, query)
@@ -440,6 +441,7 @@ class ExplanationIndex:
     now = index_build.digest_of_file(source)
     return now is not None and now != before
 
+  @numerics.ours()
   def explain(self, query: Any, reference: Any) -> Explanation:
     """The pair as an `Explanation`: maps of both sides, correspondence, pages and figures.
 
@@ -470,6 +472,7 @@ class ExplanationIndex:
       p = statistics.holm(effects.p_values(values, error, np.inf))
       return SaliencyMap(pixels[0], pixels[1], values, error, p)
 
+    @numerics.ours()
     def reference_side() -> ReferenceSide:
       one, other = self.effect_matrix(query, reference), self.effect_matrix(reference, query)
       matrices = jnp.asarray(one), jnp.asarray(other)
@@ -486,6 +489,7 @@ class ExplanationIndex:
   # --- building -----------------------------------------------------------------------------------
 
   @classmethod
+  @numerics.ours()
   def build(
     cls, folder: str | os.PathLike[str], explainer: explainer_lib.Explainer,
     images: Sequence[Any] | Mapping[str, Any], *, dtype: str = "float16",

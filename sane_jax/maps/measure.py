@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sane_jax.maps import engine as engine_lib
-from sane_jax.ops import designs, effects, fills
+from sane_jax.ops import designs, effects, fills, numerics
 
 # Scores that differ by less than float32's rounding, as a share of their size, do not differ.
 FLAT = 1e-6
@@ -49,6 +49,7 @@ class Measured(NamedTuple):
   reached: float | None = None
 
 
+@numerics.ours()
 def measure(
   engine: engine_lib.Engine,
   design: designs.Design,
@@ -164,6 +165,7 @@ def largest_change(
 # --- masked references ----------------------------------------------------------------------------
 
 
+@numerics.ours()
 def masked_embeddings(
   engine: engine_lib.Engine, design: Any, key: jax.Array, pixels: np.ndarray, fill: Any, size: int
 ) -> Float[np.ndarray, "k d"]:
@@ -176,6 +178,7 @@ def masked_embeddings(
   return np.asarray(total)
 
 
+@numerics.ours()
 def masked_images(
   design: Any, key: jax.Array, pixels: np.ndarray, fill: Any
 ) -> Float[np.ndarray, "k h w 3"]:

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sane_jax.models import torch_file
+from sane_jax.ops import numerics
 
 Depthwise = Literal["auto", "shifted", "grouped"]
 
@@ -203,6 +204,7 @@ def load_efficientnet_lite0(
   return embed_fn, from_torch_state(state)
 
 
+@numerics.ours()
 def from_torch_state(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """The flax variables of `EfficientNetLite0` from the torch network's `state_dict`.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from sane_jax.models import model as model_lib
 from sane_jax.models.model import Model
-from sane_jax.ops import programs
+from sane_jax.ops import numerics, programs
 from sane_jax.runs import files
 
 # How far the unit embedding of a test picture may move: by rounding on other devices, and where the
@@ -89,6 +89,7 @@ def fingerprint(model: Model, params: Any = None) -> Fingerprint:
   return Fingerprint(model.name, digest, what_it_gives(model, params))
 
 
+@numerics.ours()
 def what_it_gives(model: Model, params: Any = None) -> np.ndarray:
   """`Fingerprint.given`; of no size where the model fails: whoever runs it next hears why."""
   pictures = test_pictures(model.image_size)

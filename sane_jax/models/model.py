@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 
 from sane_jax.models import outputs
 from sane_jax.models.outputs import ModelError
-from sane_jax.ops import arrays
+from sane_jax.ops import arrays, numerics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -320,6 +321,17 @@ def from_onnx(
   return Model(name, _size(size), encoder, on_host=True, **fitting)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Own:
+  """A function of this library, which is written for JAX as the library has it."""
+
+  function: Callable[..., Any]
+
+  def __call__(self, params: Any, images: Any) -> Any:
+    with numerics.ours():
+      return self.function(params, images)
+
+
 def _load_efficientnet_lite0(image_size: int) -> Model:
   from sane_jax.models import efficientnet_lite0
 
@@ -327,7 +339,7 @@ def _load_efficientnet_lite0(image_size: int) -> Model:
   return Model(
     "efficientnet_lite0",
     _size(image_size),
-    embed,
+    _Own(embed),
     params,
     crop_fraction=image_size / (image_size + 32),
     interpolation="bicubic",
@@ -381,6 +393,7 @@ def load_model(
   return dataclasses.replace(model, **fitting)
 
 
+@numerics.ours()
 def _load_file(path: str, image_size: int | None, condition: Any) -> Model:
   from sane_jax.models import weights  # flax takes a second to import
 
@@ -398,7 +411,7 @@ def _load_file(path: str, image_size: int | None, condition: Any) -> Model:
     resnet: Any = weights.make_resnet(description)
     # As these networks are evaluated: 224 pixels of 256.
     return from_jax(
-      _PooledFeatures(resnet), variables, image_size=size, name=name,
+      _own(_PooledFeatures, resnet), variables, image_size=size, name=name,
       crop_fraction=size / (size + 32), steady=True,
     )  # fmt: skip
   if description["kind"] != "similarity":
@@ -410,11 +423,16 @@ def _load_file(path: str, image_size: int | None, condition: Any) -> Model:
     name = f"{name} in space {condition if isinstance(condition, str) else index}"
   # The mask goes with the parameters: another space is not another program.
   params = {"variables": variables, "mask": mask}
-  embed = _SimilarityEmbedding(net)
+  embed = _own(_SimilarityEmbedding, net)
   return from_jax(embed, params, image_size=size, name=name, steady=True)
 
 
-# Equal where the network is, so that files of one architecture share what was compiled.
+# Files of one architecture share a function, and thereby what was compiled for it.
+@functools.lru_cache(32)
+def _own(kind: Callable[..., Any], net: Any) -> _Own:
+  return _Own(kind(net))
+
+
 @dataclasses.dataclass(frozen=True)
 class _PooledFeatures:
   net: Any
@@ -492,10 +510,11 @@ def call_on_host(model: Model, images: np.ndarray, reference: np.ndarray | None 
     ModelError: the model raised, or returned something of another shape.
   """
   try:
-    if reference is None:
-      given = model.embed(model.params, images.copy())  # pyright: ignore[reportOptionalCall]
-    else:
-      given = model.score(images.copy(), reference.copy())  # pyright: ignore[reportOptionalCall]
+    with numerics.theirs():
+      if reference is None:
+        given = model.embed(model.params, images.copy())  # pyright: ignore[reportOptionalCall]
+      else:
+        given = model.score(images.copy(), reference.copy())  # pyright: ignore[reportOptionalCall]
   except ModelError:
     raise
   except Exception as error:

@@ -8,7 +8,20 @@ from typing import Any
 import cachetools
 import jax
 
+from sane_jax.ops import numerics
+
 KEPT = 8  # functions: each may hold tens of megabytes of compiled code
+
+
+class _Theirs:
+  """A function of the program around: run with what that has set, and float32 comes out."""
+
+  def __init__(self, function: Callable[..., Any]):
+    self.function = function
+
+  def __call__(self, *args: Any) -> Any:
+    with numerics.theirs():
+      return numerics.single(self.function(*args))
 
 
 class _Itself:
@@ -29,6 +42,7 @@ def jit_for_each(work: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
   The first argument is a function, such as a model's; equal ones share a program. Those of the last
   8 functions are kept, so that a service that makes a function for each request does not grow.
+  It is traced with what the program around has set of JAX, and gives float32.
   """
   kept: cachetools.LRUCache[Hashable, Any] = cachetools.LRUCache(KEPT)
   lock = threading.Lock()
@@ -40,9 +54,10 @@ def jit_for_each(work: Callable[..., Any], **options: Any) -> Callable[..., Any]
       key: Hashable = function
     except TypeError:
       key = _Itself(function)
+    key = (key, numerics.theirs_are())
     with lock:
       if (program := kept.get(key)) is None:
-        program = kept[key] = jax.jit(functools.partial(work, function), **options)
+        program = kept[key] = jax.jit(functools.partial(work, _Theirs(function)), **options)
     return program(*args, **named)
 
   return call
