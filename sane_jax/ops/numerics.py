@@ -18,10 +18,9 @@ _program = threading.local()
 
 
 def _now() -> Settings:
-  config: Any = jax.config
-  return (
-    config.jax_enable_x64, config.jax_numpy_dtype_promotion, config.jax_numpy_rank_promotion,
-  )  # fmt: skip
+  names = "jax_enable_x64", "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion"
+  x64, types, ranks = (getattr(jax.config, name) for name in names)
+  return x64, types, ranks
 
 
 @contextlib.contextmanager
