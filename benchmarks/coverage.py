@@ -2,8 +2,8 @@
 
   python benchmarks/coverage.py FOLDER [--size 96] [--replicates 24]
 
-FOLDER holds photos, in folders of their own or not. For four of them `--replicates` of 128 masks are
-measured behind each fill alone, and as many with pairs of masks taking turns. Maps of 256, 512 and
+FOLDER holds photos, in folders of their own or not. For four of them `--replicates` of 128 masks
+are measured behind each fill alone, and as many with pairs of masks taking turns. Maps of 256, 512 and
 1,024 masks are then put together from replicates at random, each with the error that the library
 would give, and compared with the mean of the replicates that it does not have. Prints Markdown
 tables: errors against what they claim, how many maps name a cell where nothing is there (the same
@@ -138,7 +138,7 @@ def main():
   for (count, name), ratios in sorted(index.items()):
     true, own = (np.concatenate(r) for r in zip(*ratios, strict=True))
     low, middle, high = np.quantile(true, [0.05, 0.5, 0.95])
-    near = [100 * np.mean((0.8 < r) & (r < 1.25)) for r in (true, own)]
+    near = [100 * np.mean((r > 0.8) & (r < 1.25)) for r in (true, own)]
     print(
       f"| {count * REPLICATE} | {name} | {middle:.2f} [{low:.2f}, {high:.2f}] | {near[0]:.0f} % |"
       f" {near[1]:.0f} % |"
