@@ -3,9 +3,9 @@
   python benchmarks/coverage.py FOLDER [--size 96] [--replicates 24]
 
 FOLDER holds photos, in folders of their own or not. For four of them `--replicates` of 128 masks
-are measured behind each fill alone, and as many with pairs of masks taking turns. Maps of 256, 512 and
-1,024 masks are then put together from replicates at random, each with the error that the library
-would give, and compared with the mean of the replicates that it does not have. Prints Markdown
+are measured behind each fill alone, and as many with pairs of masks taking turns. Maps of 256, 512
+and 1,024 masks are then put together from replicates at random, each with the error that the
+library would give, and compared with the mean of the replicates that it lacks. Prints Markdown
 tables: errors against what they claim, how many maps name a cell where nothing is there (the same
 maps less the truth), the error that an index keeps, and how far the fills' maps differ.
 """
@@ -131,9 +131,7 @@ def main():
         index.setdefault((count, "8, enlarged (as it was)"), []).append(
           (enlarged / np.sqrt(true), enlarged / np.sqrt(own[:, 0]))
         )
-  print(
-    "\n| masks | columns | index / true error of a cell | within 0.8 to 1.25 | of explainer's |"
-  )
+  print("\n| masks | columns | index / true error of a cell | in 0.8 to 1.25 | of explainer's |")
   print("| ---: | --- | --- | ---: | ---: |")
   for (count, name), ratios in sorted(index.items()):
     true, own = (np.concatenate(r) for r in zip(*ratios, strict=True))

@@ -25,6 +25,6 @@ def test_the_counts_by_hand():
   """ResNet-50 at 224 pixels takes 4.1 billion multiplications and additions, two FLOPs each."""
   scale = load()
   assert abs(scale.flops("ResNet-50, 224 px") / 8.2e9 - 1) < 0.08
-  assert scale.index_bytes(64, effects=2) == 64 * 64 * 2 + 4 * 64 + 2 * 8 * 64
-  assert scale.index_bytes(64, effects=1) == 64 * 64 + 64 * 4 + 4 * 64 + 2 * 8 * 64
+  assert scale.index_bytes(64, effects=2) == 64 * 64 * 2 + 4 * 64 + 2 * 32 * 64
+  assert scale.index_bytes(64, effects=1) == 64 * 64 + 64 * 4 + 4 * 64 + 2 * 32 * 64
   assert scale.scaled(1234567) == "1.23 M"

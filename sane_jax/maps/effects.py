@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # Maps behind two fills that correlate by less have less than half of their variance in common.
 ALIKE = 0.7
+# A map without a sure cell whose values are less of what masks move the score by may be one in
+# which effects cancel.
+SMALL = 0.05
 
 
 def check(explainer: "Explainer") -> None:
@@ -242,7 +245,11 @@ def _saliency_map(
     values, errors, by_fill = (np.zeros_like(a) for a in (values, errors, by_fill))
     p[valid] = 1
     notes.append(_why_flat(explainer, moved, rounding))
-  elif np.isfinite(p).any() and np.nanmin(p) > statistics.SIGNIFICANCE:
+  elif (
+    np.isfinite(p).any()
+    and np.nanmin(p) > statistics.SIGNIFICANCE
+    and np.abs(values).max() < SMALL * moved
+  ):
     notes.append(
       "no region's effect is more than what other masks might give (5 % for the whole map), though"
       f" masked versions move the score by up to {moved:.2g}: take more masks; or effects cancel"

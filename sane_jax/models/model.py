@@ -204,6 +204,7 @@ def from_score(
 ) -> Model:
   """A model of which nothing but scores is known: (queries [b h w 3], reference [h w 3]) -> [b].
 
+  Higher must mean more alike: of a distance give the negative, or all signs of maps are turned.
   Maps on query and reference, contrasts and standard errors work; every reference needs its own
   passes, and there is no correspondence, for that takes embeddings.
   """
