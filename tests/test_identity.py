@@ -22,10 +22,12 @@ from sane_jax.attributes import trained
 from sane_jax.jobs import compare_generators, compare_models, explain
 from sane_jax.maps import index_arrays, reasons
 from sane_jax.models import fingerprint
+from sane_jax.runs import files
 from sane_jax.runs import folder as run_folder
 from tests import encoders
 
 SIZE = 32
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def write_photo(path, seed):
@@ -159,8 +161,7 @@ def work(tmp_path, monkeypatch):
 
 
 def config_of(**fields):
-  root = pathlib.Path(__file__).parents[1]
-  config = runpy.run_path(str(root / "configs/photos.py"))["get_config"]()
+  config = runpy.run_path(str(ROOT / "configs/photos.py"))["get_config"]()
   config.update({
     "model": "identity_models:make", "image_size": SIZE, "num_masks": 64, "grid": (4, 4),
     "metrics": False, "workdir": "out", **fields,
@@ -464,6 +465,28 @@ def test_an_index_of_other_weights_is_refused(photos):
     build("index", photos, seed=1)
   with pytest.raises(ValueError, match="other weights"):
     sane_jax.ExplanationIndex("index", explainer_of(numpy_model(1)))
+
+
+def test_an_index_that_is_open_mixes_no_old_embedding_with_new_effects(photos):
+  index, _, _ = build("index", photos)
+  index.maps(photos[0], photos[1:])
+  write_photo(photos[0], 80)
+  build("index", photos)
+  with pytest.raises(KeyError, match="open the index again"):
+    index.maps(photos[0], photos[1:])
+
+
+def test_a_run_in_a_work_folder_of_another_is_refused(work):
+  folder, _ = work
+  command = [
+    sys.executable, "-m", "sane_jax.main", f"--config={ROOT / 'configs/photos.py'}",
+    "--config.query=0.png", "--config.reference=1.png", "--config.workdir=out",
+  ]  # fmt: skip
+  with files.one_writer(folder / "out"):
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert ended.returncode == 1
+  assert f"out is being written by process {os.getpid()} on" in ended.stderr
+  assert not (folder / "out/explain").exists()
 
 
 def test_what_is_changed_while_it_is_measured_is_measured_the_next_time(photos, monkeypatch):

@@ -185,6 +185,13 @@ class ExplanationIndex:
     position = self._positions.get(row, -1)
     if position < 0 or position % SHARD >= self._counts["effects"][position // SHARD]:
       raise KeyError(f"{self.ids[row]!r} has an embedding in this index and no effects")
+    if self._digests is not None and "://" not in str(self.folder):
+      now = index_arrays.read(self._index, "photos", row)
+      if not np.array_equal(now, self._digests[row]):
+        raise KeyError(
+          f"{self.ids[row]!r} was measured again since the index in {self.folder} was opened, of"
+          " another photo; open the index again"
+        )
     return position
 
   def _array(self, part: str = "embeddings") -> np.ndarray:
