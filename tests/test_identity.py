@@ -432,6 +432,35 @@ def test_a_photo_is_one_however_its_path_is_spelled(tmp_path, photos):
   assert len(again) == len(photos)
 
 
+def test_one_relative_path_from_two_places_is_two_photos(tmp_path, photos, monkeypatch):
+  build(tmp_path / "index", [f"photos/{p.name}" for p in photos])
+  other = [write_photo(tmp_path / f"elsewhere/photos/{n}.png", 200 + n) for n in range(3)]
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  index, _, told = build(tmp_path / "index", [f"photos/{p.name}" for p in other])
+  assert len(index) == 9
+  assert not told
+  assert list(index.ids[6:]) == [str(p) for p in other]
+  is_fresh(index, [*photos, *other])
+  assert build(tmp_path / "index", [f"photos/{p.name}" for p in other])[1].encoder_passes == 0
+  # A project that moved as a whole has its relative paths where it is now.
+  (tmp_path / "photos").rename(tmp_path / "elsewhere/more")
+  index, explainer, told = build(tmp_path / "index", [f"more/{p.name}" for p in photos])
+  assert "moved" in told
+  assert not explainer.encoder_passes
+
+
+def test_a_link_to_another_photo_is_another_photo(tmp_path, photos):
+  link = tmp_path / "photos/link.png"
+  link.symlink_to(photos[0])
+  build("index", [link, photos[2]])
+  link.unlink()
+  link.symlink_to(photos[1])
+  index, _, told = build("index", [link, photos[2]])
+  assert "changed" in told
+  assert len(index) == 2
+  is_fresh(index, [link, photos[2]])
+
+
 def test_a_folder_that_moved_keeps_its_rows(tmp_path, photos):
   index, _, _ = build("index", photos)
   before = index.maps(0, range(1, 6))

@@ -151,7 +151,7 @@ class ExplanationIndex:
   @functools.cached_property
   def _row_of_place(self) -> dict[str, int]:
     """Rows by where their photos are, however that is spelled."""
-    return {place: row for row, place in enumerate(index_build.places_of(self._manifest)) if place}
+    return index_build.rows_of(self._manifest)[1]
 
   def _all_rows(self, names: Sequence[Any]) -> np.ndarray:
     """Rows [n] of many ids or positions; raises as `_row` does."""

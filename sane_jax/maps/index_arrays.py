@@ -401,6 +401,8 @@ def read(index: EffectIndex, name: str, where: Any = ...) -> np.ndarray:
       raise ValueError(
         f"{_DAMAGED.format(name)}: {int(wrong.sum())} embeddings of another length than 1"
       )
+  elif name == "masked" and (np.linalg.norm(known.astype(np.float64), axis=-1) > 1 + LENGTH).any():
+    raise ValueError(f"{_DAMAGED.format(name)}: a mean of unit vectors is longer than 1")
   return values
 
 

@@ -95,13 +95,16 @@ def _build(
   manifest = index_arrays.read_manifest(location)
   assert manifest is not None
   index = index_arrays.open_described(location, manifest)
-  ids, row_of = manifest["ids"], rows_of(manifest)
-  given = {
-    row: source for name, source in named.items() if (row := row_of(name, by_id)) is not None
-  }
+  ids, (row_of, row_at) = manifest["ids"], rows_of(manifest)
+  given: dict[int, Any] = {}
+  for name, source in named.items():
+    path = None if by_id else _path(source)
+    row = row_of.get(name) if path is None else row_at.get(place_of(path))
+    if row is not None:
+      given[row] = source
   sources = [
     given.get(row, _readable(*paths))
-    for row, paths in enumerate(zip(manifest["sources"], manifest["places"], strict=True))
+    for row, paths in enumerate(zip(manifest["homes"], manifest["places"], strict=True))
   ]
   digests: dict[int, str] = {}  # of what was read last
 
@@ -166,31 +169,39 @@ def _bring_up_to_date(
   places, sources, ids = list(places_of(manifest)), manifest["sources"], manifest["ids"]
   count, old = len(ids), not manifest.get("digests")
   known = _open_known(location, manifest, explainer)  # digests of the rows that there were [n 32]
-  manifest |= {"places": places, "digests": True, "gone": {}}
-  row_of = rows_of(manifest)
+  homes: list[str | None] = list(manifest.get("homes") or sources)
+  manifest |= {"places": places, "homes": homes, "digests": True, "gone": {}}
+  row_of, row_at = rows_of(manifest)
   given: dict[int, Any] = {}
   fresh: dict[str, Any] = {}
   new_places: set[str] = set()
   for name, source in named.items():
-    row, place = row_of(name, by_id), None if _path(source) is None else place_of(source)
-    if row is None and place in new_places and not by_id:
-      continue  # one file by two paths
+    row, place, home = row_of.get(name), None, _home(source)
+    if home is not None and not by_id:
+      place = place_of(home)
+      before = homes[row] if row is not None else None
+      if before not in (None, name, home) and files.at(before).exists():
+        row, name = row_of.get(home), home  # a relative path from elsewhere: another photo's
+      row = row_at.get(place) if row is None else row
+      if row is None and place in new_places:
+        continue  # one file by two paths
+      new_places.add(place)
     if row is None:
       fresh[name] = source
-      new_places.add(place or "")
       continue
     given[row] = source
-    sources[row], places[row] = _path(source), place
+    sources[row], places[row], homes[row] = _path(source), place_of(home) if home else None, home
   # What has no file any more: gone, or moved to where a new one holds the same.
-  there = [_readable(*paths) for paths in zip(sources, places, strict=True)]
+  there = [_readable(*paths) for paths in zip(homes, places, strict=True)]
   missing = [
     row for row in range(count)
     if row not in given and sources[row] is not None and there[row] is None
   ]  # fmt: skip
   moved = {} if by_id or not missing else _find_moved(missing, known, ids, fresh)
   for row, name in moved.items():
-    ids[row], sources[row], places[row] = name, _path(fresh[name]), place_of(fresh[name])
-    given[row] = fresh.pop(name)
+    given[row] = source = fresh.pop(name)
+    ids[row], sources[row], homes[row] = name, _path(source), _home(source)
+    places[row] = place_of(source)
   manifest["gone"] = {
     ids[row]: f"its file {sources[row]} is gone" for row in missing if row not in moved
   }
@@ -209,6 +220,7 @@ def _bring_up_to_date(
   manifest["ids"] += fresh
   manifest["sources"] += [_path(source) for source in fresh.values()]
   places += [None if _path(s) is None else place_of(s) for s in fresh.values()]
+  homes += [_home(source) for source in fresh.values()]
   manifest["queries"] = len(manifest["ids"])
   known[changed] = 0
   if old or changed:
@@ -314,20 +326,17 @@ def places_of(manifest: Mapping[str, Any]) -> Sequence[str | None]:
   return [None if source is None else place_of(source) for source in sources]
 
 
-def rows_of(manifest: Mapping[str, Any]) -> Callable[..., int | None]:
-  """A function from an id, or another spelling of a photo's path, to its row; None of no row.
-
-  Its second argument, if true, asks for the id alone.
-  """
+def rows_of(manifest: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+  """Rows by id, and by where their photos are."""
+  places = enumerate(places_of(manifest))
   by_id = {name: row for row, name in enumerate(manifest["ids"])}
-  by_place = {place: row for row, place in enumerate(places_of(manifest)) if place}
+  return by_id, {place: row for row, place in places if place is not None}
 
-  def find(name: str, by_id_alone: bool = False) -> int | None:
-    if name in by_id or by_id_alone:
-      return by_id.get(name)
-    return by_place.get(place_of(name))
 
-  return find
+def _home(source: Any) -> str | None:
+  """A photo's path from anywhere; None of an array."""
+  path = _path(source)
+  return path if path is None or files.is_remote(path) else os.path.abspath(path)
 
 
 def digest_of_pixels(photo: Photo) -> str:
@@ -358,9 +367,9 @@ def _digests_of(explainer: explainer_lib.Explainer, sources: Sequence[Any]) -> l
   return found
 
 
-def _readable(source: str | None, place: str | None) -> str | None:
-  """The path by which a photo is there: as it was given, or where that led; None: neither."""
-  return next((p for p in (source, place) if p is not None and files.at(p).exists()), None)
+def _readable(home: str | None, place: str | None) -> str | None:
+  """The path by which a photo is there: where it was given, or where that led; None: neither."""
+  return next((p for p in (home, place) if p is not None and files.at(p).exists()), None)
 
 
 def _named(images: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
@@ -403,7 +412,7 @@ def _new_manifest(explainer: explainer_lib.Explainer, dtype: str, spread: int) -
     "dtype": dtype,
     "spread": spread if replicates > 1 else 0, "rest": spread > 0 and replicates > 1,
     "masked": explainer.mode == "both", "num_types": 1, "digests": True,
-    "ids": [], "sources": [], "places": [], "left_out": {}, "gone": {},
+    "ids": [], "sources": [], "places": [], "homes": [], "left_out": {}, "gone": {},
   }  # fmt: skip
 
 
