@@ -142,7 +142,14 @@ def test_an_older_index_opens_says_so_and_grows_in_its_form(folder):
   old = folder / "old"
   ExplanationIndex.build(old, explainer, photos[:1], spread=8)
   manifest |= {"rest": False, "ids": [], "sources": []}
-  for name in ("sha256", "digests", "places", "gone", "model"):  # what there was not either
+  for name in (
+    "sha256",
+    "digests",
+    "places",
+    "homes",
+    "gone",
+    "model",
+  ):  # what there was not either
     del manifest[name]
   shutil.rmtree(old)
   old.mkdir()

@@ -540,7 +540,7 @@ def test_what_is_changed_while_it_is_measured_is_measured_the_next_time(photos, 
 def make_old(folder):
   """An index as it was written before there were digests and checksums."""
   manifest = json.loads((folder / "index.json").read_text())
-  for name in ("digests", "places", "gone", "model", "sha256"):
+  for name in ("digests", "places", "homes", "gone", "model", "sha256"):
     del manifest[name]
   array = json.loads((folder / "embeddings/zarr.json").read_text())
   shutil.rmtree(folder / "photos")

@@ -230,6 +230,10 @@ def _check_manifest(manifest: Any) -> None:
     len(sources) != len(ids) or not all(isinstance(s, str | None) for s in sources)
   ):
     raise ValueError(f"it has {len(ids)} ids and {len(sources)} sources that are texts or nothing")
+  for name in ("places", "homes"):
+    found = manifest.get(name, sources)
+    if sources is not None and (not isinstance(found, list) or len(found) != len(ids)):
+      raise ValueError(f"its {name} are not as many as its ids")
   sizes = [*grid, manifest["num_types"], manifest.get("embedding_size", 1)]
   if len(grid) != 2 or not all(type(n) is int and 0 < n < 1 << 20 for n in sizes):
     raise ValueError(f"its sizes are {str(sizes)[:80]}")
