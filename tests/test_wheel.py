@@ -65,6 +65,10 @@ def test_installed_from_the_wheel_two_photos_are_explained(wheel, tmp_path):
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert "why" in (photos / "runs/photos/explain/index.html").read_text().lower()
+  (photos / "none").mkdir()
+  done = sane_jax("build_index", "--config=configs/photos.py", "--config.photos=none")
+  assert done.returncode == 0, done.stderr
+  assert "nothing to measure: none: no photos in it" in done.stderr
   done = sane_jax("plan_study", "--config=configs/demo.py")  # a config that inherits from others
   assert done.returncode == 0, done.stderr
   assert "ask" in done.stdout

@@ -32,6 +32,10 @@ class Pair(NamedTuple):
   label: int | None
 
 
+class NoPhotosError(ValueError):
+  """A folder without a photo."""
+
+
 def list_photos(folder: str | os.PathLike[str]) -> list[Path]:
   """All photos in a folder and the folders in it, sorted by path.
 
@@ -40,7 +44,7 @@ def list_photos(folder: str | os.PathLike[str]) -> list[Path]:
   listed. A Python warning counts what is passed over and not hidden.
 
   Raises:
-    ValueError: no such folder, a file, or no photo in it.
+    ValueError: no such folder, or a file; NoPhotosError: no photo in it.
   """
   photos, passed_over = find_photos(folder)
   if passed_over:
@@ -54,7 +58,7 @@ def find_photos(folder: str | os.PathLike[str]) -> tuple[list[Path], str]:
   _check_folder(folder)
   photos = files.find(folder, _is_photo)
   if not photos:
-    raise ValueError(
+    raise NoPhotosError(
       f"{folder}: no photos in it or in its folders (looked for {' '.join(PHOTO_SUFFIXES)});"
       " give a folder of photos"
     )

@@ -16,6 +16,7 @@ from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.attributes import spaces
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load
+from sane_jax.datasets import photos as photos_lib
 from sane_jax.datasets.collection import Collection
 from sane_jax.maps import engine as engine_lib
 from sane_jax.maps import generators, index_arrays, index_build
@@ -59,12 +60,21 @@ def run(config: Any) -> None:
 def _build_photos(config: Any) -> None:
   """Measures every photo of a folder into WORKDIR/index; new ones are appended to what is there.
 
+  A folder without a photo is no fault where there is no index that would then be of other photos.
+
   Raises:
     ValueError: see `ExplanationIndex.build`.
   """
   folder = files.at(config.workdir) / "index"
+  try:
+    paths = list_photos(config.photos)
+  except photos_lib.NoPhotosError as error:
+    if index_arrays.read_manifest(index_arrays.location(folder)) is not None:
+      raise
+    if processes.is_first():
+      _tell(f"nothing to measure: {error}")
+    return
   made = make_explainer(config)
-  paths = list_photos(config.photos)
   started = time.monotonic()
   with _progress("index") as show:
     index = ExplanationIndex.build(
