@@ -20,7 +20,7 @@ import sane_jax
 from sane_jax.attributes import pairs as pairs_lib
 from sane_jax.attributes import trained
 from sane_jax.jobs import compare_generators, compare_models, explain
-from sane_jax.maps import index_arrays, reasons
+from sane_jax.maps import index_arrays, measure, reasons
 from sane_jax.models import fingerprint
 from sane_jax.runs import files
 from sane_jax.runs import folder as run_folder
@@ -192,6 +192,16 @@ def test_explain_measures_again_what_other_weights_gave(work, capsys):
   third, said = ask()
   assert third == first != second
   assert "explained with 0 encoder passes" in said.out
+
+
+def test_explain_measures_again_what_maps_of_another_version_gave(work, capsys, monkeypatch):
+  config = config_of(query="0.png", reference="1.png")
+  said = []
+  for version in (1, 1, 2):
+    monkeypatch.setattr(measure, "VERSION", version)
+    explain.run(config)
+    said.append(capsys.readouterr().out)
+  assert ["with 0 encoder passes" in text for text in said] == [False, True, False]
 
 
 def test_explain_measures_again_what_other_photos_gave(work, capsys):

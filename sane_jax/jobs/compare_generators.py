@@ -11,6 +11,7 @@ import numpy as np
 import tqdm
 
 from sane_jax.datasets import photos as photos_lib
+from sane_jax.maps import measure
 from sane_jax.maps.curves import DRAWINGS, insertion_deletion
 from sane_jax.maps.explainer import MODES, Explainer
 from sane_jax.maps.explanation import Photo
@@ -136,7 +137,7 @@ def _measure(config, explainer, known_as, spec, mode, pairs, folder, bar) -> lis
     group = pairs[begin : begin + GROUP]
     explanations = None
     for background, drawing in cases:
-      what = [explainer.settings, known_as, background]
+      what = [explainer.settings, measure.VERSION, known_as, background]
       if drawing == "smooth" and parse_generator(spec)[0] not in SMOOTH:
         what.append(drawing)  # files of maps as they are keep their names
       digest = hashlib.sha256(json.dumps(what).encode())

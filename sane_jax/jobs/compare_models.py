@@ -16,7 +16,7 @@ import tqdm
 from sane_jax import report
 from sane_jax.datasets import images as images_lib
 from sane_jax.datasets import photos as photos_lib
-from sane_jax.maps import comparison, export
+from sane_jax.maps import comparison, export, measure
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.tasks import (
   Failures,
@@ -125,6 +125,7 @@ def _compared(
   ]
   identity = {
     "settings": [explainer.settings for explainer in explainers],
+    "version": measure.VERSION,
     "models": list(models),
     "photos": digests,
     "names": list(task.names),

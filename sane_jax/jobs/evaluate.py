@@ -16,7 +16,7 @@ from sane_jax.attributes import quality, spaces, trained
 from sane_jax.datasets import collection as collection_lib
 from sane_jax.datasets import load, outfits_drawn
 from sane_jax.datasets.collection import Collection
-from sane_jax.maps import index_arrays, sanity_checks
+from sane_jax.maps import index_arrays, measure, sanity_checks
 from sane_jax.maps.curves import DRAWINGS, insertion_deletion
 from sane_jax.maps.explainer import MODES, Explainer
 from sane_jax.maps.explanation import Photo
@@ -114,6 +114,7 @@ def run(config: Any) -> None:
   identity = run_folder.identity(
     collection_lib.fingerprint(test), evaluation=settings, key=config.seed, pairs=len(pairs)
   )
+  identity["version of the maps"] = measure.VERSION
   for name, folder, job in (
     ("index", index, "build_index"),
     ("ranking", workdir / config.ranking.folder, "tune_ranking"),

@@ -20,7 +20,7 @@ import tqdm
 
 from sane_jax import report
 from sane_jax.attributes import table as attribute_table
-from sane_jax.maps import export
+from sane_jax.maps import export, measure
 from sane_jax.maps import tasks as tasks_lib
 from sane_jax.maps.curves import insertion_deletion
 from sane_jax.maps.explainer import Explainer
@@ -197,6 +197,7 @@ def identify(
   """
   identity = {
     "settings": explainer.settings,
+    "version": measure.VERSION,
     "model": model,
     "background": config.background if config.metrics else None,
   }

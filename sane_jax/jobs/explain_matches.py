@@ -14,6 +14,7 @@ from sane_jax.attributes import reader as attribute_reader
 from sane_jax.attributes import spaces, trained
 from sane_jax.datasets import load
 from sane_jax.datasets.collection import Collection, Pair
+from sane_jax.maps import measure
 from sane_jax.maps.explainer import Explainer
 from sane_jax.maps.explanation import Photo
 from sane_jax.maps.tasks import check_design
@@ -138,6 +139,7 @@ def _explained(
   )
   identity = {
     "settings": explainer.settings,
+    "version": measure.VERSION,
     "sources": sources,
     "photos": [hashlib.sha256(p.pixels.tobytes()).hexdigest() for p in (query, reference)],
     "names": [query.name, reference.name],

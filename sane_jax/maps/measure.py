@@ -22,6 +22,10 @@ FLAT = 1e-6
 # happens to look small would make it too small.
 FEWEST = 4
 
+# Raised when the same settings come to give other numbers: jobs keep results by it, and measure
+# again what was kept by another.
+VERSION = 2
+
 # Streams of random numbers beside the masks': mask i folds i into the key, counted from 0, and so
 # meets neither.
 NOISE = 2**31  # the map of a design that shows nothing
