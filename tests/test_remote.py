@@ -231,6 +231,7 @@ def assert_same(ours, theirs):
       assert settled(name, ours[name]) == settled(name, theirs[name]), name
 
 
+@pytest.mark.full
 def test_all_of_a_run_is_the_same_in_a_bucket(tmp_path, store, monkeypatch):
   here = tmp_path / "run"
   fields = {

@@ -356,6 +356,7 @@ def small_awa2(folder):
   return folder
 
 
+@pytest.mark.full
 def test_awa2_from_end_to_end(tmp_path):
   """configs/awa2.py, all jobs, on photos in the data set's own format."""
   small_awa2(tmp_path)

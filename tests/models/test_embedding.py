@@ -127,6 +127,7 @@ def test_attribute_models_that_are_none(trunk, size):
     attribute.AttributeModel(trunk, 4, feature_size=size)
 
 
+@pytest.mark.full  # each operation by itself, so that both are equal to the last bit
 def test_features_of_lite0_are_what_it_pools():
   from sane_jax.models import efficientnet_lite0
 
